@@ -1,0 +1,32 @@
+# `make` explains the targets. VENV, PYTHON, TORCH and TORCH_PIP_ARGS are explained in launch/install.sh.
+VENV ?= .venv
+export VENV
+python := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test check fmt clean
+
+help: ## explain the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: ## make the Python environment, or bring it up to date
+	@launch/install.sh
+
+demo: env ## the whole loop in miniature: corpus, training, evaluation, loss curves, captions
+	@$(python) -m launch.demo
+
+test: check ## formatting, lint, types, then every test
+	$(python) -m pytest -q --durations=10
+
+check: env ## formatting, lint and types
+	$(python) -m ruff format --check
+	$(python) -m ruff check
+	$(python) -m basedpyright --pythonpath $(python)
+
+fmt: env ## format the code and apply the safe lint fixes
+	$(python) -m ruff format
+	$(python) -m ruff check --fix
+
+clean: ## delete the environment and the caches; runs/ and data/corpora/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -path ./runs -prune -o -name __pycache__ -prune -exec rm -rf {} +

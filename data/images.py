@@ -1,0 +1,161 @@
+"""From the bytes of an image file to a square of RGB pixels; the result is a pure function of bytes and side."""
+
+import struct
+import warnings
+from io import BytesIO
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+
+from data.documents import BadSample
+
+MAX_PIXELS = 100_000_000
+# Pillow's other formats are left out: some start programs (EPS runs Ghostscript), none holds photographs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+ORIENTATION_TAG = 0x0112
+JPEG_START = b"\xff\xd8\xff"
+# What Pillow raises on malformed files, seen or documented; OSError alone misses a sixth of them.
+DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+def check_header(data: bytes) -> None:
+    """Refuse, by BadSample, what is no image or is too large, before a pixel is decoded."""
+    _header(data)
+
+
+def decode(data: bytes, side_pixels: int) -> np.ndarray:
+    """uint8[side, side, 3]: the upright first frame on white, its centre square, resized; raises BadSample."""
+    colours = _header(data)
+    rgb = _decode_jpeg(data, side_pixels) if colours in ("RGB", "YCbCr") else None
+    if rgb is None:
+        rgb = _decode_pillow(data)
+    return _resize(_centre_square(rgb), side_pixels)
+
+
+def _header(data: bytes) -> str:
+    """The JPEG's colour space, or "" for other formats."""
+    try:
+        if data.startswith(JPEG_START):
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        else:
+            colours = ""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                width, height = Image.open(BytesIO(data), formats=FORMATS).size
+    except Image.DecompressionBombError:
+        raise BadSample("image_pixels") from None
+    except DECODER_ERRORS:
+        raise BadSample("image_header") from None
+    if width < 1 or height < 1:
+        raise BadSample("image_header")
+    if width * height > MAX_PIXELS:
+        raise BadSample("image_pixels")
+    return colours
+
+
+def _decode_jpeg(data: bytes, side_pixels: int) -> np.ndarray | None:
+    """uint8[H, W, 3] with H, W >= side_pixels where the file allows it; None leaves the verdict to Pillow.
+
+    Scaling inside the decoder pays from a factor of 2; below, it is slower than a full decode.
+    """
+    try:
+        rgb = simplejpeg.decode_jpeg(
+            data, colorspace="RGB", min_height=side_pixels, min_width=side_pixels, min_factor=2
+        )
+    except ValueError:
+        return None
+    return _upright(rgb, _orientation_of(data)) if b"Exif\0\0" in data[:65536] else rgb
+
+
+def _decode_pillow(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(BytesIO(data), formats=FORMATS)
+            image.load()
+            rgb = _to_rgb(image)
+        except DECODER_ERRORS:
+            raise BadSample("image_decode") from None
+        return _upright(rgb, _orientation(image))
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """uint8[H, W, 3] from any mode; transparency shows white, 16 bits keep their upper 8."""
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image, np.int32), 0, 65535) >> 8
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no agreed white")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _orientation_of(data: bytes) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _orientation(Image.open(BytesIO(data), formats=FORMATS))
+        except DECODER_ERRORS:
+            return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 .. 8; unreadable EXIF data leave the picture as it is stored."""
+    try:
+        return image.getexif().get(ORIENTATION_TAG, 1)
+    except DECODER_ERRORS:
+        return 1
+
+
+def _upright(rgb: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo the camera's rotation (EXIF 2.32, table 4, tag 274)."""
+    match orientation:
+        case 2:
+            return rgb[:, ::-1]
+        case 3:
+            return rgb[::-1, ::-1]
+        case 4:
+            return rgb[::-1]
+        case 5:
+            return rgb.swapaxes(0, 1)
+        case 6:
+            return rgb[::-1].swapaxes(0, 1)
+        case 7:
+            return rgb[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            return rgb[:, ::-1].swapaxes(0, 1)
+    return rgb
+
+
+def _centre_square(rgb: np.ndarray) -> np.ndarray:
+    height, width, _ = rgb.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return rgb[top : top + side, left : left + side]
+
+
+def _resize(rgb: np.ndarray, side_pixels: int) -> np.ndarray:
+    rgb = np.ascontiguousarray(rgb)
+    if rgb.shape[0] == side_pixels:
+        return rgb
+    # NOTE: a copy, because torch refuses to wrap the read-only arrays that Pillow hands out.
+    channels_last = torch.tensor(rgb).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(
+        channels_last, size=(side_pixels, side_pixels), mode="bicubic", antialias=True
+    )
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())

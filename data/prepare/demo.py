@@ -1,0 +1,179 @@
+"""Make the demo corpus: shards of all three kinds, from a renderer and the installed packages."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+from data.prepare import prose, scenes
+from data.prepare.stories import story
+from data.shards import ShardWriter
+from nmm.errors import UserError
+
+CAPTIONS, STORIES, TEXT_CHARACTERS = 8_000, 2_000, 1_500_000  # of the train split at size 1
+HELD_OUT_CAPTIONS, HELD_OUT_STORIES, HELD_OUT_TEXTS = 256, 128, 128  # at size 1 and above
+FEWEST = 8
+PAIR_FRACTION = 0.6
+MOST_DOCUMENTS_PER_SHARD = 4_096
+SPLITS = ("train", "held_out")
+
+
+def render(out: Path, *, size: float, seed: int) -> None:
+    """Write OUT/{caption,interleaved,text}/{train,held_out}-NNNNNN.tar; leave a finished corpus alone.
+
+    The bytes depend on size, seed and the installed packages. OUT/COMPLETE comes last and holds the
+    parameters; what an interrupted run left is made anew. Raises UserError where a finished corpus
+    has other parameters, and for a folder that holds something else.
+    """
+    if size <= 0:
+        raise UserError(f"--size is {size}; set it above 0 (1.0 is what the demo trains on).")
+    asked = json.dumps({"size": size, "seed": seed})
+    if _finished(out, asked=asked):
+        print(f"{out} is finished ({asked}): left alone.")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "UNFINISHED").write_text(asked)
+    for stale in out.glob("*/*.tar*"):
+        stale.unlink()
+    start = time.perf_counter()
+    for split in SPLITS:
+        _captions(out / "caption", split=split, size=size, seed=seed)
+        _stories(out / "interleaved", split=split, size=size, seed=seed)
+    _texts(out / "text", size=size, seed=seed)
+    (out / "UNFINISHED").rename(out / "COMPLETE")
+    print(f"{out}: complete after {time.perf_counter() - start:.0f} s.")
+
+
+def _finished(out: Path, *, asked: str) -> bool:
+    """Is this very corpus there? False where it must be made; refuses anything else in its place."""
+    complete = out / "COMPLETE"
+    if complete.exists():
+        found = complete.read_text()
+        if found != asked:
+            raise UserError(
+                f"--out is {out}, which holds a corpus made with {found}, but {asked} is asked for; "
+                f"choose another --out, or delete that folder."
+            )
+        return True
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is {out}, which is a file; choose a folder.")
+    if out.exists() and any(out.iterdir()) and not (out / "UNFINISHED").exists():
+        raise UserError(
+            f"--out is {out}, which holds other files; choose a new or an empty folder."
+        )
+    return False
+
+
+def _captions(folder: Path, *, split: str, size: float, seed: int) -> None:
+    """Pictures of scenes, each with a sentence and the scene itself."""
+    documents = _documents(CAPTIONS, held_out=HELD_OUT_CAPTIONS, split=split, size=size)
+    rng = Random(f"{seed} caption {split}")
+    with _writer(folder, split=split, documents=documents) as writer:
+        for index in range(documents):
+            pair = rng.random() < PAIR_FRACTION
+            scene = scenes.random_scene(rng, held_out=split == "held_out", pair=pair)
+            image, described = scenes.render(rng, scene)
+            text = scenes.caption(rng, scene)
+            writer.caption(f"{index:08d}", image=image, text=text, scene=described)
+    print(f"caption      {split:8}  {documents} pictures with a caption", flush=True)
+
+
+def _stories(folder: Path, *, split: str, size: float, seed: int) -> None:
+    """Documents of two to four pictures and the sentences that refer to them."""
+    documents = _documents(STORIES, held_out=HELD_OUT_STORIES, split=split, size=size)
+    rng = Random(f"{seed} interleaved {split}")
+    with _writer(folder, split=split, documents=documents) as writer:
+        for index in range(documents):
+            parts, _ = story(rng, held_out=split == "held_out")
+            writer.interleaved(f"{index:08d}", parts)
+    print(f"interleaved  {split:8}  {documents} stories in pictures", flush=True)
+
+
+def _texts(folder: Path, *, size: float, seed: int) -> None:
+    """Documentation strings of the installed packages, until both splits are full or all is used."""
+    wanted, wanted_held_out = (
+        round(TEXT_CHARACTERS * size),
+        _at_least_few(HELD_OUT_TEXTS * min(size, 1)),
+    )
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    characters = 0
+    for text in prose.texts(seed=seed):
+        if prose.held_out(text):
+            splits["held_out"].append(text)
+        elif characters < wanted:
+            splits["train"].append(text)
+            characters += len(text)
+        if characters >= wanted and len(splits["held_out"]) >= wanted_held_out:
+            break
+    else:
+        print(
+            f"text: took all there is, {characters} characters of the {wanted} that --size asks for"
+        )
+    splits["held_out"] = splits["held_out"][:wanted_held_out]
+    for split, texts in splits.items():
+        Random(f"{seed} text {split}").shuffle(texts)
+        with _writer(folder, split=split, documents=len(texts)) as writer:
+            for index, text in enumerate(texts):
+                writer.text(f"{index:08d}", text)
+        total = sum(map(len, texts))
+        print(
+            f"text         {split:8}  {len(texts)} documentation strings, {total} characters",
+            flush=True,
+        )
+
+
+def _documents(train: int, *, held_out: int, split: str, size: float) -> int:
+    """How many documents a split holds at a size; the held-out split does not grow above size 1."""
+    return _at_least_few(train * size if split == "train" else held_out * min(size, 1))
+
+
+def _at_least_few(documents: float) -> int:
+    return max(FEWEST, round(documents))
+
+
+def _writer(folder: Path, *, split: str, documents: int) -> ShardWriter:
+    """A train split has two shards or more, so that every path through several shards is used."""
+    shards = max(2 if split == "train" else 1, -(-documents // MOST_DOCUMENTS_PER_SHARD))
+    return ShardWriter(folder, name=split, documents_per_shard=max(1, -(-documents // shards)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line of `python -m data.prepare.demo`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare.demo",
+        description="Make the demo corpus: WebDataset shards of pictures with captions, of stories in "
+        "pictures, and of text taken from the documentation of the installed packages. Needs no download. "
+        "A finished corpus is left alone; an interrupted one is made anew.",
+        epilog="Afterwards the shards lie in OUT/{caption,interleaved,text}/{train,held_out}-000000.tar. "
+        "Look into one with: tar tf data/corpora/demo/caption/held_out-000000.tar",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("data/corpora/demo"),
+        help="folder to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size",
+        type=float,
+        default=1.0,
+        help="how much, as a multiple of the demo's 8,000 captions, 2,000 stories and 1.5 million "
+        "characters of text (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="another seed makes another corpus (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        render(options.out, size=options.size, seed=options.seed)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

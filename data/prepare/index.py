@@ -1,0 +1,132 @@
+"""Count every document of tar shards once, so that training can plan its rows from the counts alone.
+
+    python -m data.prepare.index --kind caption --shards 'DIR/train-*.tar' --tokenizer PATH
+
+Writes DIR/train-000000.tar.index beside DIR/train-000000.tar, and so on, and prints what was found and what
+was dropped, by reason. Shards whose index is fresh are skipped. Index again after changing the tokenizer.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from data.corpus import find_shards
+from data.index import ShardIndex, index_shard, load
+from data.tokenizer import Tokenizer
+from data.workers import context, forking
+from nmm.config import Kind
+from nmm.errors import UserError
+
+
+def index_shards(
+    shards: list[Path],
+    *,
+    kind: Kind,
+    tokenizer: Path | str,
+    workers: int = 1,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[ShardIndex]:
+    """Index every shard that has no fresh index; raises UserError at the end, when some could not be indexed."""
+    work = partial(_index_one, kind=kind, tokenizer=Tokenizer(tokenizer), force=force)
+    if workers <= 1:
+        return _collect(map(work, shards), total=len(shards), progress=progress)
+    with forking(), ProcessPoolExecutor(workers, mp_context=context()) as pool:
+        return _collect(pool.map(work, shards), total=len(shards), progress=progress)
+
+
+def table(indexes: list[ShardIndex]) -> str:
+    """What the shards hold, and what was dropped by reason, with one example each."""
+    examples: dict[str, str] = {}
+    dropped: Counter[str] = Counter()
+    for index in indexes:
+        for reason, key in index.dropped:
+            dropped[reason] += 1
+            examples.setdefault(reason, key)
+    rows = [
+        ("shards", len(indexes), ""),
+        ("documents", sum(len(index) for index in indexes), ""),
+        ("text tokens", sum(index.text_tokens for index in indexes), ""),
+        ("images", sum(index.images for index in indexes), ""),
+        ("dropped", dropped.total(), ""),
+        *((f"  {reason}", count, f"first: {examples[reason]}") for reason, count in dropped.most_common()),
+    ]
+    return "\n".join(f"{name:<22}{count:>16,}  {note}".rstrip() for name, count, note in rows)
+
+
+def _index_one(shard: Path, *, kind: Kind, tokenizer: Tokenizer, force: bool) -> ShardIndex | UserError:
+    if not force:
+        try:
+            return load(shard, kind=kind, tokenizer=tokenizer)
+        except UserError:
+            pass  # missing or stale: that is what we are here for
+    try:
+        index = index_shard(shard, kind=kind, tokenizer=tokenizer)
+    except UserError as error:
+        return error
+    index.save(shard)
+    return index
+
+
+def _collect(
+    results: Iterable[ShardIndex | UserError], *, total: int, progress: Callable[[int, int], None]
+) -> list[ShardIndex]:
+    indexes: list[ShardIndex] = []
+    errors: list[UserError] = []
+    for done, result in enumerate(results, start=1):
+        if isinstance(result, UserError):
+            errors.append(result)
+        else:
+            indexes.append(result)
+        progress(done, total)
+    if errors:
+        others = f" ({len(errors)} of {total} shards cannot be indexed; this is the first.)" if total > 1 else ""
+        raise UserError(f"{errors[0]}{others}")
+    return indexes
+
+
+def _show(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\rindexed {done} of {total} shards", end=end, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare.index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--kind",
+        required=True,
+        choices=[kind.value for kind in Kind],
+        help="layout of the samples: caption = one image and its text, interleaved = images and texts in "
+        "reading order, text = text only (docs/data-format.md)",
+    )
+    parser.add_argument("--shards", required=True, help="glob of the .tar files; quote it: 'DIR/train-*.tar'")
+    parser.add_argument("--tokenizer", required=True, help="the sentencepiece model that training will use")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--force", action="store_true", help="index again what has a fresh index")
+    options = parser.parse_args(argv)
+    try:
+        shards = find_shards(options.shards, key="--shards")
+        indexes = index_shards(
+            shards,
+            kind=Kind(options.kind),
+            tokenizer=options.tokenizer,
+            workers=min(options.workers, len(shards)),
+            force=options.force,
+            progress=_show,
+        )
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(table(indexes))
+
+
+if __name__ == "__main__":
+    main()

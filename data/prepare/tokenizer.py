@@ -1,0 +1,171 @@
+"""Train a sentencepiece model on text sampled from shards, in equal parts from every source.
+
+    python -m data.prepare.tokenizer --out corpora/book/tokenizer.model --vocab-size 2000 \\
+        --source caption='corpora/book/caption/train-*.tar' \\
+        --source interleaved='corpora/book/interleaved/train-*.tar' \\
+        --source text='corpora/book/text/train-*.tar'
+
+The name before = is the kind of the shards (docs/data-format.md). The model is byte-pair encoding
+with byte fallback, so every text has ids, and no normalisation: decoding the ids of a text gives
+the text back, character by character (but U+2581, sentencepiece's own sign of a space, becomes a
+space). Pad is 0, unknown 1, begin 2, end 3. The same shards and options give the same bytes.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from glob import glob
+from io import BytesIO
+from pathlib import Path
+from random import Random
+
+import sentencepiece
+
+from data import tar
+from data.documents import BadSample, parse
+from nmm.config import Kind
+from nmm.errors import UserError
+
+LEAST_PER_SHARD = 50_000
+LONGEST_LINE_BYTES = 1 << 24
+
+
+def train(texts: Iterable[str], *, vocab_size: int) -> bytes:
+    """The bytes of a model; raises UserError for a vocabulary that the text cannot fill or need."""
+    lines = [line for text in texts for line in text.split("\n") if line]
+    model = BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=LONGEST_LINE_BYTES,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rsplit("] ", 1)[-1].strip()
+        raise UserError(
+            f"--vocab-size is {vocab_size}, which does not suit the {sum(map(len, lines)):,} "
+            f"characters of text ({reason}); change --vocab-size, or give other text."
+        ) from None
+    return model.getvalue()
+
+
+def sample(kind: Kind, shards: list[Path], *, characters: int, rng: Random) -> Iterator[str]:
+    """Texts of about `characters` in all, spread over the shards and over the documents of each.
+
+    A small sample of a large corpus opens only as many shards as give it 50,000 characters each.
+    """
+    shards = rng.sample(shards, len(shards))
+    for position, shard in enumerate(shards):
+        shards_left = len(shards) - position
+        quota = min(characters, max(LEAST_PER_SHARD, -(-characters // shards_left)))
+        texts = list(_texts(kind, shard))
+        rng.shuffle(texts)
+        for text in texts:
+            if quota > 0:
+                taken = text[:quota]
+                quota, characters = quota - len(taken), characters - len(taken)
+                yield taken
+        if characters <= 0:
+            return
+
+
+def _texts(kind: Kind, shard: Path) -> Iterator[str]:
+    """The text of each of a shard's documents; one that cannot be read has none."""
+    with shard.open("rb") as file:
+        for place in tar.scan(shard).samples:
+            if place.fault:
+                continue
+            file.seek(place.start)
+            try:
+                parts = parse(kind, tar.members_of(file.read(place.stop - place.start)))
+            except BadSample:
+                continue
+            yield "\n".join(part for part in parts if isinstance(part, str))
+
+
+def _sources(arguments: list[str]) -> list[tuple[Kind, list[Path]]]:
+    """Kind and shards of every KIND=GLOB."""
+    found: list[tuple[Kind, list[Path]]] = []
+    for argument in arguments:
+        kind, _, pattern = argument.partition("=")
+        if kind not in Kind.__members__ or not pattern:
+            raise UserError(
+                f"--source is {argument}; write KIND='GLOB' with a KIND of "
+                f"{', '.join(Kind.__members__)}."
+            )
+        shards = [Path(name) for name in sorted(glob(pattern, recursive=True))]
+        if not shards:
+            raise UserError(f"--source is {argument}, which names no file; correct the glob.")
+        found.append((Kind[kind], shards))
+    return found
+
+
+def _collect(sources: list[tuple[Kind, list[Path]]], *, characters: int, seed: int) -> list[str]:
+    """Texts of all sources, an equal share of `characters` from each; prints what each gave."""
+    texts: list[str] = []
+    for index, (kind, shards) in enumerate(sources):
+        rng = Random(f"{seed} {index}")
+        found = list(sample(kind, shards, characters=characters // len(sources), rng=rng))
+        print(f"{kind.name}: {sum(map(len, found)):,} characters of {len(found):,} documents")
+        texts += found
+    return texts
+
+
+def _save(model: bytes, path: Path) -> None:
+    """Write the model; another one in its place is refused, because an index may belong to it."""
+    if path.exists() and path.read_bytes() != model:
+        raise UserError(
+            f"--out is {path}, which holds another model; choose another --out, or delete it."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(model)
+    part.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare.tokenizer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--source", action="append", required=True, metavar="KIND=GLOB", help="shards; repeat it"
+    )
+    parser.add_argument("--vocab-size", type=int, required=True, help="number of pieces")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model to write")
+    parser.add_argument(
+        "--characters", type=int, default=2_000_000, help="of text to train on (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws the sample (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.characters < 1:
+            raise UserError(f"--characters is {options.characters}; set it above 0.")
+        sources = _sources(options.source)
+        texts = _collect(sources, characters=options.characters, seed=options.seed)
+        if not any(text.strip() for text in texts):
+            raise UserError(
+                f"--source is {options.source[0]}, which holds no text; check its KIND."
+            )
+        _save(train(texts, vocab_size=options.vocab_size), options.out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {options.out} with {options.vocab_size} pieces")
+
+
+if __name__ == "__main__":
+    main()

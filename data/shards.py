@@ -1,0 +1,90 @@
+"""Writing shards: how a document of each kind lies in a tar (docs/data-format.md)."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+import webdataset
+
+IMAGE_SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif"}
+
+
+def image_extension(image: bytes) -> str:
+    """File extension by the leading bytes; "bin" where they are unknown."""
+    return next((ext for head, ext in IMAGE_SIGNATURES.items() if image.startswith(head)), "bin")
+
+
+class ShardWriter:
+    """Writes DIR/NAME-000000.tar, DIR/NAME-000001.tar, ... of `documents_per_shard` documents.
+
+    A shard is written as `.tar.part` and gets its name only when it is complete. The bytes depend on
+    the documents alone: no time, user or host is stored.
+    """
+
+    def __init__(self, directory: Path, *, name: str, documents_per_shard: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory, self.name, self.documents_per_shard = directory, name, documents_per_shard
+        self.shards: list[Path] = []
+        self._tar: webdataset.TarWriter | None = None
+        self._in_shard = 0
+
+    def caption(self, key: str, *, image: bytes, text: str, scene: dict | None = None) -> None:
+        """One image and its text; `scene`, what the picture shows, is kept as KEY.json for checkers."""
+        sample: dict = {image_extension(image): image, "txt": text.encode()}
+        if scene is not None:
+            sample["json"] = json.dumps(scene).encode()
+        self._write(key, sample)
+
+    def interleaved(self, key: str, parts: list[str | bytes]) -> None:
+        """Texts and images in reading order, as parallel lists in KEY.json beside KEY.N.jpg."""
+        sample: dict = {}
+        texts: list[str | None] = []
+        images: list[str | None] = []
+        for part in parts:
+            if isinstance(part, str):
+                texts.append(part)
+                images.append(None)
+            else:
+                member = f"{len(sample)}.{image_extension(part)}"
+                sample[member] = part
+                texts.append(None)
+                images.append(member)
+        sample["json"] = json.dumps({"texts": texts, "images": images}).encode()
+        self._write(key, sample)
+
+    def text(self, key: str, text: str) -> None:
+        """One document of text."""
+        self._write(key, {"txt": text.encode()})
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            part = self._path.with_suffix(".tar.part")
+            part.rename(self._path)
+            self.shards.append(self._path)
+            self._tar, self._in_shard = None, 0
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / f"{self.name}-{len(self.shards):06d}.tar"
+
+    def _write(self, key: str, sample: dict) -> None:
+        if self._tar is None:
+            part = str(self._path.with_suffix(".tar.part"))
+            self._tar = webdataset.TarWriter(part, user="", group="", mtime=0, encoder=False)
+        self._tar.write({"__key__": key, **sample})
+        self._in_shard += 1
+        if self._in_shard == self.documents_per_shard:
+            self.close()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif self._tar is not None:
+            self._tar.close()
+            self._path.with_suffix(".tar.part").unlink()

@@ -1,0 +1,1 @@
+"""Pretraining of native multimodal models, and the scaling laws their runs obey."""

@@ -1,0 +1,93 @@
+"""PackedBatch: the one contract between data/ and nmm/model/, and the rule of who may attend to whom.
+
+Legend of shapes: B rows, L tokens of a row (data.row_tokens), M images, H height, W width.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+NO_LABEL = -100
+
+
+class Modality(IntEnum):
+    """What a token is. Stored in `PackedBatch.modality`; names are the NAME of `loss/modality/NAME`."""
+
+    pad = 0
+    text = 1
+    image = 2
+    speech = 3
+    code = 4
+    molecule = 5
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A document that was planned and could not be read: its place in the row stays as padding."""
+
+    source: str
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass
+class PackedBatch:
+    """B rows of L tokens, each row filled with whole pieces of documents and padded at its end.
+
+    tokens    int64[B, L]    ids; image positions hold the image id, padding the pad id
+    modality  uint8[B, L]    Modality
+    source    uint8[B, L]    index of the source in the order of data.sources (0 also at padding)
+    document  int32[B, L]    1, 2, ... within the row; 0 at padding
+    image     int32[B, L]    1-based index into `pixels`; 0 where there is no image
+    position  int32[B, L]    restarts at 0 with every document
+    labels    int64[B, L]    id of the next token of the same document, or NO_LABEL
+    pixels    uint8[M, H, W, 3]   normalised on the device, not before
+    keys      for every row, `shard/key` of its documents in order, for fault reports
+    dropped   what could not be read while this batch was built
+
+    Example, one row of 8 with an image of 2 tokens, then a text, then one position of padding
+    ("b" begin, "e" end, "I" image):
+
+        tokens    b I I x e  b y _
+        document  1 1 1 1 1  2 2 0
+        image     0 1 1 0 0  0 0 0
+        labels    . . x e .  y . .
+    """
+
+    tokens: Tensor
+    modality: Tensor
+    source: Tensor
+    document: Tensor
+    image: Tensor
+    position: Tensor
+    labels: Tensor
+    pixels: Tensor
+    keys: list[list[str]] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch with its tensors on `device`."""
+        tensors = [f.name for f in fields(self) if f.name not in ("keys", "dropped")]
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+
+
+def allowed(document: Tensor, image: Tensor) -> Tensor:
+    """bool[B, L, L]: may query q attend to key k? Same document, and (k <= q or both in the same image).
+
+    Text is causal, an image sees all of itself. For the row of PackedBatch's example, first document:
+
+        q\\k  b I I x e
+        b     1 . . . .
+        I     1 1 1 . .
+        I     1 1 1 . .
+        x     1 1 1 1 .
+        e     1 1 1 1 1
+    """
+    length = document.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
+    same_document = document[:, :, None] == document[:, None, :]
+    same_image = (image[:, :, None] == image[:, None, :]) & (image > 0)[:, :, None]
+    return same_document & (causal | same_image)

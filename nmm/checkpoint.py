@@ -1,0 +1,166 @@
+"""Checkpoints of a run: written beside a marker that comes last, found by it, refused when they contradict the config.
+
+    checkpoints/step_00001000/state.json    step, place in the data, cumulative counters, identity
+                             /*.pt          weights and optimizer state, written by the engine
+                             /COMPLETE      empty; its presence says that all the rest is there
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nmm.config import CheckpointConfig, Config, Resume, read_yaml
+from nmm.engine import Engine, read_weights
+from nmm.errors import UserError
+from nmm.model import Model, build
+from nmm.parallel import World, barrier
+
+MARKER = "COMPLETE"
+# With the corpus, its weights and the tokenizer, these determine every row.
+ORDER_KEYS = ("context_tokens", "row_tokens", "global_rows", "window_documents", "seed")
+
+
+@dataclass
+class Progress:
+    """Everything of a run that is neither weights nor optimizer state.
+
+    `learning_rate` is that of the step last taken, `stream` the place in the data, `totals` the cumulative
+    keys of losses.jsonl; `identity` holds the values that must be the same when the run continues.
+    """
+
+    step: int = 0
+    learning_rate: float = 0.0
+    stream: dict[str, Any] | None = None
+    totals: dict[str, int] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def complete(directory: Path) -> list[Path]:
+    """The complete checkpoints of a run directory, oldest first."""
+    return sorted(path.parent for path in (directory / "checkpoints").glob(f"step_*/{MARKER}"))
+
+
+def newest(directory: Path) -> Path | None:
+    """The newest complete checkpoint; half-written ones are never considered."""
+    found = complete(directory)
+    return found[-1] if found else None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    return Progress(**json.loads((checkpoint / "state.json").read_text()))
+
+
+def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None:
+    """Hold the user to run.resume: `must` wants a checkpoint, `never` wants none."""
+    if found is None and resume is Resume.must:
+        raise UserError(
+            f"run.resume is must but {directory} has no complete checkpoint; set run.resume=auto to start it "
+            f"from the beginning, or correct run.name and run.dir."
+        )
+    if found is not None and resume is Resume.never:
+        raise UserError(
+            f"run.resume is never but {directory} has the checkpoint {found.name}; set run.resume=auto to "
+            f"continue it, or choose another run.name."
+        )
+
+
+def identity(config: Config, *, fingerprint: str, tokenizer_hash: str, processes: int) -> dict[str, Any]:
+    """What must not change over the life of a run, by the key that the user sets it with.
+
+    The schedule may change for the steps to come; train.py holds it to the rate of the step last taken.
+    """
+    data, optim = asdict(config.data), asdict(config.optim)
+    values = {
+        "model": {key: v for key, v in asdict(config.model).items() if key != "attention"},
+        "data": {key: data[key] for key in ORDER_KEYS},
+        "optim": {key: v for key, v in optim.items() if key != "learning_rate"},
+        "engine": {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision},
+        "run": {"seed": config.run.seed},
+        "data.sources": {
+            name: {"kind": source.kind, "weight": source.weight}
+            for name, source in config.data.sources.items()
+        },
+    }
+    return {
+        **_dotted(values),
+        "data.tokenizer (sha256)": tokenizer_hash,
+        "data.sources (corpus fingerprint)": fingerprint,
+        "number of processes": processes,
+    }
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} becomes {"a.b": 1}; enums become their names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value.name if isinstance(value, Enum) else value
+    return flat
+
+
+def refuse_contradiction(saved: dict[str, Any], current: dict[str, Any], *, checkpoint: Path) -> None:
+    """Stop when the config asks to continue with another model, corpus or global batch."""
+    for key in sorted(saved.keys() | current.keys()):
+        if saved.get(key) != current.get(key):
+            raise UserError(
+                f"{key} is {current.get(key)} but the checkpoint {checkpoint} was made with {saved.get(key)}; "
+                f"restore the old value, or start another run with run.name=NEW."
+            )
+
+
+def save(engine: Engine, progress: Progress, *, directory: Path, config: CheckpointConfig, world: World) -> None:
+    """Write a checkpoint, mark it complete, then remove the ones beyond `keep_last`."""
+    tag = f"step_{progress.step:08d}"
+    checkpoint = directory / "checkpoints" / tag
+    if world.is_main:
+        _remove(checkpoint)
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.json").write_text(json.dumps(vars(progress)))
+    barrier()
+    engine.save(checkpoint.parent, tag=tag)
+    barrier()
+    if world.is_main:
+        (checkpoint / MARKER).touch()
+        for old in complete(directory)[: -config.keep_last]:
+            _remove(old)
+
+
+def load(engine: Engine, checkpoint: Path) -> None:
+    """Weights and optimizer state of a complete checkpoint, into the engine."""
+    engine.load(checkpoint.parent, tag=checkpoint.name)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with a checkpoint's fp32 weights, on one device, in evaluation mode."""
+
+    config: Config
+    model: Model
+    progress: Progress
+
+
+def read_run(directory: Path, *, device: torch.device) -> Trained:
+    """The newest complete checkpoint of a run, without its optimizer."""
+    config = read_yaml(directory / "config.yaml")
+    found = newest(directory)
+    if found is None:
+        raise UserError(
+            f"{directory} has no complete checkpoint; train it further, or give another run."
+        )
+    model = build(config.model, seed=config.run.seed)
+    model.load_state_dict(read_weights(found.parent, tag=found.name))
+    return Trained(config, model.to(device).eval(), read_progress(found))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; the marker goes first, so that a kill in between leaves an ignored one."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint)

@@ -1,0 +1,45 @@
+"""The configuration as typed dataclasses: one small module per group, no torch."""
+
+from nmm.config.data import DataConfig, Kind, SourceConfig
+from nmm.config.engine import EngineConfig, Precision
+from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig, WandbMode
+from nmm.config.model import AttentionBackend, ImageConfig, ModelConfig
+from nmm.config.optim import OptimConfig, OptimName
+from nmm.config.root import (
+    Config,
+    Resume,
+    RunConfig,
+    load,
+    read_yaml,
+    register,
+    run_directory,
+    to_yaml,
+)
+from nmm.config.schedule import Cooldown, ScheduleConfig
+
+__all__ = [
+    "AttentionBackend",
+    "CheckpointConfig",
+    "Config",
+    "Cooldown",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "ImageConfig",
+    "Kind",
+    "LogConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "OptimName",
+    "Precision",
+    "Resume",
+    "RunConfig",
+    "ScheduleConfig",
+    "SourceConfig",
+    "WandbMode",
+    "load",
+    "read_yaml",
+    "register",
+    "run_directory",
+    "to_yaml",
+]

@@ -1,0 +1,32 @@
+"""How a step is spread over processes and in which precision it is computed."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from nmm.config.check import positive
+from nmm.errors import UserError
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class EngineConfig:
+    """`micro_batch` is rows per process and forward pass; null takes the whole share of a step at once."""
+
+    zero_stage: int = 1
+    micro_batch: int | None = None
+    precision: Precision = Precision.bf16
+
+    def __post_init__(self) -> None:
+        positive(engine__micro_batch=self.micro_batch)
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise UserError(f"engine.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3.")
+        if self.zero_stage == 0 and self.precision is Precision.bf16:
+            raise UserError(
+                "engine.zero_stage is 0 and engine.precision is bf16; DeepSpeed's optimizer for this pair "
+                "diverges from plain torch (it shifts Adam's bias correction): choose engine=zero1, "
+                "or engine.precision=fp32."
+            )

@@ -1,0 +1,47 @@
+"""What a run writes beside its weights: loss log, evaluations, checkpoints, wandb."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from nmm.config.check import at_least, positive
+
+
+class WandbMode(Enum):
+    off = "off"
+    offline = "offline"
+    online = "online"
+
+
+@dataclass
+class LogConfig:
+    """losses.jsonl gets a row every `every_steps`; wandb mirrors it."""
+
+    every_steps: int = 1
+    wandb: WandbMode = WandbMode.offline
+    wandb_project: str = "nmm"
+
+    def __post_init__(self) -> None:
+        positive(log__every_steps=self.every_steps)
+
+
+@dataclass
+class CheckpointConfig:
+    """A checkpoint every `every_steps` and at the end; the newest `keep_last` are kept."""
+
+    every_steps: int = 1000
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        positive(checkpoint__every_steps=self.every_steps, checkpoint__keep_last=self.keep_last)
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out losses every `every_steps` (0: only at the end) over at most `rows_per_source` rows of each source."""
+
+    every_steps: int = 0
+    rows_per_source: int = 64
+
+    def __post_init__(self) -> None:
+        at_least(0, evaluation__every_steps=self.every_steps)
+        positive(evaluation__rows_per_source=self.rows_per_source)

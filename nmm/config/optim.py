@@ -1,0 +1,35 @@
+"""The optimizer's constants; the learning rate's course over time is in nmm/config/schedule.py."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from nmm.config.check import at_least, positive
+from nmm.errors import UserError
+
+
+class OptimName(Enum):
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+@dataclass
+class OptimConfig:
+    """`learning_rate` is the peak. `weight_decay` is fully decoupled: a step at the peak shrinks a weight by it.
+
+    `clip_norm` 0 switches clipping off.
+    """
+
+    name: OptimName = OptimName.adamw
+    learning_rate: float = 1.5e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(optim__learning_rate=self.learning_rate, optim__eps=self.eps)
+        at_least(0, optim__weight_decay=self.weight_decay, optim__clip_norm=self.clip_norm)
+        for key, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise UserError(f"optim.{key} is {value}; set it to at least 0 and below 1.")

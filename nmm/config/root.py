@@ -1,0 +1,95 @@
+"""The root of the configuration, and the one line where YAML becomes typed objects."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from nmm.config.data import DataConfig
+from nmm.config.engine import EngineConfig
+from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig
+from nmm.config.model import ModelConfig
+from nmm.config.optim import OptimConfig
+from nmm.config.schedule import ScheduleConfig
+from nmm.errors import UserError
+
+
+class Resume(Enum):
+    """auto: continue when there is a checkpoint; must: refuse to start without one; never: refuse when there is one."""
+
+    auto = "auto"
+    must = "must"
+    never = "never"
+
+
+@dataclass
+class RunConfig:
+    """A run lives in `dir`/`name`; the same command again continues it. `seed` draws the initial weights."""
+
+    name: str = "run"
+    dir: str = "runs"
+    resume: Resume = Resume.auto
+    seed: int = 0
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        """Cross-checks between groups."""
+        if not self.data.sources:
+            raise UserError("data.sources is empty; choose a corpus, for example data=demo.")
+        if self.schedule.total_tokens is None and self.schedule.total_steps is None:
+            raise UserError(
+                "schedule.total_tokens and schedule.total_steps are null; give one of them, for example "
+                "schedule.total_steps=500."
+            )
+        needed = self.model.image.tokens + 2
+        if self.data.context_tokens < needed:
+            raise UserError(
+                f"data.context_tokens is {self.data.context_tokens} but an image with its document borders takes "
+                f"{needed} tokens; raise data.context_tokens or model.image.patch_pixels."
+            )
+
+
+def run_directory(run: RunConfig) -> Path:
+    """Where the run lives."""
+    return Path(run.dir) / run.name
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name `schema`, before any YAML is read."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load(composed: DictConfig) -> Config:
+    """Turn the composed YAML into typed, checked objects; raises UserError."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise UserError(f"{missing[0]} has no value; set it on the command line or in conf/.")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML; `read_yaml` turns it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def read_yaml(path: Path) -> Config:
+    """The configuration of an existing run, from its config.yaml."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give the directory of a run that was started.")
+    return load(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))

@@ -1,0 +1,193 @@
+"""The DeepSpeed engine behind four verbs: train a step, save, load, read weights. The only importer of deepspeed."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Before deepspeed is imported: without a GPU it warns on every start that it found none.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from torch import Tensor, nn
+
+from nmm.batch import NO_LABEL, Dropped, PackedBatch
+from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
+from nmm.errors import UserError
+from nmm.model import Model, decays
+from nmm.parallel import World, add_over_ranks, gather_lists
+from nmm.tally import Tally
+
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# ZeRO-3 calls a collective that torch renamed; nothing a user of this project can change.
+warnings.filterwarnings("ignore", message=".*(reduce_scatter|all_gather_into)_tensor.*", category=FutureWarning)
+# An inference collective that would be compiled for a quarter of a minute at the first start on a CPU.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the `global_rows` of a step fall on processes: `accumulation_steps` micro-batches of `micro_batch` rows."""
+
+    micro_batch: int
+    accumulation_steps: int
+
+
+def split_step(global_rows: int, *, micro_batch: int | None, world_size: int) -> Split:
+    """Divide a step evenly, or refuse; `micro_batch` None takes a process's whole share at once."""
+    if global_rows % world_size:
+        raise UserError(
+            f"data.global_rows is {global_rows} and there are {world_size} processes; make the rows a "
+            f"multiple of the processes."
+        )
+    share = global_rows // world_size
+    rows = share if micro_batch is None else micro_batch
+    if share % rows:
+        raise UserError(
+            f"data.global_rows is {global_rows}, engine.micro_batch is {rows} and there are {world_size} "
+            f"processes; each process has {share} rows, so choose a micro-batch that divides {share}."
+        )
+    return Split(micro_batch=rows, accumulation_steps=share // rows)
+
+
+def deepspeed_config(config: EngineConfig, *, split: Split, clip_norm: float) -> dict[str, Any]:
+    """The engine's JSON. Options whose defaults changed between releases are always written out."""
+    return {
+        "train_micro_batch_size_per_gpu": split.micro_batch,
+        "gradient_accumulation_steps": split.accumulation_steps,
+        "gradient_clipping": clip_norm,
+        "bf16": {"enabled": config.precision is Precision.bf16, "check_grad_overflow": True},
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Two groups, with and without decay; every parameter is in exactly one.
+
+    Fully decoupled decay multiplies a weight by `1 - weight_decay * lr / lr_peak` (Loshchilov & Hutter,
+    "Decoupled Weight Decay Regularization", algorithm 2); torch multiplies by `1 - weight_decay * lr`,
+    so torch is given `weight_decay / lr_peak`.
+    """
+    named = list(model.named_parameters())
+    torch_decay = config.weight_decay / config.learning_rate
+    return [
+        {"params": [p for n, p in named if decays(n)], "weight_decay": torch_decay, "name": "decay"},
+        {"params": [p for n, p in named if not decays(n)], "weight_decay": 0.0, "name": "no_decay"},
+    ]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    match config.name:
+        case OptimName.adamw:
+            betas = (config.beta1, config.beta2)
+            return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps)
+        case OptimName.sgd:
+            return torch.optim.SGD(groups, lr=config.learning_rate)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, summed over all processes and micro-batches."""
+
+    tally: Tally
+    grad_norm: float
+    applied: bool
+    dropped: list[Dropped]
+
+
+class Engine:
+    """A model, its optimizer state and its place among the processes."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        config: EngineConfig,
+        optim: OptimConfig,
+        split: Split,
+        num_sources: int,
+        world: World,
+    ) -> None:
+        self.split, self.num_sources, self.world = split, num_sources, world
+        self._zero_stage = config.zero_stage
+        optimizer = build_optimizer(parameter_groups(model, optim), optim)
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, split=split, clip_norm=optim.clip_norm),
+            dist_init_required=False,
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as the engine runs it; call it only on all processes together."""
+        return self._engine
+
+    def train_step(self, batches: Sequence[PackedBatch], *, learning_rate: float) -> StepResult:
+        """One update from this process's micro-batches.
+
+        Losses are summed over tokens and divided by the step's labelled tokens over all processes and
+        micro-batches. DeepSpeed averages gradients over processes, hence the factor `world.size`.
+        """
+        device = self.world.device
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        labels = sum(int((batch.labels != NO_LABEL).sum()) for batch in batches)
+        dropped = [document for batch in batches for document in batch.dropped]
+        counts = torch.tensor([labels, len(dropped)], dtype=torch.int64, device=device)
+        step_labels, step_dropped = add_over_ranks(counts).tolist()
+        tally = Tally.zeros(self.num_sources, device=device)
+        self._engine.train()
+        norm = None
+        for batch in batches:
+            on_device = batch.to(device)
+            output = self._engine(on_device)
+            scale = self.world.size / max(step_labels, 1)
+            self._engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
+            if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                norm = _gradient_norm(self._engine.module)  # stage 0 does not report it
+            self._engine.step()
+            tally.add(
+                on_device, token_losses=output.token_losses, positions=output.positions
+            )
+        add_over_ranks(tally.tables)
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        return StepResult(
+            tally=tally,
+            grad_norm=float(norm),
+            applied=self._engine.was_step_applied(),
+            dropped=gather_lists(dropped) if step_dropped else [],
+        )
+
+    def save(self, directory: Path, *, tag: str) -> None:
+        """Write weights and optimizer state under `directory/tag`; every process writes its part."""
+        self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+
+    def load(self, directory: Path, *, tag: str) -> None:
+        """Read what `save` wrote, with the same number of processes and the same ZeRO stage."""
+        path, _ = self._engine.load_checkpoint(str(directory), tag=tag)
+        assert path is not None, (directory, tag)
+
+
+def _gradient_norm(model: nn.Module) -> Tensor:
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def read_weights(directory: Path, *, tag: str) -> dict[str, Tensor]:
+    """The fp32 weights of a checkpoint on the CPU, whatever the ZeRO stage and number of processes."""
+    plain = torch.load(
+        directory / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+    )
+    if not list((directory / tag).glob("*zero_pp_rank*optim_states.pt")):
+        return plain["module"]
+    return get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=tag)

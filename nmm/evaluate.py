@@ -1,0 +1,163 @@
+"""Held-out losses of a run: in the loop, and from the shell with `python -m nmm.evaluate --run runs/X`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from data.corpus import Corpus
+from data.loader import held_out_batches
+from nmm.batch import PackedBatch
+from nmm.checkpoint import Trained, read_run
+from nmm.config import Config
+from nmm.errors import UserError
+from nmm.model import Output
+from nmm.parallel import World, add_over_ranks
+from nmm.tally import Row, Tally, loss_keys, mean
+
+Forward = Callable[[PackedBatch], Output]
+
+
+def held_out_row(
+    model: torch.nn.Module,
+    corpus: Corpus,
+    config: Config,
+    *,
+    micro_batch: int,
+    world: World,
+) -> Row:
+    """The loss keys of evals.jsonl (docs/scaling.md): every process takes part, every process gets the row."""
+    model.eval()
+    tally = Tally.zeros(len(corpus.sources), device=world.device)
+    for _, batches in held_out(corpus, config, micro_batch=micro_batch, world=world):
+        add_losses(tally, model, batches, device=world.device)
+    add_over_ranks(tally.tables)
+    model.train()
+    return loss_by_kind(tally, corpus)
+
+
+def held_out(corpus: Corpus, config: Config, *, micro_batch: int, world: World) -> list:
+    """(source name, this process's held-out micro-batches) of every source."""
+    return held_out_batches(
+        corpus,
+        config.data,
+        image=config.model.image,
+        rows_per_source=config.evaluation.rows_per_source,
+        micro_batch=micro_batch,
+        rank=world.rank,
+        world=world.size,
+    )
+
+
+@torch.no_grad()
+def add_losses(
+    tally: Tally, model: Forward, batches: Iterable[PackedBatch], *, device: torch.device
+) -> None:
+    """Add the losses of `batches` to the tally."""
+    for batch in batches:
+        on_device = batch.to(device)
+        output = model(on_device)
+        tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
+
+
+def loss_by_kind(tally: Tally, corpus: Corpus) -> Row:
+    """`loss` is the unweighted mean over the kinds, as in "Scaling Laws for Native Multimodal Models".
+
+    The loss of a kind is that of all labelled tokens of its sources.
+    """
+    kinds = sorted({source.kind.value for source in corpus.sources})
+    by_kind: dict[str, float | None] = {}
+    for kind in kinds:
+        members = [i for i, source in enumerate(corpus.sources) if source.kind.value == kind]
+        by_kind[f"loss/kind/{kind}"] = Tally(tally.tables[:, members]).loss()
+    names = [source.name for source in corpus.sources]
+    return {
+        **loss_keys(tally, sources=names),
+        "loss": mean(list(by_kind.values())),
+        **by_kind,
+    }
+
+
+def with_images_of_others(batch: PackedBatch) -> PackedBatch:
+    """The same batch, every image replaced by one of another document of the batch, as far as there are others."""
+    owners = _image_owners(batch)
+    if len(owners) == 0:
+        return batch
+    most = int(torch.bincount(owners).max())
+    return replace(batch, pixels=batch.pixels.roll(most, dims=0))
+
+
+def _image_owners(batch: PackedBatch) -> torch.Tensor:
+    """int64[M]: a number for the document that each image belongs to."""
+    row = torch.arange(batch.tokens.shape[0])[:, None].expand_as(batch.document)
+    shown = batch.image > 0
+    documents = int(batch.document.max()) + 1
+    owners = torch.zeros(len(batch.pixels), dtype=torch.int64)
+    owners[batch.image[shown].long() - 1] = (row * documents + batch.document)[shown]
+    return owners
+
+
+def image_gap(trained: Trained, corpus: Corpus, *, kind: str) -> tuple[float, float]:
+    """Held-out nats per token of the sources of a kind: with their own images, and with those of other documents."""
+    world = World(rank=0, size=1, device=next(trained.model.parameters()).device)
+    own, other = (Tally.zeros(len(corpus.sources), device=world.device) for _ in range(2))
+    batches = held_out(corpus, trained.config, micro_batch=8, world=world)
+    for source, (_, of_source) in zip(corpus.sources, batches, strict=True):
+        if source.kind.value == kind:
+            for batch in of_source:
+                add_losses(own, trained.model, [batch], device=world.device)
+                add_losses(other, trained.model, [with_images_of_others(batch)], device=world.device)
+    losses = own.loss(), other.loss()
+    if losses[0] is None or losses[1] is None:
+        raise UserError(f"the corpus has no held-out documents of kind {kind}; choose another kind.")
+    return losses[0], losses[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m nmm.evaluate",
+        description="Held-out losses of the newest checkpoint of a run, in nats per token.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="directory of the run, e.g. runs/demo")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--rows-per-source", type=int, help="most rows of each source (default: as the run)")
+    arguments = parser.parse_args()
+    try:
+        row = _evaluate(arguments.run, rows_per_source=arguments.rows_per_source)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if arguments.json:
+        print(json.dumps(row))
+        return
+    print(f"{arguments.run}, step {row.pop('step')}: held-out loss in nats per token")
+    for key, value in row.items():
+        print(f"  {key:32} {'-' if value is None else f'{value:.4f}'}")
+
+
+def _evaluate(directory: Path, *, rows_per_source: int | None) -> Row:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = read_run(directory, device=device)
+    config = trained.config
+    if rows_per_source is not None:
+        config.evaluation = replace(config.evaluation, rows_per_source=rows_per_source)
+    corpus = open_held_out(config)
+    tally = Tally.zeros(len(corpus.sources), device=device)
+    world = World(rank=0, size=1, device=device)
+    for _, batches in held_out(corpus, config, micro_batch=8, world=world):
+        add_losses(tally, trained.model, batches, device=device)
+    return {"step": trained.progress.step, **loss_by_kind(tally, corpus)}
+
+
+def open_held_out(config: Config) -> Corpus:
+    """The held-out split of a run's corpus."""
+    return Corpus.open(
+        config.data, image=config.model.image, vocab_size=config.model.vocab_size, split="held_out"
+    )
+
+
+if __name__ == "__main__":
+    main()

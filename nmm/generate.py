@@ -1,0 +1,180 @@
+"""Text that a trained model writes after images and text: `python -m nmm.generate --run runs/X --image cat.jpg`.
+
+Legend of shapes: B prompts, L positions, V ids.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.documents import Parts, sequence
+from data.images import decode
+from data.tokenizer import Tokenizer
+from nmm.batch import NO_LABEL, Modality, PackedBatch
+from nmm.checkpoint import read_run
+from nmm.config import ImageConfig
+from nmm.errors import UserError
+from nmm.model import Model
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    prompts: Sequence[Parts],
+    *,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """Continue every prompt by at most `max_tokens` tokens, or to the end of the document.
+
+    Temperature 0 takes the most probable id. Only text ids and the end are ever taken, never padding ids
+    or sentinels.
+    """
+    device = next(model.parameters()).device
+    batch, lengths = _prompt_batch(
+        prompts, tokenizer=tokenizer, image=model.config.image, room=max_tokens
+    )
+    batch, at = batch.to(device), lengths.to(device) - 1
+    rows = torch.arange(len(prompts), device=device)
+    finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    written: list[Tensor] = []
+    for _ in range(max_tokens):
+        logits = model.next_logits(_first_columns(batch, int(at.max()) + 1), at=at).float()
+        chosen = _choose(
+            _only_text(logits, tokenizer), temperature=temperature, generator=generator
+        )
+        chosen = torch.where(finished, tokenizer.ids.eos, chosen)
+        finished |= chosen == tokenizer.ids.eos
+        written.append(chosen)
+        if finished.all():
+            break
+        at = at + 1
+        batch.tokens[rows, at] = chosen
+        batch.modality[rows, at] = Modality.text
+        batch.document[rows, at] = 1
+    ids = torch.stack(written, dim=1).tolist()
+    return [tokenizer.decode(row) for row in ids]
+
+
+def _prompt_batch(
+    prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfig, room: int
+) -> tuple[PackedBatch, Tensor]:
+    """One prompt a row with `room` free positions after the longest; and int64[B], the prompts' lengths."""
+    sequences = [
+        sequence(parts, tokenizer, image_tokens=image.tokens)[0] for parts in prompts
+    ]
+    lengths = torch.tensor([len(s.tokens) - 1 for s in sequences])  # without the end
+    shape = (len(prompts), int(lengths.max()) + room)
+    tokens = torch.full(shape, tokenizer.ids.pad)
+    images, document = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
+    pixels: list[np.ndarray] = []
+    for row, (parts, s) in enumerate(zip(prompts, sequences, strict=True)):
+        length = int(lengths[row])
+        tokens[row, :length] = torch.from_numpy(s.tokens[:length])
+        index = torch.from_numpy(s.image[:length])
+        images[row, :length] = torch.where(index > 0, index + len(pixels), 0)
+        document[row, :length] = 1
+        pixels += [decode(part, image.side_pixels) for part in parts if isinstance(part, bytes)]
+    modality = torch.where(images > 0, Modality.image, Modality.text) * (document > 0)
+    side = image.side_pixels
+    batch = PackedBatch(
+        tokens=tokens,
+        modality=modality.to(torch.uint8),
+        source=torch.zeros(shape, dtype=torch.uint8),
+        document=document,
+        image=images,
+        position=torch.arange(shape[1], dtype=torch.int32).expand(shape).contiguous(),
+        labels=torch.full(shape, NO_LABEL),
+        pixels=torch.from_numpy(np.stack(pixels)) if pixels else torch.zeros((0, side, side, 3), dtype=torch.uint8),
+    )
+    return batch, lengths
+
+
+def _first_columns(batch: PackedBatch, length: int) -> PackedBatch:
+    """The batch without the free positions that are still to be written."""
+    return PackedBatch(
+        tokens=batch.tokens[:, :length],
+        modality=batch.modality[:, :length],
+        source=batch.source[:, :length],
+        document=batch.document[:, :length],
+        image=batch.image[:, :length],
+        position=batch.position[:, :length],
+        labels=batch.labels[:, :length],
+        pixels=batch.pixels,
+    )
+
+
+def _only_text(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """[B, V] with minus infinity at every id that is neither a text piece nor the end."""
+    ids = tokenizer.ids
+    banned = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    banned[: ids.text_end] = False
+    banned[[i for i in (ids.pad, ids.unk, ids.bos) if i >= 0]] = True
+    banned[ids.eos] = False
+    return logits.masked_fill(banned, -torch.inf)
+
+
+def _choose(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:
+    """int64[B]: the next ids."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    shares = torch.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(shares, 1, generator=generator).squeeze(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m nmm.generate",
+        description="Let a trained model continue images and text.",
+        epilog='Example: python -m nmm.generate --run runs/demo --image cat.jpg --prompt "a photo of"',
+    )
+    parser.add_argument("--run", type=Path, required=True, help="directory of the run, e.g. runs/demo")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="image before the text; repeatable")
+    parser.add_argument("--prompt", default="", help="text to continue; may be empty after an image")
+    parser.add_argument("--max-tokens", type=int, default=48, help="most tokens to write (default 48)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable (default)")
+    parser.add_argument("--seed", type=int, default=0, help="for a temperature above 0")
+    arguments = parser.parse_args()
+    try:
+        print(_answer(arguments))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _answer(arguments: argparse.Namespace) -> str:
+    if arguments.max_tokens < 1 or arguments.temperature < 0:
+        raise UserError(
+            f"--max-tokens is {arguments.max_tokens} and --temperature is {arguments.temperature}; give at "
+            f"least 1 token and a temperature of 0 or more."
+        )
+    parts: Parts = []
+    for path in arguments.image:
+        if not path.is_file():
+            raise UserError(f"--image {path} does not exist; give the path of a JPEG, PNG, WebP or GIF.")
+        parts.append(path.read_bytes())
+    if arguments.prompt:
+        parts.append(arguments.prompt)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = read_run(arguments.run, device=device)
+    tokenizer = Tokenizer(trained.config.data.tokenizer)
+    written = generate(
+        trained.model,
+        [parts],
+        tokenizer=tokenizer,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    return arguments.prompt + written[0]
+
+
+if __name__ == "__main__":
+    main()

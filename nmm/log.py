@@ -1,0 +1,205 @@
+"""What a run says: rows of JSON on disk (the truth), wandb (their mirror) and the console. The only importer of wandb."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from nmm.config import LogConfig, WandbMode
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The complete rows of a log; a half-written last line is left out. A missing file has no rows."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in _complete_lines(path)]
+
+
+class JsonLog:
+    """One JSON object a line, each with a `step`. Rows after `keep_until_step` and half lines are cut at opening."""
+
+    def __init__(self, path: Path, *, keep_until_step: int) -> None:
+        if path.exists():
+            kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= keep_until_step]
+            # Written beside and renamed, so that a kill here leaves either the old file or the new one.
+            beside = path.with_suffix(".cut")
+            beside.write_text("".join(kept))
+            beside.replace(path)
+        self._file = path.open("a")
+
+    def write(self, row: Row) -> None:
+        """Append a row; it is in the file, whole, when this returns."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _complete_lines(path: Path) -> Iterator[str]:
+    with path.open() as lines:
+        yield from (line for line in lines if line.endswith("\n"))
+
+
+class WandbMirror:
+    """Copies rows to wandb. Its first failure is printed once and switches the mirror off; training goes on."""
+
+    def __init__(self, config: LogConfig, *, directory: Path, name: str, settings: Row) -> None:
+        self._run: Any = None
+        if config.wandb is WandbMode.off:
+            return
+        os.environ.setdefault("WANDB_SILENT", "true")
+        try:
+            import wandb  # here, because its import alone takes seconds that a run without it should not pay
+
+            self._run = wandb.init(
+                project=config.wandb_project,
+                name=name,
+                id=name,
+                dir=directory,
+                mode=config.wandb.value,
+                resume="allow",
+                config=settings,
+            )
+        except Exception as error:
+            self._give_up(error)
+
+    def write(self, row: Row, *, prefix: str) -> None:
+        if self._run is not None:
+            try:
+                self._run.log({f"{prefix}/{key}": value for key, value in row.items()})
+            except Exception as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        print(f"wandb is switched off for this run: {error}", file=sys.stderr)
+
+
+class Console:
+    """A progress bar on a terminal, and one plain line a logged row in console.log (and on pipes)."""
+
+    def __init__(self, path: Path, *, first_step: int, total_steps: int) -> None:
+        self._file: TextIO = path.open("a")
+        self._tty = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            disable=not self._tty,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        self.total_steps, self._seconds_per_step = total_steps, 0.0
+
+    def row(self, row: Row) -> None:
+        """Show a row of losses.jsonl."""
+        done = row["step"]
+        past = self._seconds_per_step or row["seconds"]
+        self._seconds_per_step = 0.95 * past + 0.05 * row["seconds"]
+        losses = {k.rsplit("/", 1)[1]: v for k, v in row.items() if k.startswith("loss/modality/")}
+        shown = "  ".join(f"loss {name} {_number(value)}" for name, value in losses.items())
+        line = (
+            f"step {done}/{self.total_steps}  tokens {row['tokens']:,}  {shown}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s"
+        )
+        self._bar.set_postfix_str(line.split("  ", 1)[1], refresh=False)
+        self._bar.update(done - self._bar.n)
+        eta = (self.total_steps - done) * self._seconds_per_step
+        self._write(f"{line}  lr {row['lr']:.2e}  ETA {duration(eta)}")
+
+    def say(self, text: str) -> None:
+        """Show a sentence above the bar."""
+        if self._tty:
+            self._bar.write(text, file=sys.stderr)
+        self._write(text)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+
+    def _write(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+        if not self._tty:
+            print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as short as they can be: 3:07 or 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+class RunLog:
+    """All outlets of a run, on the main process; on the others every call does nothing."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: LogConfig,
+        *,
+        is_main: bool,
+        settings: Row,
+        first_step: int,
+        total_steps: int,
+    ) -> None:
+        self._is_main = is_main
+        if not is_main:
+            return
+        self._losses = JsonLog(directory / "losses.jsonl", keep_until_step=first_step)
+        self._evals = JsonLog(directory / "evals.jsonl", keep_until_step=first_step)
+        self._dropped = JsonLog(directory / "dropped.jsonl", keep_until_step=first_step)
+        self._wandb = WandbMirror(config, directory=directory, name=directory.name, settings=settings)
+        self._console = Console(
+            directory / "console.log", first_step=first_step, total_steps=total_steps
+        )
+
+    def losses(self, row: Row) -> None:
+        """A row of losses.jsonl (docs/scaling.md)."""
+        if self._is_main:
+            self._losses.write(row)
+            self._wandb.write(row, prefix="train")
+            self._console.row(row)
+
+    def evaluation(self, row: Row) -> None:
+        """A row of evals.jsonl (docs/scaling.md)."""
+        if self._is_main:
+            self._evals.write(row)
+            self._wandb.write(row, prefix="eval")
+            kinds = {k.rsplit("/", 1)[1]: v for k, v in row.items() if k.startswith("loss/kind/")}
+            shown = "  ".join(f"{kind} {_number(value)}" for kind, value in kinds.items())
+            self.say(f"held-out loss at step {row['step']}: {_number(row['loss'])}  ({shown})")
+
+    def dropped(self, row: Row) -> None:
+        """A document that was planned and could not be read."""
+        if self._is_main:
+            self._dropped.write(row)
+
+    def say(self, text: str) -> None:
+        """A sentence for the person who watches."""
+        if self._is_main:
+            self._console.say(text)
+
+    def close(self) -> None:
+        if self._is_main:
+            for outlet in (self._losses, self._evals, self._dropped, self._wandb, self._console):
+                outlet.close()

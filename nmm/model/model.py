@@ -1,0 +1,87 @@
+"""The native multimodal decoder: text ids and image patches in one stream of tokens.
+
+Legend of shape suffixes: B rows, L tokens of a row, D width, V ids, N labelled positions.
+
+NOTE: ZeRO-3 gathers a parameter when the forward of the module that owns it is called, finds the
+gradients of a module in its positional inputs, and walks outputs only through tuples, lists and
+dicts. Hence no parameter is read from outside its module, and Output is a NamedTuple.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nmm.batch import NO_LABEL, PackedBatch
+from nmm.config import ModelConfig
+from nmm.model.attention import plan, rotary
+from nmm.model.block import Block
+from nmm.model.heads import Head
+from nmm.model.image import PatchEmbedding, place
+from nmm.model.init import initialise
+from nmm.model.layers import norm
+
+
+class Output(NamedTuple):
+    """What a batch costs, in nats; nothing is normalised.
+
+    loss_sum      float32 scalar, sum of the losses at all labelled positions (0 without labels)
+    token_losses  float32[N], detached: its terms
+    positions     int64[N], their places in the flattened batch, ascending: row * L + column
+    """
+
+    loss_sum: Tensor
+    token_losses: Tensor
+    positions: Tensor
+
+
+class Model(nn.Module):
+    """Embeddings, `depth` blocks, a final norm and an untied head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.patch = PatchEmbedding(config.image, width=config.width)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.norm = norm(config.width, eps=config.norm_eps)
+        self.head = Head(config.width, vocab_size=config.vocab_size)
+
+    def forward(self, batch: PackedBatch) -> Output:
+        """The next-token losses of a batch."""
+        labels = batch.labels.flatten()
+        positions = (labels != NO_LABEL).nonzero().flatten()
+        hidden_ND = self.hidden(batch).flatten(0, 1).index_select(0, positions)
+        losses_N = self.head(hidden_ND, labels[positions])
+        return Output(losses_N.sum(), losses_N.detach(), positions)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """[B, L, D], what the head reads."""
+        x_BLD = self.embedding(batch.tokens)
+        x_BLD = place(self.patch(batch.pixels), into_BLD=x_BLD, image_BL=batch.image)
+        shared = {
+            "rotary": rotary(batch.position, config=self.config),
+            "plan": plan(batch, backend=self.config.attention, dtype=x_BLD.dtype),
+        }
+        for block in self.blocks:
+            x_BLD = block(x_BLD, **shared)
+        return self.norm(x_BLD)
+
+    def logits(self, batch: PackedBatch) -> Tensor:
+        """[B, L, V]: for tests and small batches, the whole of it is held in memory."""
+        return self.head(self.hidden(batch))
+
+    def next_logits(self, batch: PackedBatch, *, at: Tensor) -> Tensor:
+        """[B, V]: the logits at position at[b] of every row b, at int64[B]."""
+        hidden_BLD = self.hidden(batch)
+        rows = torch.arange(len(at), device=at.device)
+        return self.head(hidden_BLD[rows, at])
+
+
+def build(config: ModelConfig, *, seed: int) -> Model:
+    """A model on the CPU in float32 with its initial weights, a pure function of config and seed."""
+    with torch.device("meta"):
+        model = Model(config)
+    model.to_empty(device="cpu")
+    initialise(model, seed=seed)
+    return model

@@ -1,0 +1,99 @@
+"""Sums of a step by source and modality; every per-token number of the logs is a margin of these tables.
+
+Legend of shapes: B rows, L tokens of a row, S sources, K modalities, P labelled positions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmm.batch import NO_LABEL, Modality, PackedBatch
+
+LOSS, LABELS, TOKENS = range(3)
+TOKEN_MODALITIES = (Modality.text, Modality.image)
+LOSS_MODALITIES = (Modality.text,)  # early fusion on patches predicts text only
+
+
+class Tally:
+    """`tables` is float64[3, S, K]: the summed loss (nats) and the count of labelled positions by the label's
+    modality, and the count of positions that are not padding by their own modality.
+    """
+
+    def __init__(self, tables: Tensor) -> None:
+        self.tables = tables
+
+    @classmethod
+    def zeros(cls, num_sources: int, *, device: torch.device) -> "Tally":
+        """An empty tally."""
+        shape = (3, num_sources, len(Modality))
+        return cls(torch.zeros(shape, dtype=torch.float64, device=device))
+
+    def add(self, batch: PackedBatch, *, token_losses: Tensor, positions: Tensor) -> None:
+        """Add a batch: fp32[P] losses of the labelled positions and int64[P] their flat index in B*L."""
+        cell = self._cells(batch.source, batch.modality)
+        label_cell = self._cells(batch.source, label_modality(batch))[positions]
+        used = (batch.modality != Modality.pad).flatten()
+        flat = self.tables.view(3, -1)
+        flat[LOSS].index_add_(0, label_cell, token_losses.double())
+        flat[LABELS].index_add_(0, label_cell, torch.ones_like(token_losses, dtype=torch.float64))
+        flat[TOKENS].index_add_(0, cell, used.double())
+
+    def loss(self, *, source: int | None = None, modality: Modality | None = None) -> float | None:
+        """Mean nats per labelled token of a margin; None where it has no labels."""
+        part = self._part(source, modality)
+        labels = part[LABELS].sum().item()
+        return part[LOSS].sum().item() / labels if labels else None
+
+    def count(self, table: int, *, source: int | None = None, modality: Modality | None = None) -> int:
+        """The LABELS or TOKENS of a margin."""
+        return round(self._part(source, modality)[table].sum().item())
+
+    def _part(self, source: int | None, modality: Modality | None) -> Tensor:
+        sources = slice(None) if source is None else slice(source, source + 1)
+        modalities = slice(None) if modality is None else slice(modality, modality + 1)
+        return self.tables[:, sources, modalities]
+
+    @staticmethod
+    def _cells(source: Tensor, modality: Tensor) -> Tensor:
+        return (source.long() * len(Modality) + modality.long()).flatten()
+
+
+def label_modality(batch: PackedBatch) -> Tensor:
+    """uint8[B, L]: the modality of every label, which is that of the next position of the same document.
+
+    Where a long document was cut, the label of a piece's last position lies in the next piece; pieces end
+    before text only, so it is text.
+    """
+    following = torch.full_like(batch.modality, Modality.text)
+    inside = batch.document[:, 1:] == batch.document[:, :-1]
+    following[:, :-1] = torch.where(inside, batch.modality[:, 1:], following[:, :-1])
+    return torch.where(batch.labels == NO_LABEL, torch.zeros_like(following), following)
+
+
+Row = dict[str, Any]
+
+
+def loss_keys(tally: Tally, *, sources: Sequence[str]) -> Row:
+    """The keys loss, loss/modality/NAME and loss/source/NAME of a tally; null where there are no labels."""
+    return {
+        "loss": tally.loss(),
+        **{f"loss/modality/{m.name}": tally.loss(modality=m) for m in LOSS_MODALITIES},
+        **{f"loss/source/{name}": tally.loss(source=i) for i, name in enumerate(sources)},
+    }
+
+
+def token_keys(tally: Tally, *, sources: Sequence[str]) -> dict[str, int]:
+    """The keys tokens, tokens/modality/NAME and tokens/source/NAME of a tally."""
+    return {
+        "tokens": tally.count(TOKENS),
+        **{f"tokens/modality/{m.name}": tally.count(TOKENS, modality=m) for m in TOKEN_MODALITIES},
+        **{f"tokens/source/{name}": tally.count(TOKENS, source=i) for i, name in enumerate(sources)},
+    }
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The unweighted mean of the values that exist."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

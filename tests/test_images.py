@@ -1,0 +1,124 @@
+"""Every file becomes the same upright square of RGB pixels, or a named verdict."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.documents import BadSample
+from data.images import MAX_PIXELS, check_header, decode
+
+QUADRANTS = np.zeros((16, 16, 3), np.uint8)
+QUADRANTS[:8, :8], QUADRANTS[:8, 8:] = (255, 0, 0), (0, 255, 0)
+QUADRANTS[8:, :8], QUADRANTS[8:, 8:] = (0, 0, 255), (255, 255, 0)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found.astype(int) - expected.astype(int)).mean())
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("RGB", "PNG"), ("RGB", "GIF"), ("P", "PNG"), ("RGBA", "PNG"), ("RGB", "WEBP"), ("RGB", "BMP")]
+)
+def test_lossless_formats_keep_every_pixel(mode: str, form: str) -> None:
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(Image.fromarray(QUADRANTS).convert(mode), form, **options)
+    assert np.array_equal(decode(data, 16), QUADRANTS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_jpegs_keep_their_colours(mode: str) -> None:
+    data = encoded(Image.fromarray(QUADRANTS).convert(mode), "JPEG", quality=100, subsampling=0)
+    assert difference(decode(data, 16), QUADRANTS) < 3
+
+
+def test_grey_sixteen_bits_and_transparency() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    three = np.repeat(grey[:, :, None], 3, axis=2)
+    assert np.array_equal(decode(encoded(Image.fromarray(grey), "PNG"), 16), three)
+    wide = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert np.array_equal(decode(encoded(wide, "PNG"), 16), three)
+    clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
+    assert np.array_equal(decode(encoded(clear, "PNG"), 4), np.full((4, 4, 3), 255))
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([10, 20, 30])
+    assert np.array_equal(decode(encoded(palette, "PNG", transparency=0), 4), np.full((4, 4, 3), 255))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_camera_rotation_is_undone(orientation: int, form: str) -> None:
+    """Pillow itself rotates the upright picture into how a camera would have stored it."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = Image.fromarray(QUADRANTS)
+    if orientation > 1:
+        stored = stored.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}, "PNG": {}}[form]
+    assert difference(decode(encoded(stored, form, exif=exif, **options), 16), QUADRANTS) < 3
+
+
+def test_the_centre_square_is_resized_like_pillow() -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 20, 3), np.uint8))
+    picture = coarse.resize((200, 120), Image.Resampling.BICUBIC)
+    square = picture.crop((40, 0, 160, 120))
+    expected = np.asarray(square.resize((48, 48), Image.Resampling.BICUBIC))
+    assert difference(decode(encoded(picture, "PNG"), 48), expected) < 0.1
+    scaled_by_decoder = decode(encoded(picture, "JPEG", quality=95, subsampling=0), 48)
+    assert difference(scaled_by_decoder, expected) < 6
+
+
+def test_only_the_first_frame_counts() -> None:
+    first, second = Image.fromarray(QUADRANTS), Image.new("RGB", (16, 16), "white")
+    data = encoded(first, "GIF", save_all=True, append_images=[second])
+    assert np.array_equal(decode(data, 16), QUADRANTS)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
+def test_tiny_images_are_images(size: tuple[int, int]) -> None:
+    assert decode(encoded(Image.new("RGB", size, "red"), "PNG"), 8).shape == (8, 8, 3)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header alone is true."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + head
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(head)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("width", [10_001, 100_000])
+def test_a_bomb_is_refused_by_its_header(width: int) -> None:
+    with pytest.raises(BadSample, match="image_pixels"):
+        check_header(bomb(width, MAX_PIXELS // 10_000))
+    with pytest.raises(BadSample, match="image_pixels"):
+        decode(bomb(width, MAX_PIXELS // 10_000), 16)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_half_a_file_is_refused(form: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), form)
+    with pytest.raises(BadSample, match="image_(decode|header)"):
+        decode(data[: len(data) // 2], 16)
+    for start in (b"", data[:4], b"<html></html>"):
+        with pytest.raises(BadSample, match="image_header"):
+            check_header(start)

@@ -1,0 +1,298 @@
+"""Train a model: plan, begin, build, loop. `python train.py --help` explains the command line."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from data.corpus import Corpus
+from data.loader import Loader
+from nmm import checkpoint, config, evaluate, parallel, rundir, schedule
+from nmm.batch import PackedBatch
+from nmm.checkpoint import Progress
+from nmm.config import Config
+from nmm.engine import Engine, Split, StepResult, split_step
+from nmm.errors import UserError
+from nmm.flops import flops_per_token, num_parameters, peak_flops_per_second
+from nmm.log import Row, RunLog
+from nmm.model import build
+from nmm.parallel import World
+from nmm.schedule import Phases
+from nmm.tally import LABELS, TOKENS, loss_keys, token_keys
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known before anything is built: where, on which corpus, how long, split how."""
+
+    directory: Path
+    corpus: Corpus
+    held_out: Corpus
+    split: Split
+    phases: Phases
+
+
+def train(
+    plan: Plan, progress: Progress, newest: Path | None, *, settings: Config, world: World
+) -> None:
+    """From `progress` to the last step; `newest` is the checkpoint that it was read from, None at the beginning."""
+    # ---- Build
+    engine = Engine(
+        build(settings.model, seed=settings.run.seed),
+        config=settings.engine,
+        optim=settings.optim,
+        split=plan.split,
+        num_sources=len(plan.corpus.sources),
+        world=world,
+    )
+    if newest:
+        checkpoint.load(engine, newest)
+    loader = Loader(
+        plan.corpus,
+        settings.data,
+        image=settings.model.image,
+        rank=world.rank,
+        world=world.size,
+        micro_batch=plan.split.micro_batch,
+        workers=settings.data.workers,
+        state=progress.stream,
+    )
+    total_steps = plan.phases.total_steps
+    log = RunLog(
+        plan.directory,
+        settings.log,
+        is_main=world.is_main,
+        settings=progress.identity,
+        first_step=progress.step,
+        total_steps=total_steps,
+    )
+    verb = "continuing" if newest else "starting"
+    log.say(f"{verb} {plan.directory} after step {progress.step} of {total_steps}")
+
+    # ---- Loop
+    sources = [source.name for source in plan.corpus.sources]
+    batches = iter(loader)
+    while progress.step < total_steps:
+        started = time.perf_counter()
+        step = progress.step + 1
+        rate = schedule.learning_rate(
+            settings.schedule, phases=plan.phases, peak=settings.optim.learning_rate, step=step
+        )
+        micro_batches, stream = next(batches)
+        result = engine.train_step(micro_batches, learning_rate=rate)
+        refuse_not_finite(result, step=step, micro_batches=micro_batches)
+        progress.step, progress.stream, progress.learning_rate = step, stream, rate
+        count(progress.totals, result, settings=settings, sources=sources)
+        for document in result.dropped:
+            log.dropped({"step": step, **vars(document)})
+        refuse_bad_corpus(progress, settings, directory=plan.directory)
+
+        now = {"step": step, "phase": schedule.phase_name(plan.phases, step=step)}
+        if due(step, every=settings.log.every_steps, last=total_steps):
+            rows = loss_row(progress, result, settings, sources=sources)
+            log.losses({**now, **rows, **speed(result, settings, started=started, world=world)})
+        if due(step, every=settings.evaluation.every_steps, last=total_steps):
+            held_out = evaluate.held_out_row(
+                engine.module, plan.held_out, settings, micro_batch=plan.split.micro_batch, world=world
+            )
+            seen = {key: progress.totals[key] for key in ("tokens", "flops")}
+            log.evaluation({**now, **seen, **held_out})
+        if due(step, every=settings.checkpoint.every_steps, last=total_steps):
+            checkpoint.save(
+                engine,
+                progress,
+                directory=plan.directory,
+                config=settings.checkpoint,
+                world=world,
+            )
+    log.say(f"finished {plan.directory}: {total_steps} steps, {progress.totals['tokens']:,} tokens")
+    log.close()
+
+
+def make_plan(settings: Config, *, world: World) -> Plan:
+    """Check everything that a user can get wrong, before any work."""
+    data, model = settings.data, settings.model
+    split = split_step(
+        data.global_rows, micro_batch=settings.engine.micro_batch, world_size=world.size
+    )
+    step_tokens = data.global_rows * data.row_tokens
+    phases = schedule.phases(settings.schedule, tokens_per_step=step_tokens)
+    corpus, held_out = (
+        Corpus.open(data, image=model.image, vocab_size=model.vocab_size, split=name)
+        for name in ("train", "held_out")
+    )
+    corpus.check_budget(phases.total_steps * step_tokens, repeat=data.repeat)
+    directory = parallel.from_main(config.run_directory(settings.run).absolute())
+    return Plan(directory, corpus, held_out, split, phases)
+
+
+def begin(plan: Plan, settings: Config, *, world: World) -> tuple[Progress, Path | None]:
+    """Where the run stands: its own newest complete checkpoint, else step 0."""
+    newest = parallel.from_main(checkpoint.newest(plan.directory))
+    checkpoint.check_resume(newest, settings.run.resume, directory=plan.directory)
+    identity = checkpoint.identity(
+        settings,
+        fingerprint=plan.corpus.fingerprint,
+        tokenizer_hash=plan.corpus.tokenizer.hash,
+        processes=world.size,
+    )
+    if newest is None:
+        return Progress(identity=identity), None
+    progress = checkpoint.read_progress(newest)
+    checkpoint.refuse_contradiction(progress.identity, identity, checkpoint=newest)
+    refuse_jump(progress, settings, plan=plan)
+    return progress, newest
+
+
+def refuse_jump(progress: Progress, settings: Config, *, plan: Plan) -> None:
+    """A changed schedule may alter the steps to come, not the one last taken."""
+    if progress.step > plan.phases.total_steps:
+        raise UserError(
+            f"schedule.total_steps is {plan.phases.total_steps} but {plan.directory} is at step "
+            f"{progress.step}; restore the old length, or start another run with run.name=NEW."
+        )
+    rate = schedule.learning_rate(
+        settings.schedule, phases=plan.phases, peak=settings.optim.learning_rate, step=progress.step
+    )
+    if not math.isclose(rate, progress.learning_rate, rel_tol=1e-9):
+        raise UserError(
+            f"schedule.* and optim.learning_rate give the rate {rate:g} at step {progress.step}, but "
+            f"{plan.directory} was trained with {progress.learning_rate:g} there; restore the old "
+            f"schedule, or start another run with run.name=NEW."
+        )
+
+
+def refuse_not_finite(
+    result: StepResult, *, step: int, micro_batches: Sequence[PackedBatch]
+) -> None:
+    """Stop at a loss that is no number; the checkpoints on disk are from before it."""
+    loss = result.tally.loss()
+    if loss is not None and not math.isfinite(loss):
+        keys = [key for batch in micro_batches for row in batch.keys for key in row]
+        raise UserError(
+            f"the loss of step {step} is {loss}; lower optim.learning_rate, or look at this "
+            f"process's documents: {', '.join(keys)}."
+        )
+
+
+def refuse_bad_corpus(progress: Progress, settings: Config, *, directory: Path) -> None:
+    """Stop when more documents were unreadable than data.max_bad_fraction allows (ten are always let pass)."""
+    assert progress.stream is not None
+    bad = sum(n for key, n in progress.totals.items() if key.startswith("dropped/"))
+    planned = sum(progress.stream["documents"]) + settings.data.window_documents
+    if bad > max(10, settings.data.max_bad_fraction * planned):
+        raise UserError(
+            f"{bad} of {planned} documents could not be read and data.max_bad_fraction is "
+            f"{settings.data.max_bad_fraction}; they are listed in {directory / 'dropped.jsonl'}: repair "
+            f"the shards, or raise data.max_bad_fraction."
+        )
+
+
+def due(step: int, *, every: int, last: int) -> bool:
+    """Is it time for what happens every `every` steps (0: never) and at the last one?"""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def count(
+    totals: dict[str, int], result: StepResult, *, settings: Config, sources: Sequence[str]
+) -> None:
+    """Add a step to the cumulative keys of losses.jsonl; the tokens of a skipped update are not counted."""
+    counted = token_keys(result.tally, sources=sources) if result.applied else {}
+    if result.applied:
+        counted["flops"] = flops_per_token(settings.model) * result.tally.count(TOKENS)
+    counted["skipped_steps"] = 0 if result.applied else 1
+    for document in result.dropped:
+        key = f"dropped/{document.reason}"
+        counted[key] = counted.get(key, 0) + 1
+    for key, value in counted.items():
+        totals[key] = totals.get(key, 0) + value
+
+
+def loss_row(
+    progress: Progress, result: StepResult, settings: Config, *, sources: Sequence[str]
+) -> Row:
+    """The keys of losses.jsonl that are the same however fast the machine is (docs/scaling.md)."""
+    positions = settings.data.global_rows * settings.data.row_tokens
+    return {
+        **progress.totals,
+        "fill_fraction": result.tally.count(TOKENS) / positions,
+        "labels": result.tally.count(LABELS),
+        "lr": progress.learning_rate,
+        **loss_keys(result.tally, sources=sources),
+        "grad_norm": result.grad_norm,
+    }
+
+
+def speed(result: StepResult, settings: Config, *, started: float, world: World) -> Row:
+    """The keys of losses.jsonl that depend on the machine and the moment."""
+    seconds = time.perf_counter() - started
+    rate = result.tally.count(TOKENS) / seconds
+    peak = peak_flops_per_second(torch.cuda.get_device_name() if world.device.type == "cuda" else "")
+    return {
+        "tokens_per_second": rate,
+        "mfu": rate * flops_per_token(settings.model) / (peak * world.size) if peak else None,
+        "seconds": seconds,
+        "wall_time": rundir.wall_time(),
+    }
+
+
+def write_run_directory(
+    plan: Plan, settings: Config, *, overrides: list[str], begin: Progress, world: World
+) -> None:
+    """config.yaml, overrides.txt and manifest.json."""
+    parameters = num_parameters(settings.model)
+    rundir.write(
+        plan.directory,
+        config_yaml=config.to_yaml(settings),
+        overrides=overrides,
+        facts={
+            "N": parameters.N,
+            "N_active": parameters.N_active,
+            "parameters_total": parameters.total,
+            "vocab_size": settings.model.vocab_size,
+            "tokenizer_sha256": plan.corpus.tokenizer.hash,
+            "corpus_fingerprint": plan.corpus.fingerprint,
+            "total_steps": plan.phases.total_steps,
+        },
+        start={"step": begin.step, "processes": world.size},
+    )
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(composed: DictConfig) -> None:
+    """The border between the command line and typed code; users' mistakes end here as one sentence."""
+    everyone_knows = True  # while planning, all processes meet the same error: one of them says it
+    rank = 0
+    try:
+        settings = config.load(composed)
+        world = parallel.start()
+        rank = world.rank
+        plan = make_plan(settings, world=world)
+        progress, newest = begin(plan, settings, world=world)
+        if progress.step == plan.phases.total_steps:
+            if world.is_main:
+                print(f"{plan.directory} is finished: all {progress.step} steps are done.")
+            return
+        if world.is_main:
+            overrides = list(HydraConfig.get().overrides.task)
+            write_run_directory(plan, settings, overrides=overrides, begin=progress, world=world)
+        everyone_knows = False
+        train(plan, progress, newest, settings=settings, world=world)
+    except UserError as error:
+        sys.exit(f"error: {error}" if rank == 0 or not everyone_knows else 1)
+    finally:
+        parallel.stop()
+
+
+if __name__ == "__main__":
+    config.register()
+    # The deepspeed launcher adds --local_rank=N, which Hydra would refuse; the environment says it too.
+    sys.argv = [word for word in sys.argv if not word.startswith("--local_rank")]
+    main()
