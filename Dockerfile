@@ -1,5 +1,5 @@
 # docker build -t nmm .                                    torch as pip finds it (CUDA on Linux x86)
-# docker build -t nmm --build-arg TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu" .
+# docker build -t nmm --build-arg TORCH_PIP_ARGS="--index-url URL" .   another build of torch
 # docker run --rm -it --gpus all --shm-size 8g -v nmm-runs:/nmm/runs nmm make demo
 # BASE: any Debian or Ubuntu image with Python 3.10-3.13 and its venv module.
 ARG BASE=python:3.12-slim

@@ -1,4 +1,4 @@
-# `make` explains the targets. VENV, PYTHON, TORCH and TORCH_PIP_ARGS are explained in launch/install.sh.
+# `make` explains the targets, launch/install.sh VENV, PYTHON, TORCH and TORCH_PIP_ARGS.
 VENV ?= .venv
 export VENV
 python := $(VENV)/bin/python

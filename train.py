@@ -100,7 +100,11 @@ def train(
             log.losses({**now, **rows, **speed(result, settings, started=started, world=world)})
         if due(step, every=settings.evaluation.every_steps, last=total_steps):
             held_out = evaluate.held_out_row(
-                engine.module, plan.held_out, settings, micro_batch=plan.split.micro_batch, world=world
+                engine.module,
+                plan.held_out,
+                settings,
+                micro_batch=plan.split.micro_batch,
+                world=world,
             )
             seen = {key: progress.totals[key] for key in ("tokens", "flops")}
             log.evaluation({**now, **seen, **held_out})
@@ -161,9 +165,9 @@ def refuse_jump(progress: Progress, settings: Config, *, plan: Plan) -> None:
     rate = schedule.learning_rate(
         settings.schedule, phases=plan.phases, peak=settings.optim.learning_rate, step=progress.step
     )
-    if not math.isclose(rate, progress.learning_rate, rel_tol=1e-9):
+    if not math.isclose(rate, progress.learning_rate, rel_tol=1e-9, abs_tol=1e-15):
         raise UserError(
-            f"schedule.* and optim.learning_rate give the rate {rate:g} at step {progress.step}, but "
+            f"schedule.* gives the rate {rate:g} at step {progress.step}, but "
             f"{plan.directory} was trained with {progress.learning_rate:g} there; restore the old "
             f"schedule, or start another run with run.name=NEW."
         )
@@ -234,7 +238,9 @@ def speed(result: StepResult, settings: Config, *, started: float, world: World)
     """The keys of losses.jsonl that depend on the machine and the moment."""
     seconds = time.perf_counter() - started
     rate = result.tally.count(TOKENS) / seconds
-    peak = peak_flops_per_second(torch.cuda.get_device_name() if world.device.type == "cuda" else "")
+    peak = peak_flops_per_second(
+        torch.cuda.get_device_name() if world.device.type == "cuda" else ""
+    )
     return {
         "tokens_per_second": rate,
         "mfu": rate * flops_per_token(settings.model) / (peak * world.size) if peak else None,

@@ -1,4 +1,4 @@
-"""The corpus of a run: its sources with their indexed shards, what they hold, and how far they reach."""
+"""The corpus of a run: its sources with their indexed shards, and how far they reach."""
 
 import glob
 import hashlib
@@ -56,7 +56,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All sources of one split in the order of data.sources; `fingerprint` changes with any byte that is read."""
+    """All sources of one split in the order of data.sources.
+
+    `fingerprint` changes with any byte that is read, and not with where the shards lie.
+    """
 
     sources: list[Source]
     tokenizer: Tokenizer
@@ -65,7 +68,7 @@ class Corpus:
 
     @staticmethod
     def open(config: DataConfig, *, image: ImageConfig, vocab_size: int, split: str) -> "Corpus":
-        """Find the shards of `split` ("train" or "held_out") and load their indexes; raises UserError."""
+        """Load the indexes of all shards of `split`, "train" or "held_out"; raises UserError."""
         tokenizer = Tokenizer(config.tokenizer)
         tokenizer.check_capacity(vocab_size)
         sources = [
@@ -77,8 +80,8 @@ class Corpus:
     def supply_tokens(self) -> int:
         """Tokens that the stream serves for certain before a source would have to repeat.
 
-        The stream ends in virtual time where the first source does, and it takes or leaves whole documents:
-        the halves of the longest ones are not counted.
+        The stream ends in virtual time where the first source does, and it takes or leaves whole
+        documents: the halves of the longest ones are not counted.
         """
         end = min((source.tokens - source.longest / 2) / source.weight for source in self.sources)
         served = (
@@ -91,8 +94,9 @@ class Corpus:
         supply = self.supply_tokens()
         if tokens > supply and not repeat:
             raise UserError(
-                f"the schedule needs {tokens:,} tokens but the corpus serves {supply:,} before its first source "
-                f"ends; lower schedule.total_tokens, add shards, or set data.repeat=true."
+                f"the schedule needs {tokens:,} tokens but the corpus serves {supply:,} before "
+                f"its first source ends; lower schedule.total_tokens, add shards, or set "
+                f"data.repeat=true."
             )
 
 
@@ -109,15 +113,15 @@ def _open_source(
 
 
 def find_shards(pattern: str, *, key: str) -> list[Path]:
-    """The .tar files of a glob, sorted; raises UserError, which calls the pattern `key`, when there is none."""
+    """The .tar files of a glob, sorted; raises UserError, which names the `key`, without any."""
     paths = sorted(Path(path) for path in glob.glob(pattern) if path.endswith(".tar"))
     if paths:
         return paths
     directory = Path(pattern).parent
     if not glob.glob(str(directory)):
         raise UserError(
-            f"{key} is {pattern}, but the directory {directory} does not exist; correct the path, or make the "
-            f"demo corpus with `python -m data.prepare.demo`."
+            f"{key} is {pattern}, but the directory {directory} does not exist; correct the path, "
+            f"or make the demo corpus with `python -m data.prepare.demo`."
         )
     raise UserError(f"{key} is {pattern}, which matches no .tar file; correct the pattern.")
 

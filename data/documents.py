@@ -1,6 +1,7 @@
 """From the members of a sample to a document, and from a document to its token sequence.
 
-A document is a list of parts in reading order, texts (str) and images (bytes). Layouts: docs/data-format.md.
+A document is a list of parts in reading order, texts (str) and images (bytes); how samples
+hold them is in docs/data-format.md.
 """
 
 import json
@@ -19,7 +20,7 @@ Parts = list[str | bytes]
 
 
 class BadSample(Exception):  # noqa: N818 - it is a verdict on a sample, counted and not fatal
-    """The bytes of a sample cannot become a document; `reason` is a short stable name, counted as dropped/REASON."""
+    """A sample cannot become a document; `reason` is a stable name, counted as dropped/REASON."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -32,7 +33,7 @@ class Sequence:
 
     tokens  int64[n]   image positions hold the image id
     image   int32[n]   1-based index into the document's images; 0 elsewhere
-    labels  int64[n]   id of the next token where that is text (the end counts as text), else NO_LABEL
+    labels  int64[n]   id of the next token where that is text (so is the end), else NO_LABEL
     """
 
     tokens: np.ndarray
@@ -41,7 +42,8 @@ class Sequence:
 
 
 def parse(kind: Kind, members: dict[str, bytes]) -> Parts:
-    """The parts of a sample whose members are named by extension ("jpg", "txt", "0.jpg"); raises BadSample."""
+    """The parts of a sample; members are named "jpg", "txt", "0.jpg", ...; raises BadSample."""
+    parts: Parts
     match kind:
         case Kind.caption:
             parts = _caption(members)
@@ -55,7 +57,10 @@ def parse(kind: Kind, members: dict[str, bytes]) -> Parts:
 
 
 def segments(parts: Parts, tokenizer: Tokenizer) -> np.ndarray:
-    """int32[len(parts)]: tokens of every text, IMAGE_SEGMENT for every image; raises BadSample without any token."""
+    """int32[len(parts)]: tokens of every text, IMAGE_SEGMENT for an image.
+
+    Raises BadSample for a document without any text token.
+    """
     counts = [
         len(tokenizer.encode(part)) if isinstance(part, str) else IMAGE_SEGMENT for part in parts
     ]
@@ -69,7 +74,9 @@ def segment_tokens(segments: np.ndarray, image_tokens: int) -> np.ndarray:
     return np.where(segments < 0, image_tokens, segments)
 
 
-def sequence(parts: Parts, tokenizer: Tokenizer, *, image_tokens: int) -> tuple[Sequence, np.ndarray]:
+def sequence(
+    parts: Parts, tokenizer: Tokenizer, *, image_tokens: int
+) -> tuple[Sequence, np.ndarray]:
     """The token sequence of a document, and its segments as `segments` counts them.
 
     With images of 2 tokens, [image, "x"] becomes
@@ -148,7 +155,7 @@ def _text(data: bytes) -> str:
 
 
 def _clean(text: str) -> str:
-    """Line ends become \\n; a NUL is the sign of another encoding, a lone surrogate cannot be encoded."""
+    """Line ends become \\n. NUL is the sign of another encoding; lone surrogates have none."""
     if "\0" in text:
         raise BadSample("nul_in_text")
     try:

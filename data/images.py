@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a square of RGB pixels; the result is a pure function of bytes and side."""
+"""From the bytes of an image file to a square of RGB pixels, a pure function of bytes and side."""
 
 import struct
 import warnings
@@ -12,7 +12,7 @@ from PIL import Image
 from data.documents import BadSample
 
 MAX_PIXELS = 100_000_000
-# Pillow's other formats are left out: some start programs (EPS runs Ghostscript), none holds photographs.
+# Pillow's other formats are left out: none holds photographs, and EPS would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 ORIENTATION_TAG = 0x0112
 JPEG_START = b"\xff\xd8\xff"
@@ -36,7 +36,7 @@ def check_header(data: bytes) -> None:
 
 
 def decode(data: bytes, side_pixels: int) -> np.ndarray:
-    """uint8[side, side, 3]: the upright first frame on white, its centre square, resized; raises BadSample."""
+    """uint8[side, side, 3]: centre square of the upright first frame on white, or BadSample."""
     colours = _header(data)
     rgb = _decode_jpeg(data, side_pixels) if colours in ("RGB", "YCbCr") else None
     if rgb is None:
@@ -66,7 +66,7 @@ def _header(data: bytes) -> str:
 
 
 def _decode_jpeg(data: bytes, side_pixels: int) -> np.ndarray | None:
-    """uint8[H, W, 3] with H, W >= side_pixels where the file allows it; None leaves the verdict to Pillow.
+    """uint8[H, W, 3] with H, W >= side_pixels if the file allows it; None: let Pillow judge.
 
     Scaling inside the decoder pays from a factor of 2; below, it is slower than a full decode.
     """

@@ -1,4 +1,4 @@
-"""The index of a shard: every document's place, checksum and exact token counts, in a file beside the shard."""
+"""The index beside a shard: every document's place, checksum and exact token counts."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ class ShardIndex:
 
     start, stop  int64[N]    bytes [start, stop) of the shard, from the first header of the document
     crc          uint32[N]   crc32 of these bytes
-    segment      int32[S]    of all documents: tokens of a text, documents.IMAGE_SEGMENT for an image
+    segment      int32[S]    of all documents: tokens of a text, or documents.IMAGE_SEGMENT
     border       int64[N+1]  document i has segments [border[i], border[i+1])
     key_bytes    uint8[K]    keys as UTF-8; document i has bytes [key_border[i], key_border[i+1])
     key_border   int64[N+1]
@@ -52,7 +52,11 @@ class ShardIndex:
         return len(self.start)
 
     def key(self, document: int) -> str:
-        return self.key_bytes[self.key_border[document] : self.key_border[document + 1]].tobytes().decode()
+        return (
+            self.key_bytes[self.key_border[document] : self.key_border[document + 1]]
+            .tobytes()
+            .decode()
+        )
 
     def segments(self, document: int) -> np.ndarray:
         return self.segment[self.border[document] : self.border[document + 1]]
@@ -99,20 +103,29 @@ def index_shard(path: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
             file.seek(sample.start)
             raw = file.read(sample.stop - sample.start)
             try:
-                usable.append((sample, zlib.crc32(raw), _segments(sample, raw, kind=kind, tokenizer=tokenizer)))
+                usable.append(
+                    (
+                        sample,
+                        zlib.crc32(raw),
+                        _segments(sample, raw, kind=kind, tokenizer=tokenizer),
+                    )
+                )
             except BadSample as bad:
                 dropped.append((bad.reason, sample.key))
     if found.damaged_at is not None:
         dropped.append(("unreadable_tail", f"byte {found.damaged_at}"))
     if not usable:
         raise UserError(_no_document(path, kind=kind, found=found, dropped=dropped))
-    return _assemble(usable, kind=kind, tokenizer=tokenizer, shard_bytes=path.stat().st_size, dropped=dropped)
+    return _assemble(
+        usable, kind=kind, tokenizer=tokenizer, shard_bytes=path.stat().st_size, dropped=dropped
+    )
 
 
 def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
-    """The index of a shard; refuses, by UserError, one that is missing or does not belong to shard, kind, tokenizer."""
+    """The index of a shard; raises UserError when it is missing or belongs to something else."""
     remedy = (
-        f"run `python -m data.prepare.index --kind {kind.value} --shards '{shard}' --tokenizer {tokenizer.path}`."
+        f"run `python -m data.prepare.index --kind {kind.value} --shards '{shard}' "
+        f"--tokenizer {tokenizer.path}`."
     )
     path = _index_path(shard)
     shard_bytes = shard.stat().st_size
@@ -121,7 +134,7 @@ def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
             raise UserError(f"{shard} is empty (0 bytes); write the shard again, or delete it.")
         raise UserError(f"{shard} has no index; {remedy}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             head = json.loads(stored["head"].tobytes())
             arrays = {name: stored[name] for name in ARRAYS} if head["format"] == FORMAT else {}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
@@ -133,7 +146,9 @@ def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
         ("tokenizer", head["tokenizer"], tokenizer.hash),
     ):
         if stored_value != value:
-            raise UserError(f"{path} is stale: its {what} is {stored_value}, now it is {value}; {remedy}")
+            raise UserError(
+                f"{path} is stale: its {what} is {stored_value}, now it is {value}; {remedy}"
+            )
     dropped = [(reason, key) for reason, key in head["dropped"]]
     return ShardIndex(
         kind=kind,
@@ -146,7 +161,10 @@ def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
 
 
 def document_bytes(path: Path, *, start: int, stop: int, crc: int) -> dict[str, bytes]:
-    """Extension -> bytes of one document's members; raises UserError on a changed shard or a read that keeps failing."""
+    """Extension -> bytes of one document's members.
+
+    Raises UserError for a changed shard, and for a read that fails again and again.
+    """
     raw = _read(path, start=start, stop=stop)
     if zlib.crc32(raw) != crc:
         raise UserError(
@@ -164,8 +182,9 @@ def _read(path: Path, *, start: int, stop: int) -> bytes:
         except OSError as error:
             if pause is None:
                 raise UserError(
-                    f"{path} cannot be read ({error.strerror}), even after {len(RETRY_SECONDS)} retries; "
-                    f"bring the storage back and run the same command again."
+                    f"{path} cannot be read ({error.strerror}), "
+                    f"after {len(RETRY_SECONDS)} retries; bring the storage back and "
+                    f"run the same command again."
                 ) from None
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
@@ -226,7 +245,9 @@ def _index_path(shard: Path) -> Path:
 
 def _no_document(path: Path, *, kind: Kind, found: tar.Scan, dropped: list[tuple[str, str]]) -> str:
     extensions = ", ".join(f".{name}" for name, _ in found.extensions.most_common(8)) or "no files"
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r for r, _ in dropped).most_common())
+    reasons = ", ".join(
+        f"{count} {reason}" for reason, count in Counter(r for r, _ in dropped).most_common()
+    )
     return (
         f"{path} holds no document of kind {kind.value}: it has {extensions} ({reasons}); "
         f"see docs/data-format.md for what a {kind.value} shard holds."

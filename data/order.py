@@ -1,4 +1,4 @@
-"""The order of documents: a permutation of every source, and the interleaving of the sources by tokens.
+"""The order of documents: a permutation of every source, and their interleaving by tokens.
 
 Both are pure functions of (lengths, weights, seed), computed window by window.
 """
@@ -16,8 +16,8 @@ BLOCK_SHARDS = 8
 def permutation(count: int, *, seed: int, stream: tuple[int, int, int]) -> np.ndarray:
     """int64[count]: the numbers 0 .. count-1 in an order that depends on (seed, stream) alone.
 
-    It sorts raw Philox words, because numpy promises that these stay the same in every version, unlike
-    the results of Generator.permutation.
+    It sorts raw Philox words, because numpy promises that these stay the same in every version,
+    unlike the results of Generator.permutation.
     """
     philox = np.random.Philox(key=[seed, 0], counter=[0, *stream])
     return np.argsort(philox.random_raw(count), kind="stable")
@@ -52,8 +52,8 @@ def join(runs: list[Run]) -> Run:
 class SourceOrder:
     """All documents of one source, once per epoch, in an order of (seed, source, epoch).
 
-    Shards are shuffled; their documents are shuffled within blocks of BLOCK_SHARDS shards, so that reads
-    stay near each other and no more than a block is ever held. `lengths` has one array per shard.
+    Shards are shuffled; their documents are shuffled within blocks of BLOCK_SHARDS shards, so that
+    reads stay near each other and few blocks are ever held. `lengths` has one array per shard.
     """
 
     def __init__(self, lengths: Sequence[np.ndarray], *, seed: int, source: int) -> None:
@@ -64,7 +64,7 @@ class SourceOrder:
         self._block = lru_cache(maxsize=4)(self._shuffled_block)
 
     def take(self, count: int, *, consumed: int, repeat: bool) -> Run:
-        """The `count` documents after the first `consumed`; without `repeat` the order ends after one epoch."""
+        """`count` documents after the first `consumed`; without `repeat` from one epoch only."""
         stop = consumed + count if repeat else min(consumed + count, self.documents)
         runs = [self._empty()]
         while consumed < stop:
@@ -109,15 +109,15 @@ def windows(
     documents: list[int],
     tokens: list[int],
 ) -> Iterator[tuple[Run, list[int], list[int]]]:
-    """Windows of `size` documents of all sources, each with the documents and tokens consumed after it.
+    """Windows of `size` documents, each with the documents and tokens consumed after it.
 
-    A document's place is the midpoint of its tokens within its source, divided by the source's weight
-    (virtual time). Sorting by it gives every source its exact share of tokens with no draw. With weights
-    2 and 1, documents aa of 2 tokens and bbbb of 4:
+    A document's place is the midpoint of its tokens within its source, divided by the source's
+    weight (virtual time). Sorting by it gives every source its exact share of tokens with no draw.
+    With weights 2 and 1, documents aa of 2 tokens and bbbb of 4:
 
         a: 0.5 1.5 2.5 3.5    b: 2 6        aa aa bbbb aa aa ...
 
-    Without `repeat` the windows end where the first source has no more documents; the last may be short.
+    Without `repeat` the windows end with the first source that does; the last may be short.
     """
     while True:
         heads = [

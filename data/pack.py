@@ -7,12 +7,14 @@ from data.documents import segment_tokens
 MIN_FILL = (3, 4)
 
 
-def pieces(segments: np.ndarray, *, image_tokens: int, context_tokens: int) -> list[tuple[int, int]]:
+def pieces(
+    segments: np.ndarray, *, image_tokens: int, context_tokens: int
+) -> list[tuple[int, int]]:
     """[start, stop) of every piece in a document's token sequence, begin and end included.
 
-    A document that fits is one piece. Otherwise a piece ends at the last segment border that leaves it
-    three quarters full, else at a text token; an image is never cut. With a context of 8, images of 3 and
-    a document of 4, image, 6 tokens:
+    A document that fits is one piece. Otherwise a piece ends at the last segment border, if that
+    leaves it three quarters full, else at a text token; an image is never cut. With a context of 8,
+    images of 3, and a document of 4 tokens, an image and 6 tokens:
 
         b x x x x I I I | y y y y y y e        pieces (0, 8), (8, 15)
     """
@@ -25,7 +27,7 @@ def pieces(segments: np.ndarray, *, image_tokens: int, context_tokens: int) -> l
 
 
 def _cut(segments: np.ndarray, ends: np.ndarray, *, start: int, limit: int) -> int:
-    """Where the piece from `start` ends, at most at `limit`; `ends` are the places after every segment."""
+    """Where the piece from `start` ends, at most at `limit`; `ends` are the segments' ends."""
     segment = int(np.searchsorted(ends, limit, side="right"))
     border = int(ends[segment - 1]) if segment else 1
     inside_image = segment < len(segments) and segments[segment] < 0
@@ -37,10 +39,10 @@ def _cut(segments: np.ndarray, ends: np.ndarray, *, start: int, limit: int) -> i
 
 
 def best_fit(lengths: list[int], row_tokens: int) -> list[list[int]]:
-    """Items of every row: the longest item first, each into the fullest row that still has room for it."""
+    """Items of every row: the longest first, each into the fullest row that has room for it."""
     rows: list[list[int]] = []
     rows_with: dict[int, list[int]] = {}
-    # Bit n is set while a row with n free tokens is open: the fullest fitting row is the lowest bit from `length`.
+    # Bit n is set while a row with n free tokens is open: the lowest from `length` up fits best.
     spaces = 0
     for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[item]

@@ -1,4 +1,4 @@
-"""Rows planned from lengths alone: row r is a pure function of (corpus fingerprint, config, seed, r)."""
+"""Rows planned from lengths alone: row r is a pure function of (fingerprint, config, seed, r)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ ROW_SHUFFLE = 2**63
 
 
 class Piece(NamedTuple):
-    """Tokens [start, stop) of a document's sequence; source, shard and document are places in the corpus."""
+    """Tokens [start, stop) of a document's sequence; the others are places in the corpus."""
 
     source: int
     shard: int
@@ -46,9 +46,13 @@ class StreamState:
 
 
 def plan_rows(
-    corpus: Corpus, config: DataConfig, state: StreamState | None = None, *, only: Sequence[int] | None = None
+    corpus: Corpus,
+    config: DataConfig,
+    state: StreamState | None = None,
+    *,
+    only: Sequence[int] | None = None,
 ) -> Iterator[tuple[RowPlan, StreamState]]:
-    """The rows after `state` (None: from the start), each with the state after it; `only` picks sources."""
+    """Rows after `state` (None: the start), each with the state after it; `only` picks sources."""
     sources = list(only) if only is not None else list(range(len(corpus.sources)))
     state = state or StreamState(0, 0, [0] * len(sources), [0] * len(sources))
     windows = order.windows(
@@ -75,7 +79,7 @@ def _order(corpus: Corpus, source: int, *, seed: int) -> order.SourceOrder:
 
 
 def _pack(run: order.Run, *, corpus: Corpus, config: DataConfig, window: int) -> list[RowPlan]:
-    """The rows of one window, shuffled: best-fit fills the last ones least and puts like lengths together."""
+    """The rows of one window, shuffled, because best-fit puts like lengths into the same rows."""
     items = _pieces(run, corpus=corpus, config=config)
     rows = pack.best_fit([piece.stop - piece.start for piece in items], config.row_tokens)
     shuffled = order.permutation(len(rows), seed=config.seed, stream=(window, 0, ROW_SHUFFLE))
@@ -85,11 +89,15 @@ def _pack(run: order.Run, *, corpus: Corpus, config: DataConfig, window: int) ->
 def _pieces(run: order.Run, *, corpus: Corpus, config: DataConfig) -> list[Piece]:
     items: list[Piece] = []
     columns = (run.source, run.shard, run.document, run.length)
-    for source, shard, document, length in zip(*(column.tolist() for column in columns), strict=True):
+    for source, shard, document, length in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
         if length <= config.context_tokens:
             items.append(Piece(source, shard, document, 0, length))
             continue
         segments = corpus.sources[source].shards[shard].index.segments(document)
-        cuts = pack.pieces(segments, image_tokens=corpus.image.tokens, context_tokens=config.context_tokens)
+        cuts = pack.pieces(
+            segments, image_tokens=corpus.image.tokens, context_tokens=config.context_tokens
+        )
         items += [Piece(source, shard, document, start, stop) for start, stop in cuts]
     return items

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from types import TracebackType
 
-import webdataset
+from webdataset.writer import TarWriter
 
 IMAGE_SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif"}
 
@@ -17,19 +17,19 @@ def image_extension(image: bytes) -> str:
 class ShardWriter:
     """Writes DIR/NAME-000000.tar, DIR/NAME-000001.tar, ... of `documents_per_shard` documents.
 
-    A shard is written as `.tar.part` and gets its name only when it is complete. The bytes depend on
-    the documents alone: no time, user or host is stored.
+    A shard is written as `.tar.part` and gets its name only when it is complete. The bytes
+    depend on the documents alone: no time, user or host is stored.
     """
 
     def __init__(self, directory: Path, *, name: str, documents_per_shard: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.name, self.documents_per_shard = directory, name, documents_per_shard
         self.shards: list[Path] = []
-        self._tar: webdataset.TarWriter | None = None
+        self._tar: TarWriter | None = None
         self._in_shard = 0
 
     def caption(self, key: str, *, image: bytes, text: str, scene: dict | None = None) -> None:
-        """One image and its text; `scene`, what the picture shows, is kept as KEY.json for checkers."""
+        """One image and its text; `scene`, what the picture shows, is kept as KEY.json."""
         sample: dict = {image_extension(image): image, "txt": text.encode()}
         if scene is not None:
             sample["json"] = json.dumps(scene).encode()
@@ -71,7 +71,7 @@ class ShardWriter:
     def _write(self, key: str, sample: dict) -> None:
         if self._tar is None:
             part = str(self._path.with_suffix(".tar.part"))
-            self._tar = webdataset.TarWriter(part, user="", group="", mtime=0, encoder=False)
+            self._tar = TarWriter(part, user="", group="", mtime=0, encoder=False)
         self._tar.write({"__key__": key, **sample})
         self._in_shard += 1
         if self._in_shard == self.documents_per_shard:

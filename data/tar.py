@@ -1,7 +1,8 @@
 """Reading tar shards: samples as byte ranges, and the members inside such a range.
 
-A sample is a run of adjacent members of one key. `dir.1/cat.0.jpg` has the key `dir.1/cat` and the extension
-`0.jpg`: the first dot of the base name divides them. Hidden files, directories and links are no members.
+A sample is a run of adjacent members of one key. `dir.1/cat.0.jpg` has the key `dir.1/cat` and the
+extension `0.jpg`: the first dot of the base name divides them. Hidden files, directories and links
+are no members.
 """
 
 import tarfile
@@ -21,7 +22,7 @@ ARCHIVE_STARTS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstandard", b"PK": 
 
 @dataclass
 class Sample:
-    """Adjacent members of one key in bytes [start, stop) of the shard; `fault` is a reason to drop it, or ""."""
+    """Adjacent members of one key in bytes [start, stop); `fault` is a reason to drop it, or ""."""
 
     key: str
     start: int
@@ -32,7 +33,7 @@ class Sample:
 
 @dataclass
 class Scan:
-    """What a shard holds, how often each extension; behind byte `damaged_at` nothing can be read (None: all can)."""
+    """What a shard holds; behind byte `damaged_at` nothing can be read (None: all is well)."""
 
     samples: list[Sample] = field(default_factory=list)
     extensions: Counter[str] = field(default_factory=Counter)
@@ -40,7 +41,7 @@ class Scan:
 
 
 def scan(path: Path) -> Scan:
-    """All samples of a shard from its headers; raises UserError for a shard without a readable member."""
+    """All samples of a shard from its headers; raises UserError for what is not a tar."""
     found = Scan()
     by_key: dict[str, Sample] = {}
     size = path.stat().st_size
@@ -109,15 +110,16 @@ def _members_by_tarfile(raw: bytes) -> dict[str, bytes]:
 
 
 def _headers(path: Path, found: Scan) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Every member with the place of the next header; sets `found.damaged_at` when it stops before the end."""
+    """Every member with the place of the next header; sets `damaged_at` if it stops too early."""
     with path.open("rb") as file:
         try:
-            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - an archive of a borrowed file
+            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - owns no file
         except tarfile.TarError:
             raise UserError(_not_a_tar(path)) from None
         try:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # else tarfile keeps every header of the shard
+                # Else tarfile keeps every header of the shard; typeshed does not know the list.
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 yield member, tar.offset
         except tarfile.TarError:
             found.damaged_at = tar.offset

@@ -11,7 +11,7 @@ from nmm.errors import UserError
 
 @dataclass(frozen=True)
 class IdTable:
-    """Which id means what: the model's pieces are 0 .. text_end-1, the sentinels follow, `size` ids in all.
+    """What ids mean: the model's pieces are 0 .. text_end-1, the sentinels follow, `size` in all.
 
     A model without a pad, begin or end piece gets a sentinel for it after the image id.
     """
@@ -26,7 +26,7 @@ class IdTable:
 
 
 class Tokenizer:
-    """A sentencepiece model; `hash` (sha256 of the model's bytes) says which one, `ids` how its ids are laid out."""
+    """A sentencepiece model; `hash` is the sha256 of its bytes, `ids` the table of its ids."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
@@ -34,8 +34,8 @@ class Tokenizer:
             model = Path(path).read_bytes()
         except OSError as error:
             raise UserError(
-                f"data.tokenizer is {path}, which cannot be read ({error.strerror}); train one with "
-                f"`python -m data.prepare.tokenizer`, or correct the path."
+                f"data.tokenizer is {path}, which cannot be read ({error.strerror}); "
+                f"train one with `python -m data.prepare.tokenizer`, or correct the path."
             ) from None
         self.hash = hashlib.sha256(model).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor()
@@ -60,8 +60,8 @@ class Tokenizer:
         """Refuse a model whose embedding table is smaller than the id table."""
         if vocab_size < self.ids.size:
             raise UserError(
-                f"model.vocab_size is {vocab_size} but the tokenizer {self.path} needs {self.ids.size} ids; "
-                f"set model.vocab_size to {self.ids.size} or more."
+                f"model.vocab_size is {vocab_size} but the tokenizer {self.path} needs "
+                f"{self.ids.size} ids; set model.vocab_size to {self.ids.size} or more."
             )
 
 

@@ -1,4 +1,4 @@
-"""How helper processes are started: forked on Linux, so that they share the index and start in milliseconds."""
+"""How helper processes start: forked on Linux, to share the index and be there in milliseconds."""
 
 import multiprocessing
 import sys
@@ -14,7 +14,9 @@ def context() -> BaseContext:
 
 @contextmanager
 def forking() -> Iterator[None]:
-    """Silence Python 3.12's warning that a process with threads forks: our children start no parallel region."""
+    """Silence the warning that a process with threads forks: our children start no threads."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*multi-threaded.*fork", category=DeprecationWarning
+        )
         yield

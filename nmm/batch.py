@@ -71,7 +71,9 @@ class PackedBatch:
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with its tensors on `device`."""
         tensors = [f.name for f in fields(self) if f.name not in ("keys", "dropped")]
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+        return replace(
+            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
+        )
 
 
 def allowed(document: Tensor, image: Tensor) -> Tensor:

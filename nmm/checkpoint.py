@@ -1,8 +1,8 @@
 """Checkpoints of a run: written beside a marker that comes last, found by it, refused when they contradict the config.
 
-    checkpoints/step_00001000/state.json    step, place in the data, cumulative counters, identity
-                             /*.pt          weights and optimizer state, written by the engine
-                             /COMPLETE      empty; its presence says that all the rest is there
+checkpoints/step_00001000/state.json    step, place in the data, cumulative counters, identity
+                         /*.pt          weights and optimizer state, written by the engine
+                         /COMPLETE      empty; its presence says that all the rest is there
 """
 
 import json
@@ -69,16 +69,18 @@ def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None
         )
 
 
-def identity(config: Config, *, fingerprint: str, tokenizer_hash: str, processes: int) -> dict[str, Any]:
+def identity(
+    config: Config, *, fingerprint: str, tokenizer_hash: str, processes: int
+) -> dict[str, Any]:
     """What must not change over the life of a run, by the key that the user sets it with.
 
     The schedule may change for the steps to come; train.py holds it to the rate of the step last taken.
     """
-    data, optim = asdict(config.data), asdict(config.optim)
+    data = asdict(config.data)
     values = {
         "model": {key: v for key, v in asdict(config.model).items() if key != "attention"},
         "data": {key: data[key] for key in ORDER_KEYS},
-        "optim": {key: v for key, v in optim.items() if key != "learning_rate"},
+        "optim": asdict(config.optim),
         "engine": {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision},
         "run": {"seed": config.run.seed},
         "data.sources": {
@@ -105,7 +107,9 @@ def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def refuse_contradiction(saved: dict[str, Any], current: dict[str, Any], *, checkpoint: Path) -> None:
+def refuse_contradiction(
+    saved: dict[str, Any], current: dict[str, Any], *, checkpoint: Path
+) -> None:
     """Stop when the config asks to continue with another model, corpus or global batch."""
     for key in sorted(saved.keys() | current.keys()):
         if saved.get(key) != current.get(key):
@@ -115,7 +119,9 @@ def refuse_contradiction(saved: dict[str, Any], current: dict[str, Any], *, chec
             )
 
 
-def save(engine: Engine, progress: Progress, *, directory: Path, config: CheckpointConfig, world: World) -> None:
+def save(
+    engine: Engine, progress: Progress, *, directory: Path, config: CheckpointConfig, world: World
+) -> None:
     """Write a checkpoint, mark it complete, then remove the ones beyond `keep_last`."""
     tag = f"step_{progress.step:08d}"
     checkpoint = directory / "checkpoints" / tag

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from nmm.tally import Tally
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # ZeRO-3 calls a collective that torch renamed; nothing a user of this project can change.
-warnings.filterwarnings("ignore", message=".*(reduce_scatter|all_gather_into)_tensor.*", category=FutureWarning)
+warnings.filterwarnings(
+    "ignore", message=".*(reduce_scatter|all_gather_into)_tensor.*", category=FutureWarning
+)
 # An inference collective that would be compiled for a quarter of a minute at the first start on a CPU.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -81,7 +84,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     named = list(model.named_parameters())
     torch_decay = config.weight_decay / config.learning_rate
     return [
-        {"params": [p for n, p in named if decays(n)], "weight_decay": torch_decay, "name": "decay"},
+        {
+            "params": [p for n, p in named if decays(n)],
+            "weight_decay": torch_decay,
+            "name": "decay",
+        },
         {"params": [p for n, p in named if not decays(n)], "weight_decay": 0.0, "name": "no_decay"},
     ]
 
@@ -121,6 +128,7 @@ class Engine:
         self.split, self.num_sources, self.world = split, num_sources, world
         self._zero_stage = config.zero_stage
         optimizer = build_optimizer(parameter_groups(model, optim), optim)
+        self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -157,9 +165,7 @@ class Engine:
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 norm = _gradient_norm(self._engine.module)  # stage 0 does not report it
             self._engine.step()
-            tally.add(
-                on_device, token_losses=output.token_losses, positions=output.positions
-            )
+            tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
         add_over_ranks(tally.tables)
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         return StepResult(
@@ -185,9 +191,10 @@ def _gradient_norm(model: nn.Module) -> Tensor:
 
 def read_weights(directory: Path, *, tag: str) -> dict[str, Tensor]:
     """The fp32 weights of a checkpoint on the CPU, whatever the ZeRO stage and number of processes."""
-    plain = torch.load(
-        directory / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
-    )
-    if not list((directory / tag).glob("*zero_pp_rank*optim_states.pt")):
-        return plain["module"]
-    return get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=tag)
+    if not list((directory / tag).glob("*_optim_states.pt")):  # stage 0 keeps all in one file
+        plain = directory / tag / "mp_rank_00_model_states.pt"
+        return torch.load(plain, map_location="cpu", weights_only=False)["module"]
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=tag)
+    assert weights is not None, (directory, tag)
+    return dict(weights)

@@ -13,7 +13,7 @@ from data.corpus import Corpus
 from data.loader import held_out_batches
 from nmm.batch import PackedBatch
 from nmm.checkpoint import Trained, read_run
-from nmm.config import Config
+from nmm.config import Config, Kind
 from nmm.errors import UserError
 from nmm.model import Output
 from nmm.parallel import World, add_over_ranks
@@ -101,19 +101,23 @@ def _image_owners(batch: PackedBatch) -> torch.Tensor:
     return owners
 
 
-def image_gap(trained: Trained, corpus: Corpus, *, kind: str) -> tuple[float, float]:
+def image_gap(trained: Trained, corpus: Corpus, *, kind: Kind) -> tuple[float, float]:
     """Held-out nats per token of the sources of a kind: with their own images, and with those of other documents."""
     world = World(rank=0, size=1, device=next(trained.model.parameters()).device)
     own, other = (Tally.zeros(len(corpus.sources), device=world.device) for _ in range(2))
     batches = held_out(corpus, trained.config, micro_batch=8, world=world)
     for source, (_, of_source) in zip(corpus.sources, batches, strict=True):
-        if source.kind.value == kind:
+        if source.kind is kind:
             for batch in of_source:
                 add_losses(own, trained.model, [batch], device=world.device)
-                add_losses(other, trained.model, [with_images_of_others(batch)], device=world.device)
+                add_losses(
+                    other, trained.model, [with_images_of_others(batch)], device=world.device
+                )
     losses = own.loss(), other.loss()
     if losses[0] is None or losses[1] is None:
-        raise UserError(f"the corpus has no held-out documents of kind {kind}; choose another kind.")
+        raise UserError(
+            f"the corpus has no held-out documents of kind {kind.value}; choose another kind."
+        )
     return losses[0], losses[1]
 
 
@@ -122,12 +126,27 @@ def main() -> None:
         prog="python -m nmm.evaluate",
         description="Held-out losses of the newest checkpoint of a run, in nats per token.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="directory of the run, e.g. runs/demo")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--rows-per-source", type=int, help="most rows of each source (default: as the run)")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="directory of the run, e.g. runs/demo"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of a table"
+    )
+    parser.add_argument(
+        "--image-gap",
+        action="store_true",
+        help="also the loss of captions with the images of other documents: do images matter?",
+    )
+    parser.add_argument(
+        "--rows-per-source", type=int, help="most rows of each source (default: as the run)"
+    )
     arguments = parser.parse_args()
     try:
-        row = _evaluate(arguments.run, rows_per_source=arguments.rows_per_source)
+        row = _evaluate(
+            arguments.run,
+            rows_per_source=arguments.rows_per_source,
+            with_gap=arguments.image_gap,
+        )
     except UserError as error:
         sys.exit(f"error: {error}")
     if arguments.json:
@@ -138,7 +157,7 @@ def main() -> None:
         print(f"  {key:32} {'-' if value is None else f'{value:.4f}'}")
 
 
-def _evaluate(directory: Path, *, rows_per_source: int | None) -> Row:
+def _evaluate(directory: Path, *, rows_per_source: int | None, with_gap: bool) -> Row:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = read_run(directory, device=device)
     config = trained.config
@@ -149,7 +168,11 @@ def _evaluate(directory: Path, *, rows_per_source: int | None) -> Row:
     world = World(rank=0, size=1, device=device)
     for _, batches in held_out(corpus, config, micro_batch=8, world=world):
         add_losses(tally, trained.model, batches, device=device)
-    return {"step": trained.progress.step, **loss_by_kind(tally, corpus)}
+    row = {"step": trained.progress.step, **loss_by_kind(tally, corpus)}
+    if with_gap:
+        own, other = image_gap(trained, corpus, kind=Kind.caption)
+        row |= {"caption/own_images": own, "caption/other_images": other}
+    return row
 
 
 def open_held_out(config: Config) -> Corpus:

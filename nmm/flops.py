@@ -51,16 +51,16 @@ def num_parameters(config: ModelConfig) -> Parameters:
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Training FLOPs of one token by the convention C = 6 N D: forward and backward, attention scores out."""
+    """Training FLOPs of a token by the convention C = 6 N D, which leaves attention scores out."""
     return 6 * num_parameters(config).N_active
 
 
 def memory_bytes(parameters: int, *, zero_stage: int, gpus: int) -> float:
     """Bytes per GPU for weights, gradients and Adam's states; activations are not included.
 
-    bf16 weights and gradients (2 + 2) with float32 master weights and two moments (12); stage 1 splits
-    the 12 over the GPUs, stage 2 the gradients too, stage 3 everything. Stage 0 trains in fp32 only
-    and takes the same 16 bytes (4 + 4 + 8).
+    bf16 weights and gradients (2 + 2) with float32 master weights and two moments (12); stage 1
+    splits the 12 over the GPUs, stage 2 the gradients too, stage 3 everything. Stage 0 trains in
+    fp32 only and takes the same 16 bytes (4 + 4 + 8).
     """
     split = {0: 0, 1: 12, 2: 14, 3: 16}[zero_stage]
     return parameters * (16 - split + split / gpus)

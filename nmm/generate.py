@@ -4,22 +4,32 @@ Legend of shapes: B prompts, L positions, V ids.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.documents import Parts, sequence
+from data.corpus import Corpus
+from data.documents import BadSample, Parts, parse, sequence
 from data.images import decode
+from data.loader import read_document
 from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL, Modality, PackedBatch
-from nmm.checkpoint import read_run
-from nmm.config import ImageConfig
+from nmm.checkpoint import Trained, read_run
+from nmm.config import ImageConfig, Kind
 from nmm.errors import UserError
+from nmm.evaluate import open_held_out
 from nmm.model import Model
+from nmm.plot import caption_figure
+
+PROMPTS_AT_ONCE = 64
+SHOWN = 24
 
 
 @torch.no_grad()
@@ -68,9 +78,7 @@ def _prompt_batch(
     prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfig, room: int
 ) -> tuple[PackedBatch, Tensor]:
     """One prompt a row with `room` free positions after the longest; and int64[B], the prompts' lengths."""
-    sequences = [
-        sequence(parts, tokenizer, image_tokens=image.tokens)[0] for parts in prompts
-    ]
+    sequences = [sequence(parts, tokenizer, image_tokens=image.tokens)[0] for parts in prompts]
     lengths = torch.tensor([len(s.tokens) - 1 for s in sequences])  # without the end
     shape = (len(prompts), int(lengths.max()) + room)
     tokens = torch.full(shape, tokenizer.ids.pad)
@@ -93,7 +101,9 @@ def _prompt_batch(
         image=images,
         position=torch.arange(shape[1], dtype=torch.int32).expand(shape).contiguous(),
         labels=torch.full(shape, NO_LABEL),
-        pixels=torch.from_numpy(np.stack(pixels)) if pixels else torch.zeros((0, side, side, 3), dtype=torch.uint8),
+        pixels=torch.from_numpy(np.stack(pixels))
+        if pixels
+        else torch.zeros((0, side, side, 3), dtype=torch.uint8),
     )
     return batch, lengths
 
@@ -130,50 +140,139 @@ def _choose(logits: Tensor, *, temperature: float, generator: torch.Generator) -
     return torch.multinomial(shares, 1, generator=generator).squeeze(1)
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """A held-out caption document: its image file, what the model wrote, and what the document says."""
+
+    key: str
+    image: bytes
+    written: str
+    reference: str
+
+
+def caption_held_out(trained: Trained, *, count: int, max_tokens: int) -> list[Captioned]:
+    """Greedy captions of the first `count` held-out documents of the caption sources."""
+    corpus = open_held_out(trained.config)
+    documents = list(islice(_caption_documents(corpus), count))
+    captioned: list[Captioned] = []
+    for start in range(0, len(documents), PROMPTS_AT_ONCE):
+        some = documents[start : start + PROMPTS_AT_ONCE]
+        written = generate(
+            trained.model,
+            [[image] for _, image, _ in some],
+            tokenizer=corpus.tokenizer,
+            max_tokens=max_tokens,
+        )
+        captioned += [
+            Captioned(key, image, text, reference)
+            for (key, image, reference), text in zip(some, written, strict=True)
+        ]
+    return captioned
+
+
+def _caption_documents(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
+    """Key, image and text of every readable caption document, in the order of the shards."""
+    for source in corpus.sources:
+        if source.kind is not Kind.caption:
+            continue
+        for shard in source.shards:
+            for number in range(len(shard.index)):
+                try:
+                    image, text = parse(source.kind, read_document(shard, number))
+                    decode(image, corpus.image.side_pixels)
+                except BadSample:
+                    continue
+                yield f"{shard.path.name}/{shard.index.key(number)}", image, text
+
+
+def write_captions(captioned: Sequence[Captioned], directory: Path, *, side_pixels: int) -> None:
+    """captions.jsonl with every caption beside its reference, captions.png with the first of them."""
+    rows = [{"key": c.key, "written": c.written, "reference": c.reference} for c in captioned]
+    (directory / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = captioned[:SHOWN]
+    caption_figure(
+        [decode(c.image, side_pixels) for c in shown],
+        written=[c.written for c in shown],
+        references=[c.reference for c in shown],
+        path=directory / "captions.png",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nmm.generate",
-        description="Let a trained model continue images and text.",
-        epilog='Example: python -m nmm.generate --run runs/demo --image cat.jpg --prompt "a photo of"',
+        description="Let a trained model continue images and text, or caption its held-out images.",
+        epilog='Examples: python -m nmm.generate --run runs/demo --image cat.jpg --prompt "The picture"; '
+        "python -m nmm.generate --run runs/demo --held-out 64",
     )
-    parser.add_argument("--run", type=Path, required=True, help="directory of the run, e.g. runs/demo")
-    parser.add_argument("--image", type=Path, action="append", default=[], help="image before the text; repeatable")
-    parser.add_argument("--prompt", default="", help="text to continue; may be empty after an image")
-    parser.add_argument("--max-tokens", type=int, default=48, help="most tokens to write (default 48)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable (default)")
-    parser.add_argument("--seed", type=int, default=0, help="for a temperature above 0")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="directory of the run, e.g. runs/demo"
+    )
+    parser.add_argument(
+        "--image", type=Path, action="append", default=[], help="image before the text; repeatable"
+    )
+    parser.add_argument(
+        "--prompt", default="", help="text to continue; may be empty after an image"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        metavar="N",
+        help="instead: caption N held-out images, into captions.jsonl and captions.png of the run",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=48, help="most tokens to write (%(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the most probable id (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="for a temperature above 0 (%(default)s)"
+    )
     arguments = parser.parse_args()
     try:
-        print(_answer(arguments))
+        _run(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def _answer(arguments: argparse.Namespace) -> str:
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.max_tokens < 1 or arguments.temperature < 0:
         raise UserError(
-            f"--max-tokens is {arguments.max_tokens} and --temperature is {arguments.temperature}; give at "
-            f"least 1 token and a temperature of 0 or more."
+            f"--max-tokens is {arguments.max_tokens} and --temperature is {arguments.temperature}; "
+            f"give at least 1 token and a temperature of 0 or more."
         )
-    parts: Parts = []
-    for path in arguments.image:
-        if not path.is_file():
-            raise UserError(f"--image {path} does not exist; give the path of a JPEG, PNG, WebP or GIF.")
-        parts.append(path.read_bytes())
-    if arguments.prompt:
-        parts.append(arguments.prompt)
+    missing = [path for path in arguments.image if not path.is_file()]
+    if missing:
+        raise UserError(f"--image {missing[0]} does not exist; give the path of an image file.")
+    if not (arguments.image or arguments.prompt or arguments.held_out):
+        raise UserError("nothing to continue; give --image, --prompt or --held-out.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = read_run(arguments.run, device=device)
-    tokenizer = Tokenizer(trained.config.data.tokenizer)
-    written = generate(
-        trained.model,
-        [parts],
-        tokenizer=tokenizer,
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-    )
-    return arguments.prompt + written[0]
+    if arguments.held_out:
+        captioned = caption_held_out(
+            trained, count=arguments.held_out, max_tokens=arguments.max_tokens
+        )
+        side = trained.config.model.image.side_pixels
+        write_captions(captioned, arguments.run, side_pixels=side)
+        print(f"captioned {len(captioned)} held-out images: {arguments.run / 'captions.png'}")
+        return
+    parts: Parts = [path.read_bytes() for path in arguments.image]
+    parts += [arguments.prompt] if arguments.prompt else []
+    try:
+        written = generate(
+            trained.model,
+            [parts],
+            tokenizer=Tokenizer(trained.config.data.tokenizer),
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+        )
+    except BadSample as bad:
+        raise UserError(
+            f"--image cannot be read ({bad.reason}); give a JPEG, PNG, WebP or GIF."
+        ) from None
+    print(arguments.prompt + written[0])
 
 
 if __name__ == "__main__":

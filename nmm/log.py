@@ -26,7 +26,11 @@ class JsonLog:
 
     def __init__(self, path: Path, *, keep_until_step: int) -> None:
         if path.exists():
-            kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= keep_until_step]
+            kept = [
+                line
+                for line in _complete_lines(path)
+                if json.loads(line)["step"] <= keep_until_step
+            ]
             # Written beside and renamed, so that a kill here leaves either the old file or the new one.
             beside = path.with_suffix(".cut")
             beside.write_text("".join(kept))
@@ -168,7 +172,9 @@ class RunLog:
         self._losses = JsonLog(directory / "losses.jsonl", keep_until_step=first_step)
         self._evals = JsonLog(directory / "evals.jsonl", keep_until_step=first_step)
         self._dropped = JsonLog(directory / "dropped.jsonl", keep_until_step=first_step)
-        self._wandb = WandbMirror(config, directory=directory, name=directory.name, settings=settings)
+        self._wandb = WandbMirror(
+            config, directory=directory, name=directory.name, settings=settings
+        )
         self._console = Console(
             directory / "console.log", first_step=first_step, total_steps=total_steps
         )

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -90,6 +91,30 @@ def schedule_figure(path: Path) -> None:
     right.set(xlabel="fraction of the cooldown", ylim=(0, 1.16), title="shapes of the cooldown")
     right.legend(frameon=False)
     _save(figure, axes=(left, right), path=path)
+
+
+def caption_figure(
+    pictures: Sequence[np.ndarray],
+    *,
+    written: Sequence[str],
+    references: Sequence[str],
+    path: Path,
+) -> None:
+    """Pictures uint8[H, W, 3] in a grid, each with what was written and, in grey, its reference."""
+    columns = 4
+    lines = -(-len(pictures) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.3 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, picture, text, reference in zip(panels, pictures, written, references, strict=False):
+        panel.imshow(picture, interpolation="nearest")
+        texts = [fill(line, width=34) for line in (text, reference)]
+        lower = -0.05 - 0.09 * (1 + texts[0].count("\n"))
+        panel.text(0, -0.05, texts[0], transform=panel.transAxes, va="top", color=BLACK)
+        panel.text(0, lower, texts[1], transform=panel.transAxes, va="top", color="#888888")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
 
 
 def short_count(value: float) -> str:

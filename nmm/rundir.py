@@ -16,7 +16,9 @@ def wall_time() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def write(directory: Path, *, config_yaml: str, overrides: list[str], facts: dict[str, Any], start: dict) -> None:
+def write(
+    directory: Path, *, config_yaml: str, overrides: list[str], facts: dict[str, Any], start: dict
+) -> None:
     """Describe a start of the run; `facts` never change over its life, every `start` is kept in a list.
 
     A start holds the step it continues from and the number of processes; commit, versions and time are added.

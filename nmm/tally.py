@@ -46,7 +46,9 @@ class Tally:
         labels = part[LABELS].sum().item()
         return part[LOSS].sum().item() / labels if labels else None
 
-    def count(self, table: int, *, source: int | None = None, modality: Modality | None = None) -> int:
+    def count(
+        self, table: int, *, source: int | None = None, modality: Modality | None = None
+    ) -> int:
         """The LABELS or TOKENS of a margin."""
         return round(self._part(source, modality)[table].sum().item())
 
@@ -89,7 +91,9 @@ def token_keys(tally: Tally, *, sources: Sequence[str]) -> dict[str, int]:
     return {
         "tokens": tally.count(TOKENS),
         **{f"tokens/modality/{m.name}": tally.count(TOKENS, modality=m) for m in TOKEN_MODALITIES},
-        **{f"tokens/source/{name}": tally.count(TOKENS, source=i) for i, name in enumerate(sources)},
+        **{
+            f"tokens/source/{name}": tally.count(TOKENS, source=i) for i, name in enumerate(sources)
+        },
     }
 
 

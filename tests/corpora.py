@@ -1,4 +1,4 @@
-"""Small real corpora for tests: JPEG shards of all three kinds and a sentencepiece model, made once per session."""
+"""Small real corpora for tests: JPEG shards of all kinds and a tokenizer, once per session."""
 
 import atexit
 import shutil
@@ -18,7 +18,26 @@ from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
 
 IMAGE = ImageConfig(side_pixels=16, patch_pixels=4)
 VOCAB_SIZE = 512
-WORDS = "the small red circle stands above two green squares while seven blue triangles wait beside an open gate".split()
+WORDS = [
+    "the",
+    "small",
+    "red",
+    "circle",
+    "stands",
+    "above",
+    "two",
+    "green",
+    "squares",
+    "while",
+    "seven",
+    "blue",
+    "triangles",
+    "wait",
+    "beside",
+    "an",
+    "open",
+    "gate",
+]
 KINDS = (Kind.caption, Kind.interleaved, Kind.text)
 
 
@@ -42,29 +61,38 @@ def scratch() -> Path:
     return directory
 
 
-@cache
-def tokenizer_path() -> Path:
-    """A model of 300 pieces with byte fallback, trained on the words of this file."""
-    path = scratch() / "tokenizer.model"
+def train_tokenizer(path: Path, **options: object) -> Path:
+    """A model trained on the words of this file, with our tool's ids unless `options` differ."""
     rng = np.random.default_rng(0)
+    ours = {
+        "pad_id": 0,
+        "unk_id": 1,
+        "bos_id": 2,
+        "eos_id": 3,
+        "byte_fallback": True,
+        "vocab_size": 300,
+    }
     with path.open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(sentence(rng, 12) for _ in range(200)),
             model_writer=model,
             model_type="bpe",
-            vocab_size=300,
-            byte_fallback=True,
             hard_vocab_limit=False,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
             minloglevel=2,
+            **{**ours, **options},
         )
     return path
 
 
-def write_shards(directory: Path, *, kind: Kind, name: str, documents: int, per_shard: int, seed: int) -> None:
+@cache
+def tokenizer_path() -> Path:
+    """A model of 300 pieces with byte fallback."""
+    return train_tokenizer(scratch() / "tokenizer.model")
+
+
+def write_shards(
+    directory: Path, *, kind: Kind, name: str, documents: int, per_shard: int, seed: int
+) -> None:
     """`documents` samples whose lengths differ widely; texts and stories beyond 64 tokens occur."""
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     with ShardWriter(directory, name=name, documents_per_shard=per_shard) as writer:
@@ -73,7 +101,10 @@ def write_shards(directory: Path, *, kind: Kind, name: str, documents: int, per_
             if kind is Kind.caption:
                 writer.caption(key, image=jpeg(rng), text=sentence(rng, int(rng.integers(2, 12))))
             elif kind is Kind.interleaved:
-                story = [(jpeg(rng), sentence(rng, int(rng.integers(1, 20)))) for _ in range(rng.integers(1, 5))]
+                story = [
+                    (jpeg(rng), sentence(rng, int(rng.integers(1, 20))))
+                    for _ in range(rng.integers(1, 5))
+                ]
                 writer.interleaved(key, [part for pair in story for part in pair])
             else:
                 writer.text(key, sentence(rng, int(rng.choice([1, 5, 20, 100]))))

@@ -1,6 +1,8 @@
 """Converters: nothing lost, splits disjoint, same bytes twice, bad input counted or refused."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -216,3 +218,16 @@ def test_refusals(
     message = refused(capsys, *filled, "--out", tmp_path / "out")
     assert part in message
     assert not list(tmp_path.rglob("*.tar*"))
+
+
+def test_the_example_of_the_documentation_writes_readable_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path("docs/data-format.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("cat.jpg").write_bytes(jpeg(1))
+    subprocess.run([sys.executable, "-c", example], check=True)
+    assert read(Kind.caption, tmp_path, "caption") == [[jpeg(1), "A cat sleeps."]]
+    assert read(Kind.interleaved, tmp_path, "interleaved") == [["A cat:", jpeg(1), "It sleeps."]]
+    assert read(Kind.text, tmp_path, "text") == [["The cat slept until noon."]]

@@ -91,7 +91,6 @@ def test_lengths_that_do_not_fit_are_refused(values: dict, parts: tuple[str, ...
 @pytest.mark.parametrize(
     ("values", "key"),
     [
-        ({}, "schedule.total_tokens"),
         ({"total_tokens": 1, "total_steps": 1}, "schedule.total_steps is 1"),
         ({"total_steps": 1, "warmup_steps": 1, "warmup_tokens": 1}, "schedule.warmup_tokens is 1"),
         ({"total_steps": 0}, "schedule.total_steps is 0"),

@@ -126,14 +126,21 @@ def test_another_model_is_not_overwritten(shards: Path, model: Path) -> None:
         (["--vocab-size=100"], "--vocab-size is 100"),
         (["--characters=0"], "--characters is 0"),
         (["--source=prose=x"], "--source is prose=x"),
-        (["--source=text=none/*.tar"], "--source is text=none/\\*.tar, which names no file"),
-        ([f"--source=text={__file__}"], "not a tar"),
+        (["--source=text=none/*.tar"], "--source text is none/\\*.tar"),
+        ([f"--source=text={__file__}"], "matches no .tar file"),
     ],
 )
 def test_refusals(shards: Path, tmp_path: Path, extra: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         train(shards, tmp_path / "t.model", *extra)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    page = tmp_path / "page.tar"
+    page.write_text("<html>")
+    with pytest.raises(SystemExit, match=r"page\.tar is not a tar"):
+        tokenizer.main([f"--source=text={page}", f"--out={tmp_path}/t", "--vocab-size=400"])
 
 
 def test_shards_of_another_kind_hold_no_text(shards: Path, tmp_path: Path) -> None:

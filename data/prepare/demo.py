@@ -4,30 +4,33 @@ import argparse
 import json
 import sys
 import time
+from math import inf
 from pathlib import Path
 from random import Random
 
-from data.prepare import prose, scenes
+from data.prepare import index, prose, scenes, tokenizer
 from data.prepare.stories import story
 from data.shards import ShardWriter
+from nmm.config import Kind
 from nmm.errors import UserError
 
-CAPTIONS, STORIES, TEXT_CHARACTERS = 8_000, 2_000, 1_500_000  # of the train split at size 1
-HELD_OUT_CAPTIONS, HELD_OUT_STORIES, HELD_OUT_TEXTS = 256, 128, 128  # at size 1 and above
+CAPTIONS, STORIES, TEXT_CHARACTERS = 10_000, 3_000, 1_000_000  # of the train split at size 1
+HELD_OUT_CAPTIONS, HELD_OUT_STORIES, HELD_OUT_TEXTS = 256, 128, 128  # from size 1 on
 FEWEST = 8
-PAIR_FRACTION = 0.6
+PAIR_FRACTION = 0.5
 MOST_DOCUMENTS_PER_SHARD = 4_096
 SPLITS = ("train", "held_out")
+VOCAB_SIZE = 2000  # with the image id and some room it fits the 2,048 of conf/model/tiny.yaml
 
 
 def render(out: Path, *, size: float, seed: int) -> None:
-    """Write OUT/{caption,interleaved,text}/{train,held_out}-NNNNNN.tar; leave a finished corpus alone.
+    """Write OUT/{caption,interleaved,text}/{train,held_out}-NNNNNN.tar; leave a finished one alone.
 
     The bytes depend on size, seed and the installed packages. OUT/COMPLETE comes last and holds the
     parameters; what an interrupted run left is made anew. Raises UserError where a finished corpus
     has other parameters, and for a folder that holds something else.
     """
-    if size <= 0:
+    if not 0 < size < inf:
         raise UserError(f"--size is {size}; set it above 0 (1.0 is what the demo trains on).")
     asked = json.dumps({"size": size, "seed": seed})
     if _finished(out, asked=asked):
@@ -47,13 +50,13 @@ def render(out: Path, *, size: float, seed: int) -> None:
 
 
 def _finished(out: Path, *, asked: str) -> bool:
-    """Is this very corpus there? False where it must be made; refuses anything else in its place."""
+    """Is this very corpus there? False where it must be made; refuses other content."""
     complete = out / "COMPLETE"
     if complete.exists():
         found = complete.read_text()
         if found != asked:
             raise UserError(
-                f"--out is {out}, which holds a corpus made with {found}, but {asked} is asked for; "
+                f"--out is {out}, a corpus made with {found}, and {asked} is asked for; "
                 f"choose another --out, or delete that folder."
             )
         return True
@@ -92,7 +95,7 @@ def _stories(folder: Path, *, split: str, size: float, seed: int) -> None:
 
 
 def _texts(folder: Path, *, size: float, seed: int) -> None:
-    """Documentation strings of the installed packages, until both splits are full or all is used."""
+    """Documentation strings of the installed packages, until both splits are full."""
     wanted, wanted_held_out = (
         round(TEXT_CHARACTERS * size),
         _at_least_few(HELD_OUT_TEXTS * min(size, 1)),
@@ -139,14 +142,26 @@ def _writer(folder: Path, *, split: str, documents: int) -> ShardWriter:
     return ShardWriter(folder, name=split, documents_per_shard=max(1, -(-documents // shards)))
 
 
+def tokenize_and_index(corpus: Path) -> None:
+    """OUT/tokenizer.model, and an index beside every shard; what is there and fits is left alone."""
+    model = corpus / "tokenizer.model"
+    shards = {kind: sorted((corpus / kind.value).glob("*.tar")) for kind in Kind}
+    if not model.exists():
+        train = [(kind, [s for s in shards[kind] if s.name.startswith("train")]) for kind in Kind]
+        tokenizer.make(train, vocab_size=VOCAB_SIZE, characters=2_000_000, seed=0, out=model)
+    for kind in Kind:
+        index.index_shards(shards[kind], kind=kind, tokenizer=model)
+    print(f"{corpus}: every shard is indexed with {model.name}", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line of `python -m data.prepare.demo`."""
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare.demo",
-        description="Make the demo corpus: WebDataset shards of pictures with captions, of stories in "
-        "pictures, and of text taken from the documentation of the installed packages. Needs no download. "
-        "A finished corpus is left alone; an interrupted one is made anew.",
-        epilog="Afterwards the shards lie in OUT/{caption,interleaved,text}/{train,held_out}-000000.tar. "
+        description="Make the demo corpus: WebDataset shards of pictures with captions, of stories "
+        "in pictures, and of text from the documentation of the installed packages, with a tokenizer and an "
+        "index: ready to train on. Downloads nothing. A finished corpus is left alone; an interrupted one is made anew.",
+        epilog="The shards lie in OUT/{caption,interleaved,text}/{train,held_out}-000000.tar. "
         "Look into one with: tar tf data/corpora/demo/caption/held_out-000000.tar",
     )
     parser.add_argument(
@@ -159,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--size",
         type=float,
         default=1.0,
-        help="how much, as a multiple of the demo's 8,000 captions, 2,000 stories and 1.5 million "
+        help="how much, as a multiple of the demo's 10,000 captions, 3,000 stories and 1 million "
         "characters of text (default: %(default)s)",
     )
     parser.add_argument(
@@ -171,6 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         render(options.out, size=options.size, seed=options.seed)
+        tokenize_and_index(options.out)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -1,9 +1,10 @@
-"""Count every document of tar shards once, so that training can plan its rows from the counts alone.
+"""Count the tokens of every document once, so that training can plan its rows from the counts.
 
     python -m data.prepare.index --kind caption --shards 'DIR/train-*.tar' --tokenizer PATH
 
-Writes DIR/train-000000.tar.index beside DIR/train-000000.tar, and so on, and prints what was found and what
-was dropped, by reason. Shards whose index is fresh are skipped. Index again after changing the tokenizer.
+Writes DIR/train-000000.tar.index beside DIR/train-000000.tar, and so on, and prints what was found
+and what was dropped, by reason. Shards whose index is fresh are skipped. Index again after changing
+the tokenizer.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def index_shards(
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ShardIndex]:
-    """Index every shard that has no fresh index; raises UserError at the end, when some could not be indexed."""
+    """Index every shard that has no fresh index; raises UserError at the end if some failed."""
     work = partial(_index_one, kind=kind, tokenizer=Tokenizer(tokenizer), force=force)
     if workers <= 1:
         return _collect(map(work, shards), total=len(shards), progress=progress)
@@ -54,12 +55,17 @@ def table(indexes: list[ShardIndex]) -> str:
         ("text tokens", sum(index.text_tokens for index in indexes), ""),
         ("images", sum(index.images for index in indexes), ""),
         ("dropped", dropped.total(), ""),
-        *((f"  {reason}", count, f"first: {examples[reason]}") for reason, count in dropped.most_common()),
+        *(
+            (f"  {reason}", count, f"first: {examples[reason]}")
+            for reason, count in dropped.most_common()
+        ),
     ]
     return "\n".join(f"{name:<22}{count:>16,}  {note}".rstrip() for name, count, note in rows)
 
 
-def _index_one(shard: Path, *, kind: Kind, tokenizer: Tokenizer, force: bool) -> ShardIndex | UserError:
+def _index_one(
+    shard: Path, *, kind: Kind, tokenizer: Tokenizer, force: bool
+) -> ShardIndex | UserError:
     if not force:
         try:
             return load(shard, kind=kind, tokenizer=tokenizer)
@@ -85,7 +91,11 @@ def _collect(
             indexes.append(result)
         progress(done, total)
     if errors:
-        others = f" ({len(errors)} of {total} shards cannot be indexed; this is the first.)" if total > 1 else ""
+        others = (
+            f" ({len(errors)} of {total} shards cannot be indexed; this is the first.)"
+            if total > 1
+            else ""
+        )
         raise UserError(f"{errors[0]}{others}")
     return indexes
 
@@ -105,12 +115,18 @@ def main(argv: list[str] | None = None) -> None:
         "--kind",
         required=True,
         choices=[kind.value for kind in Kind],
-        help="layout of the samples: caption = one image and its text, interleaved = images and texts in "
-        "reading order, text = text only (docs/data-format.md)",
+        help="layout of the samples: caption = one image and its text, interleaved = images and "
+        "texts in reading order, text = text only (docs/data-format.md)",
     )
-    parser.add_argument("--shards", required=True, help="glob of the .tar files; quote it: 'DIR/train-*.tar'")
-    parser.add_argument("--tokenizer", required=True, help="the sentencepiece model that training will use")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--shards", required=True, help="glob of the .tar files; quote it: 'DIR/train-*.tar'"
+    )
+    parser.add_argument(
+        "--tokenizer", required=True, help="the sentencepiece model that training will use"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
     parser.add_argument("--force", action="store_true", help="index again what has a fresh index")
     options = parser.parse_args(argv)
     try:

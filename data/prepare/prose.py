@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 # Read in turn, always from the one that gave least so far. The standard library comes last, where
-# these run dry, because its text changes with the Python version and theirs with the lock file alone.
+# these run dry: its text changes with the Python version and theirs with the lock file only.
 PACKAGES = (
     "torch",
     "numpy",

@@ -76,7 +76,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, without the jitter. The first group is above, or to the left."""
+    """What a picture shows, without sizes and tones. The first group is above, or to the left."""
 
     groups: tuple[Group, ...]
     axis: Axis
@@ -103,13 +103,13 @@ class Placed:
 def words_named_in(caption: str) -> set[str]:
     """The colour and shape words of a text, plural folded to singular."""
     singular = {plural: shape for shape, plural in SHAPES.items()}
-    words = {singular.get(word, word) for word in re.findall(r"[a-z]+", caption.lower())}
-    return words & (COLOURS.keys() | SHAPES.keys())
+    words = [singular.get(word, word) for word in re.findall(r"[a-z]+", caption.lower())]
+    return {*COLOURS, *SHAPES}.intersection(words)
 
 
 def words_true_of(scene: dict) -> set[str]:
     """The colour and shape words that name something in a picture; `scene` is stored beside it."""
-    return {placed[field] for placed in scene["objects"] for field in ("colour", "shape")}
+    return {word for thing in scene["objects"] for word in (thing["colour"], thing["shape"])}
 
 
 def random_scene(rng: Random, *, held_out: bool, pair: bool) -> Scene:
@@ -144,7 +144,7 @@ def caption(rng: Random, scene: Scene) -> str:
 
 
 def place(rng: Random, scene: Scene) -> list[Placed]:
-    """Where the objects lie: in a 2 x 2 grid, one alone halfway, all with jitter.
+    """Where the objects lie: in a 2 x 2 grid, one alone halfway; sizes vary.
 
     Two red rings above a blue square, and a red ring to the left of two blue squares:
 
@@ -156,23 +156,24 @@ def place(rng: Random, scene: Scene) -> list[Placed]:
         group = scene.groups[0]
         cells = [(16, 16), (48, 16), (16, 48), (48, 48)]
         centres = [(32, 32)] if group.count == 1 else sorted(rng.sample(cells, group.count))
-        return [_jittered(rng, group, centre=centre) for centre in centres]
+        return [_sized(rng, group, centre=centre) for centre in centres]
     placed = []
     for group, across in zip(scene.groups, (16, 48), strict=True):
         for along in (32,) if group.count == 1 else (16, 48):
             centre = (along, across) if scene.axis is Axis.vertical else (across, along)
-            placed.append(_jittered(rng, group, centre=centre))
+            placed.append(_sized(rng, group, centre=centre))
     return placed
 
 
-def _jittered(rng: Random, group: Group, *, centre: tuple[int, int]) -> Placed:
-    size = rng.randint(24, 26)
-    left, top = (c - size // 2 + rng.randint(-1, 1) for c in centre)
+def _sized(rng: Random, group: Group, *, centre: tuple[int, int]) -> Placed:
+    """An object of random size. Places are fixed: shapes that move freely take longer to learn."""
+    size = rng.randint(22, 28)
+    left, top = (c - size // 2 for c in centre)
     return Placed(group.shape, group.colour, left=left, top=top, size=size)
 
 
 def render(rng: Random, scene: Scene) -> tuple[bytes, dict]:
-    """A scene as a JPEG of SIDE x SIDE pixels, and what it shows, as kept beside it in the shard."""
+    """A scene as a JPEG of SIDE x SIDE pixels, and what it shows, as kept beside it."""
     placed = place(rng, scene)
     picture = _background(scene.background, rng.randrange(8)).copy()
     for thing in placed:

@@ -14,7 +14,6 @@ space). Pad is 0, unknown 1, begin 2, end 3. The same shards and options give th
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from glob import glob
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -22,12 +21,29 @@ from random import Random
 import sentencepiece
 
 from data import tar
+from data.corpus import find_shards
 from data.documents import BadSample, parse
 from nmm.config import Kind
 from nmm.errors import UserError
 
 LEAST_PER_SHARD = 50_000
 LONGEST_LINE_BYTES = 1 << 24
+
+
+def make(
+    sources: list[tuple[Kind, list[Path]]],
+    *,
+    vocab_size: int,
+    characters: int,
+    seed: int,
+    out: Path,
+) -> None:
+    """Sample, train and save; `sources` holds the kind and the shards of each."""
+    texts = _collect(sources, characters=characters, seed=seed)
+    if not any(text.strip() for text in texts):
+        raise UserError(f"--source {sources[0][0].value} holds no text; check its KIND and its glob.")
+    _save(train(texts, vocab_size=vocab_size), out)
+    print(f"wrote {out} with {vocab_size} pieces", flush=True)
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> bytes:
@@ -106,10 +122,7 @@ def _sources(arguments: list[str]) -> list[tuple[Kind, list[Path]]]:
                 f"--source is {argument}; write KIND='GLOB' with a KIND of "
                 f"{', '.join(Kind.__members__)}."
             )
-        shards = [Path(name) for name in sorted(glob(pattern, recursive=True))]
-        if not shards:
-            raise UserError(f"--source is {argument}, which names no file; correct the glob.")
-        found.append((Kind[kind], shards))
+        found.append((Kind[kind], find_shards(pattern, key=f"--source {kind}")))
     return found
 
 
@@ -155,16 +168,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.characters < 1:
             raise UserError(f"--characters is {options.characters}; set it above 0.")
-        sources = _sources(options.source)
-        texts = _collect(sources, characters=options.characters, seed=options.seed)
-        if not any(text.strip() for text in texts):
-            raise UserError(
-                f"--source is {options.source[0]}, which holds no text; check its KIND."
-            )
-        _save(train(texts, vocab_size=options.vocab_size), options.out)
+        make(
+            _sources(options.source),
+            vocab_size=options.vocab_size,
+            characters=options.characters,
+            seed=options.seed,
+            out=options.out,
+        )
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {options.out} with {options.vocab_size} pieces")
 
 
 if __name__ == "__main__":

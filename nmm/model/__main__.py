@@ -1,4 +1,4 @@
-"""`python -m nmm.model describe`: what a configuration amounts to, before anything is built or trained."""
+"""`python -m nmm.model describe`: what a configuration amounts to, before anything is built."""
 
 import argparse
 import json
@@ -22,11 +22,11 @@ GPUS = (1, 8, 64)
 
 DESCRIPTION = """\
 Print the size of a model, part by part, the cost of a token and the memory its training takes.
-Nothing is built: the numbers follow from the configuration and agree with the built model exactly."""
+Nothing is built: the numbers follow from the configuration and are those of the built model."""
 
 EXAMPLES = """\
 examples:
-  python -m nmm.model describe                                 the default model (conf/model/tiny.yaml)
+  python -m nmm.model describe                                 the default, conf/model/tiny.yaml
   python -m nmm.model describe model=early_275m                a preset of conf/model/
   python -m nmm.model describe model=early_275m model.depth=12 with one value changed
   python -m nmm.model describe model=early_275m --json         for programs
@@ -48,7 +48,7 @@ def model_config(overrides: Sequence[str]) -> ModelConfig:
 
 
 def sentence(error: Exception) -> str:
-    """One line for a user: what the libraries say and its cause, without their lists of internals."""
+    """One line for a user: what a library says and why, without its lists of internals."""
     said = [str(e).partition("Config search path")[0] for e in (error, error.__cause__) if e]
     lines = (text.partition("full_key:")[0].partition("To append")[0] for text in said)
     return " ".join(" ".join(lines).split())
@@ -71,8 +71,8 @@ def table(model: ModelConfig) -> str:
     """The same for people, with the memory plan."""
     parameters = num_parameters(model)
     lines = [
-        f"width {model.width}, depth {model.depth}, heads {model.heads} of {model.head_dim} channels, "
-        f"feed-forward {model.ffn_hidden}, {model.vocab_size:,} ids,",
+        f"width {model.width}, depth {model.depth}, heads {model.heads} of {model.head_dim} "
+        f"channels, feed-forward {model.ffn_hidden}, {model.vocab_size:,} ids,",
         f"{model.image.tokens} tokens per image of {model.image.side_pixels} pixels "
         f"in patches of {model.image.patch_pixels}",
         "",

@@ -1,4 +1,4 @@
-"""One decoder block: pre-norm attention and pre-norm feed-forward, each added to the residual stream.
+"""One decoder block: pre-norm attention and pre-norm feed-forward, both residual.
 
 Legend of shape suffixes: B rows, L tokens of a row, D width.
 """

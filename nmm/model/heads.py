@@ -3,18 +3,20 @@
 Legend of shape suffixes: N positions, D width, V ids.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Head(nn.Linear):
-    """hidden [N, D] -> logits [N, V]; with labels int64[N] -> float32[N], each label's loss in nats."""
+class Head(nn.Module):
+    """hidden [N, D] -> logits [N, V]; with labels int64[N] -> float32[N], their losses in nats."""
 
     def __init__(self, width: int, *, vocab_size: int) -> None:
-        super().__init__(width, vocab_size, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        logits = super().forward(hidden)
+        logits = F.linear(hidden, self.weight)
         if labels is None:
             return logits
         return F.cross_entropy(logits.float(), labels, reduction="none")

@@ -14,11 +14,12 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 
-class PatchEmbedding(nn.Linear):
+class PatchEmbedding(nn.Module):
     """uint8 pixels [M, side, side, 3] -> [M, T, D], patches in reading order, without a bias."""
 
     def __init__(self, config: ImageConfig, *, width: int) -> None:
-        super().__init__(config.patch_values, width, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, config.patch_values))
         self.side_pixels = config.side_pixels
         self.patch_pixels = config.patch_pixels
 
@@ -41,8 +42,8 @@ def cut(pixels: Tensor, *, patch_pixels: int) -> Tensor:
 def place(patches_MTD: Tensor, *, into_BLD: Tensor, image_BL: Tensor) -> Tensor:
     """`into` with the k-th position of image m replaced by its k-th patch.
 
-    An image's positions are contiguous in its row. With no images the patches stay in the graph with
-    gradients of zero, so that processes with and without images run the same collectives.
+    An image's positions are contiguous in its row. With no images the patches stay in the graph
+    with gradients of zero, so that processes with and without images run the same collectives.
 
         image  0 1 1 1 1 0 2 2 2 2      reads patch  . 0 1 2 3 . 4 5 6 7
     """

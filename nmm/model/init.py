@@ -1,7 +1,7 @@
 """One table that says how every parameter begins and whether weight decay shrinks it.
 
-The scales are open_lm's: truncated normal with std 1/sqrt(fan_in), cut at three std; projections that
-write to the residual stream are divided by sqrt(2 * (layer + 1)).
+The scales are open_lm's: truncated normal with std 1/sqrt(fan_in), cut at three std; projections
+that write to the residual stream are divided by sqrt(2 * (layer + 1)).
 """
 
 import hashlib

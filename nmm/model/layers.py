@@ -1,6 +1,6 @@
 """The layers that every block is made of: a gain-only norm and the SwiGLU feed-forward.
 
-Legend of shape suffixes: D width, F hidden size of the feed-forward; `x_D` has any leading dimensions.
+Legend of shape suffixes: D width, F hidden size of the feed-forward; leading dimensions are free.
 """
 
 import torch.nn.functional as F

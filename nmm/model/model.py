@@ -79,7 +79,7 @@ class Model(nn.Module):
 
 
 def build(config: ModelConfig, *, seed: int) -> Model:
-    """A model on the CPU in float32 with its initial weights, a pure function of config and seed."""
+    """A float32 model on the CPU with its initial weights, a pure function of config and seed."""
     with torch.device("meta"):
         model = Model(config)
     model.to_empty(device="cpu")

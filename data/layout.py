@@ -1,0 +1,137 @@
+"""Planned rows become a batch: documents are read, decoded, and laid out as in nmm/batch.py."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data import documents, images, index
+from data.corpus import Corpus, Shard
+from data.documents import BadSample, Sequence
+from data.plan import Piece, RowPlan
+from nmm.batch import NO_LABEL, Dropped, Modality, PackedBatch
+from nmm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document that was read: its tokens, and pixels uint8[side, side, 3] of every image."""
+
+    sequence: Sequence
+    pixels: list[np.ndarray]
+
+
+def build(rows: list[RowPlan], *, corpus: Corpus, row_tokens: int) -> PackedBatch:
+    """The batch of planned rows; raises UserError.
+
+    A document that turns out bad keeps its place as padding; its first piece lists it.
+    """
+    page = Page(len(rows), row_tokens, corpus=corpus)
+    read: dict[tuple[int, int, int], Document | BadSample] = {}
+    for row, pieces in enumerate(rows):
+        stop = 0
+        for piece in pieces:
+            start, stop = stop, stop + piece.stop - piece.start
+            place = (piece.source, piece.shard, piece.document)
+            if place not in read:
+                read[place] = _read(piece, corpus=corpus)
+            found = read[place]
+            if isinstance(found, Document):
+                page.draw(found, piece, row=row, here=slice(start, stop))
+            elif piece.start == 0:
+                page.dropped.append(_dropped(piece, corpus=corpus, reason=found.reason))
+    return page.batch()
+
+
+class Page:
+    """The arrays of one batch, all padding at first."""
+
+    def __init__(self, rows: int, row_tokens: int, *, corpus: Corpus) -> None:
+        shape = (rows, row_tokens)
+        self.corpus = corpus
+        self.tokens = np.full(shape, corpus.tokenizer.ids.pad, np.int64)
+        self.labels = np.full(shape, NO_LABEL, np.int64)
+        self.modality, self.source = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        self.document, self.image, self.position = (np.zeros(shape, np.int32) for _ in range(3))
+        self.pixels: list[np.ndarray] = []
+        self.keys: list[list[str]] = [[] for _ in range(rows)]
+        self.dropped: list[Dropped] = []
+
+    def draw(self, document: Document, piece: Piece, *, row: int, here: slice) -> None:
+        """Put a piece at the positions `here` of a row, as the row's next document."""
+        self.keys[row].append(_key(piece, corpus=self.corpus))
+        sequence, there = document.sequence, slice(piece.start, piece.stop)
+        in_document = sequence.image[there]
+        is_image = in_document > 0
+        self.tokens[row, here] = sequence.tokens[there]
+        self.labels[row, here] = sequence.labels[there]
+        self.modality[row, here] = np.where(is_image, Modality.image, Modality.text)
+        self.source[row, here] = piece.source
+        self.document[row, here] = len(self.keys[row])
+        self.position[row, here] = np.arange(piece.stop - piece.start)
+        if is_image.any():
+            first, last = in_document[is_image][[0, -1]]
+            self.image[row, here] = np.where(
+                is_image, in_document - first + 1 + len(self.pixels), 0
+            )
+            self.pixels += document.pixels[first - 1 : last]
+
+    def batch(self) -> PackedBatch:
+        side = self.corpus.image.side_pixels
+        no_pixels = np.zeros((0, side, side, 3), np.uint8)
+        return PackedBatch(
+            tokens=torch.from_numpy(self.tokens),
+            modality=torch.from_numpy(self.modality),
+            source=torch.from_numpy(self.source),
+            document=torch.from_numpy(self.document),
+            image=torch.from_numpy(self.image),
+            position=torch.from_numpy(self.position),
+            labels=torch.from_numpy(self.labels),
+            pixels=torch.from_numpy(np.stack(self.pixels) if self.pixels else no_pixels),
+            keys=self.keys,
+            dropped=self.dropped,
+        )
+
+
+def read_document(shard: Shard, number: int) -> dict[str, bytes]:
+    """Extension -> bytes of the members of a shard's document; raises UserError."""
+    place = shard.index
+    start, stop, crc = (int(column[number]) for column in (place.start, place.stop, place.crc))
+    return index.document_bytes(shard.path, start=start, stop=stop, crc=crc)
+
+
+def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
+    """The whole document of a piece: one bad image drops all of its pieces. Raises UserError."""
+    source = corpus.sources[piece.source]
+    shard = source.shards[piece.shard]
+    members = read_document(shard, piece.document)
+    try:
+        parts = documents.parse(source.kind, members)
+        pixels = [
+            images.decode(part, corpus.image.side_pixels)
+            for part in parts
+            if isinstance(part, bytes)
+        ]
+    except BadSample as bad:
+        return bad
+    sequence, segments = documents.sequence(
+        parts, corpus.tokenizer, image_tokens=corpus.image.tokens
+    )
+    if not np.array_equal(segments, shard.index.segments(piece.document)):
+        raise UserError(
+            f"{shard.path}: document {shard.index.key(piece.document)} has other token counts "
+            f"than its index says (was it indexed with another version of sentencepiece?); "
+            f"run `python -m data.prepare.index` with --force."
+        )
+    return Document(sequence, pixels)
+
+
+def _key(piece: Piece, *, corpus: Corpus) -> str:
+    shard = corpus.sources[piece.source].shards[piece.shard]
+    return f"{shard.path.name}/{shard.index.key(piece.document)}"
+
+
+def _dropped(piece: Piece, *, corpus: Corpus, reason: str) -> Dropped:
+    source = corpus.sources[piece.source]
+    shard = source.shards[piece.shard]
+    return Dropped(source.name, shard.path.name, shard.index.key(piece.document), reason)

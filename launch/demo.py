@@ -1,0 +1,109 @@
+"""The whole loop in miniature, `make demo`: each step is a command that you can run yourself."""
+
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.prepare.scenes import words_named_in, words_true_of
+from nmm.log import duration
+
+CORPUS = Path("data/corpora/demo")
+RUN = Path("runs/demo")
+TRAIN = (
+    "train.py",
+    "run.name=demo",
+    "engine.precision=fp32",
+    "schedule.total_steps=500",
+    "checkpoint.every_steps=100",
+)
+HELD_OUT_CAPTIONS = 128
+
+
+def main() -> None:
+    start = time.perf_counter()
+    step("the corpus, its tokenizer and its index", "-m", "data.prepare.demo")
+    step("training", *TRAIN)
+    step(
+        "captions of held-out images",
+        "-m",
+        "nmm.generate",
+        "--run",
+        f"{RUN}",
+        "--held-out",
+        f"{HELD_OUT_CAPTIONS}",
+    )
+    gap = step(
+        "do images matter?",
+        "-m",
+        "nmm.evaluate",
+        "--run",
+        f"{RUN}",
+        "--image-gap",
+        "--json",
+        quiet=True,
+    )
+    report(json.loads(gap))
+    step("the loss curves", "-m", "nmm.plot", "--run", f"{RUN}")
+    print(
+        f"""
+The demo took {duration(time.perf_counter() - start)}. Everything of the run is in {RUN}/:
+  losses.jsonl, evals.jsonl   every number of training and of the held-out evaluation
+  loss.png                    the loss curves
+  captions.png                held-out images with the captions that the model wrote
+  checkpoints/                run the training command above with a larger schedule.total_steps to go on
+  config.yaml, manifest.json  what was asked, and with which versions
+The shards it trained on are in {CORPUS}/. Next: README.md, "Your own shards"."""
+    )
+
+
+def step(title: str, *arguments: str, quiet: bool = False) -> str:
+    """Say what comes and run it; its output is shown, or returned when `quiet`. Stops the demo when it fails."""
+    print(f"\n== {title}\n$ python {' '.join(arguments)}", flush=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], stdout=subprocess.PIPE if quiet else None, text=True
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+def report(evaluation: dict) -> None:
+    """The two numbers that say whether the model looks at its images."""
+    own, other = evaluation["caption/own_images"], evaluation["caption/other_images"]
+    print(
+        f"captions cost {own:.3f} nats per token with their own images and {other:.3f} with those of other "
+        f"documents: {other - own:.2f} nats are known from the picture (at least 0.5 expected)"
+    )
+    verdicts = list(true_captions())
+    print(
+        f"{sum(verdicts)} of {len(verdicts)} captions ({sum(verdicts) / len(verdicts):.0%}) name only colours and "
+        f"shapes that are in the picture (at least 80% expected)"
+    )
+
+
+def true_captions() -> Iterator[bool]:
+    """For every held-out caption the model wrote: is each of its colour and shape words true of the scene?"""
+    scenes = dict(held_out_scenes())
+    for line in (RUN / "captions.jsonl").read_text().splitlines():
+        caption = json.loads(line)
+        named = words_named_in(caption["written"])
+        yield bool(named) and named <= words_true_of(scenes[caption["key"]])
+
+
+def held_out_scenes() -> Iterator[tuple[str, dict]]:
+    """(SHARD/KEY, what the picture shows) of the demo's held-out captions."""
+    for shard in sorted((CORPUS / "caption").glob("held_out-*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield f"{shard.name}/{member.name.removesuffix('.json')}", json.load(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Run by tests/test_engine.py as a program, alone or under torchrun: trains the same small model in many ways.
+
+    python -m tests.engine_cases CASES.json OUT.json     (one launch runs all cases)
+
+A case is {"zero_stage", "optim", "micro_batch", "precision"}; its result holds the loss and gradient norm of
+every step and a checksum of the weights afterwards.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from data.corpus import Corpus
+from data.loader import Loader
+from nmm import parallel
+from nmm.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, OptimName, Precision
+from nmm.engine import Engine, read_weights, split_step
+from nmm.model import build
+from nmm.parallel import World
+from tests import corpora
+
+STEPS = 20
+MODEL = ModelConfig(width=32, depth=2, heads=2, vocab_size=corpora.VOCAB_SIZE, image=corpora.IMAGE)
+OPTIM = {
+    "adamw": OptimConfig(learning_rate=3e-3, weight_decay=1e-2, clip_norm=1.0),
+    "sgd": OptimConfig(name=OptimName.sgd, learning_rate=0.5, weight_decay=1e-2, clip_norm=1.0),
+}
+
+
+def config(case: dict) -> DataConfig:
+    """The corpus that the calling test made, because this is another process."""
+    return corpora.config(Path(case["corpus"]), tokenizer=case["tokenizer"])
+
+
+def rate(step: int, optim: OptimConfig) -> float:
+    """A learning rate that changes every step, so that one that is set too late shows."""
+    return optim.learning_rate * (1 - step / (2 * STEPS))
+
+
+def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
+    optim = OPTIM[case["optim"]]
+    data = config(case)
+    split = split_step(data.global_rows, micro_batch=case["micro_batch"], world_size=world.size)
+    engine = Engine(
+        build(MODEL, seed=0),
+        config=EngineConfig(case["zero_stage"], split.micro_batch, Precision(case["precision"])),
+        optim=optim,
+        split=split,
+        num_sources=len(corpus.sources),
+        world=world,
+    )
+    loader = Loader(
+        corpus,
+        data,
+        image=corpora.IMAGE,
+        rank=world.rank,
+        world=world.size,
+        micro_batch=split.micro_batch,
+        workers=0,
+    )
+    losses, norms, sources = [], [], []
+    for step, (batches, _) in zip(range(STEPS), loader, strict=False):
+        result = engine.train_step(batches, learning_rate=rate(step, optim))
+        losses.append(result.tally.loss())
+        norms.append(result.grad_norm)
+        by_source = [result.tally.loss(source=i) for i in range(len(corpus.sources))]
+        sources.append([-1.0 if loss is None else loss for loss in by_source])
+    engine.save(directory, tag="end")
+    parallel.barrier()
+    weights = read_weights(directory, tag="end")
+    return {
+        "losses": losses,
+        "norms": norms,
+        "sources": sources,
+        "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
+    }
+
+
+def main() -> None:
+    cases_path, out = Path(sys.argv[1]), Path(sys.argv[2])
+    cases = json.loads(cases_path.read_text())
+    torch.set_num_threads(1)
+    world = parallel.start()
+    results = []
+    for number, case in enumerate(cases):
+        corpus = corpora.open_corpus(config(case))
+        results.append(
+            run(case, corpus=corpus, directory=out.parent / f"{out.stem}-{number}", world=world)
+        )
+    if world.is_main:
+        out.write_text(json.dumps(results))
+    parallel.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The engine against plain torch, over ZeRO stages, processes and micro-batches; with SGD, which hides no scale."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.loader import Loader
+from nmm.batch import NO_LABEL
+from nmm.config import EngineConfig, OptimConfig, Precision
+from nmm.engine import Split, deepspeed_config, split_step
+from nmm.errors import UserError
+from nmm.model import build, decays
+from tests import corpora
+from tests.engine_cases import MODEL, OPTIM, STEPS, rate
+
+SAME = {"rel": 1e-5, "abs": 1e-6}
+
+
+def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
+    """Results of the cases, all in one launch."""
+    corpus = {"corpus": str(corpora.corpus_directory()), "tokenizer": str(corpora.tokenizer_path())}
+    cases_path, out = directory / f"cases{processes}.json", directory / f"out{processes}.json"
+    cases_path.write_text(json.dumps([{**case, **corpus} for case in cases]))
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+        ]
+    run = subprocess.run(
+        [*launcher, "-m", "tests.engine_cases", str(cases_path), str(out)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads(out.read_text())
+
+
+def case(zero_stage: int, optim: str, *, micro_batch: int, precision: str = "fp32") -> dict:
+    return {
+        "zero_stage": zero_stage,
+        "optim": optim,
+        "micro_batch": micro_batch,
+        "precision": precision,
+    }
+
+
+STAGES = (0, 1, 2, 3)
+ONE = [case(z, o, micro_batch=2) for o in OPTIM for z in STAGES]
+ONE += [case(1, "adamw", micro_batch=2, precision="bf16")]
+TWO = [case(z, o, micro_batch=m) for o in OPTIM for z in STAGES for m in (2, 4)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """Every case by name, e.g. "1 process x 4 micro-batches, ZeRO 2, sgd"."""
+    directory = tmp_path_factory.mktemp("engine")
+    named = {}
+    for processes, cases in ((1, ONE), (2, TWO)):
+        for one, result in zip(
+            cases, launch(cases, processes=processes, directory=directory), strict=True
+        ):
+            micro_batches = 8 // processes // one["micro_batch"]
+            name = f"{processes} x {micro_batches}, ZeRO {one['zero_stage']}, {one['optim']}"
+            named[name + (", bf16" if one["precision"] == "bf16" else "")] = result
+    return named
+
+
+def plain_torch(optim_name: str) -> dict:
+    """The same steps without DeepSpeed: whole batch at once, decoupled decay written out by hand."""
+    optim = OPTIM[optim_name]
+    torch.set_num_threads(1)
+    model = build(MODEL, seed=0)
+    data = corpora.config()
+    loader = Loader(
+        corpora.open_corpus(data),
+        data,
+        image=corpora.IMAGE,
+        rank=0,
+        world=1,
+        micro_batch=8,
+        workers=0,
+    )
+    if optim_name == "adamw":
+        optimizer = torch.optim.Adam(
+            model.parameters(), betas=(optim.beta1, optim.beta2), eps=optim.eps
+        )
+    else:
+        optimizer = torch.optim.SGD(model.parameters())
+    losses, norms = [], []
+    for step, ([batch], _) in enumerate(islice(loader, STEPS)):
+        lr = rate(step, optim)
+        loss = model(batch).loss_sum / (batch.labels != NO_LABEL).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if decays(name):
+                    shrink = 1 - optim.weight_decay * lr / optim.learning_rate
+                    if optim_name == "adamw":
+                        parameter.mul_(shrink)
+                    else:
+                        assert parameter.grad is not None
+                        parameter.grad.add_(
+                            parameter, alpha=optim.weight_decay / optim.learning_rate
+                        )
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        losses.append(loss.item())
+    weights = {n: p.detach().double().norm().item() for n, p in model.named_parameters()}
+    return {"losses": losses, "norms": norms, "weights": weights}
+
+
+@pytest.mark.parametrize("optim", OPTIM)
+def test_every_split_and_stage_equals_plain_torch(results: dict[str, dict], optim: str) -> None:
+    expected = plain_torch(optim)
+    assert (
+        expected["losses"][-1] < expected["losses"][0] - 0.5
+    )  # it learns, so the comparison can fail
+    assert max(expected["norms"]) > OPTIM[optim].clip_norm  # clipping takes part
+    compared = [name for name in results if name.endswith(optim)]
+    assert len(compared) == 12
+    for name in compared:
+        assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
+        assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
+        assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
+
+
+def test_losses_by_source_do_not_depend_on_the_split(results: dict[str, dict]) -> None:
+    expected = results["1 x 4, ZeRO 0, sgd"]["sources"]
+    for name in ("2 x 2, ZeRO 1, sgd", "2 x 1, ZeRO 3, sgd"):
+        for step, by_source in enumerate(results[name]["sources"]):
+            assert by_source == pytest.approx(expected[step], rel=1e-4), (name, step)
+
+
+def test_bf16_learns_like_fp32(results: dict[str, dict]) -> None:
+    bf16 = results["1 x 4, ZeRO 1, adamw, bf16"]["losses"]
+    fp32 = results["1 x 4, ZeRO 1, adamw"]["losses"]
+    assert bf16 != fp32
+    assert bf16 == pytest.approx(fp32, rel=0.02)
+
+
+def test_bf16_without_zero_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"engine.zero_stage is 0 and engine.precision is bf16.*zero1"
+    ):
+        EngineConfig(zero_stage=0, precision=Precision.bf16)
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "world_size", "expected"),
+    [
+        (None, 1, Split(8, 1)),
+        (2, 1, Split(2, 4)),
+        (2, 2, Split(2, 2)),
+        (4, 2, Split(4, 1)),
+        (1, 8, Split(1, 1)),
+    ],
+)
+def test_split_step(micro_batch: int | None, world_size: int, expected: Split) -> None:
+    assert split_step(8, micro_batch=micro_batch, world_size=world_size) == expected
+
+
+@pytest.mark.parametrize(("micro_batch", "world_size"), [(3, 1), (8, 2), (None, 3)])
+def test_a_step_that_cannot_be_split_is_refused(micro_batch: int | None, world_size: int) -> None:
+    with pytest.raises(UserError, match=r"data.global_rows is 8"):
+        split_step(8, micro_batch=micro_batch, world_size=world_size)
+
+
+def test_deepspeed_config_writes_out_what_releases_changed() -> None:
+    config = deepspeed_config(
+        EngineConfig(zero_stage=2), split=Split(2, 4), clip_norm=OptimConfig().clip_norm
+    )
+    assert config["gradient_clipping"] == 1.0
+    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert config["zero_optimization"] == {"stage": 2}
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (
+        2,
+        4,
+    )

@@ -1,0 +1,308 @@
+"""The program itself: train, kill, resume, and the loss log equals that of a run nobody disturbed, to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+import train
+from data.prepare.index import index_shards
+from data.shards import ShardWriter
+from nmm import parallel
+from nmm.config import load, register
+from nmm.errors import UserError
+from nmm.log import read_rows
+from nmm.parallel import World
+from tests import corpora
+
+MACHINE_KEYS = {"seconds", "tokens_per_second", "mfu", "wall_time"}
+STEPS = 300
+
+register()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sources with images; one caption's JPEG is cut in the middle, which only decoding can find."""
+    directory = tmp_path_factory.mktemp("corpus")
+    for kind in corpora.KINDS:
+        for split, documents in (("train", 90), ("held_out", 20)):
+            corpora.write_shards(
+                directory / kind.value,
+                kind=kind,
+                name=split,
+                documents=documents,
+                per_shard=30,
+                seed=split == "train",
+            )
+    rng = np.random.default_rng(0)
+    with ShardWriter(directory / "caption", name="train-bad", documents_per_shard=1) as writer:
+        picture = corpora.jpeg(rng, width=256, height=256)
+        writer.caption("cut", image=picture[: len(picture) - 300], text=corpora.sentence(rng, 5))
+    for kind in corpora.KINDS:
+        shards = sorted((directory / kind.value).glob("*.tar"))
+        index_shards(shards, kind=kind, tokenizer=corpora.tokenizer_path())
+    return directory
+
+
+def command(corpus: Path, runs: Path, *overrides: str) -> list[str]:
+    """A run with checkpoints every 5 steps; the smallest source repeats several times."""
+    sources = [
+        f"data.sources.{kind.value}.{key}={corpus}/{kind.value}/{key}*.tar"
+        for kind in corpora.KINDS
+        for key in ("train", "held_out")
+    ]
+    return [
+        sys.executable,
+        "train.py",
+        *sources,
+        f"data.tokenizer={corpora.tokenizer_path()}",
+        f"run.dir={runs}",
+        "model.width=32",
+        "model.depth=2",
+        "model.heads=2",
+        "model.vocab_size=512",
+        "model.image.side_pixels=16",
+        "model.image.patch_pixels=4",
+        "data.context_tokens=64",
+        "data.row_tokens=128",
+        "data.global_rows=8",
+        "data.window_documents=64",
+        "data.repeat=true",
+        "engine.precision=fp32",
+        "engine.micro_batch=4",
+        f"schedule.total_steps={STEPS}",
+        "checkpoint.every_steps=5",
+        "evaluation.every_steps=100",
+        "evaluation.rows_per_source=4",
+        *overrides,
+    ]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=200)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def rows(path: Path) -> list[dict]:
+    """The rows of a log without the keys that say how fast the machine was; refuses half lines."""
+    parsed = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in MACHINE_KEYS} for row in parsed]
+
+
+def kill_after(arguments: list[str], *, first: Path, seconds: float) -> int:
+    """Start the run and SIGKILL it `seconds` after the file `first` was written; returns its exit code."""
+    before = first.stat().st_mtime_ns if first.exists() else 0
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
+    while process.poll() is None and not (first.exists() and first.stat().st_mtime_ns > before):
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    return process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that nobody stopped."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = run(command(corpus, runs, "run.name=whole", "log.wandb=off", "data.workers=0"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs / "whole"
+
+
+def test_killed_three_times_and_resumed_equals_undisturbed(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    whole = undisturbed
+    arguments = command(corpus, tmp_path, "run.name=killed", "log.wandb=off", "data.workers=2")
+    killed = tmp_path / "killed"
+    in_loop = sum(row["seconds"] for row in read_rows(whole / "losses.jsonl"))
+    # By the clock, at moments spread over steps and saves: wherever they fall, the end is the same.
+    codes = [
+        kill_after(arguments, first=killed / "losses.jsonl", seconds=in_loop * fraction)
+        for fraction in (0.3, 0.15, 0.2)
+    ]
+    assert codes.count(-signal.SIGKILL) >= 2, codes  # a machine that speeds up may finish first
+    assert any(killed.glob("checkpoints/step_*/COMPLETE"))
+    with (killed / "losses.jsonl").open("a") as log:
+        log.write('{"step": 9999, "lo')  # what a kill inside a write leaves
+    done = run(arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "continuing" in done.stdout
+    for name in ("losses.jsonl", "evals.jsonl", "dropped.jsonl"):
+        assert rows(killed / name) == rows(whole / name), name
+    assert len(json.loads((killed / "manifest.json").read_text())["starts"]) == 4
+
+
+def test_the_log_is_complete_and_conserves_counts(
+    undisturbed: Path,
+) -> None:
+    whole = undisturbed
+    losses = rows(whole / "losses.jsonl")
+    assert [row["step"] for row in losses] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows(whole / "evals.jsonl")] == [100, 200, 300]
+    for row in losses:
+        for group in ("modality", "source"):
+            parts = [v for key, v in row.items() if key.startswith(f"tokens/{group}/")]
+            assert sum(parts) == row["tokens"]
+    positions = sum(row["fill_fraction"] for row in losses) * 8 * 128
+    assert positions == pytest.approx(losses[-1]["tokens"])
+    assert losses[-1]["loss"] < losses[0]["loss"] - 1
+
+
+def test_a_document_that_cannot_be_decoded_is_counted_and_listed_each_epoch(
+    undisturbed: Path,
+) -> None:
+    whole = undisturbed
+    dropped = rows(whole / "dropped.jsonl")
+    last = rows(whole / "losses.jsonl")[-1]
+    assert last["dropped/image_decode"] == len(dropped) > 1  # more than one epoch passed
+    assert {(row["source"], row["key"]) for row in dropped} == {("caption", "cut")}
+
+
+def test_the_same_command_again_says_finished(
+    corpus: Path, undisturbed: Path
+) -> None:
+    whole = undisturbed
+    before = (whole / "losses.jsonl").read_bytes()
+    done = run(command(corpus, whole.parent, "run.name=whole", "log.wandb=off", "data.workers=0"))
+    assert (done.returncode, "is finished" in done.stdout) == (0, True), done.stderr
+    assert (whole / "losses.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_without_its_marker_is_not_loaded(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    whole = undisturbed
+    checkpoint = whole / "checkpoints" / f"step_{STEPS:08d}"
+    (checkpoint / "COMPLETE").rename(tmp_path / "COMPLETE")
+    try:
+        overrides = ("run.name=whole", "log.wandb=off", "data.workers=0")
+        before = rows(whole / "losses.jsonl")
+        done = run(command(corpus, whole.parent, *overrides))
+        assert f"after step {STEPS - 5} of {STEPS}" in done.stdout, done.stderr
+        assert rows(whole / "losses.jsonl") == before
+    finally:
+        (checkpoint / "COMPLETE").touch()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.width=64", r"model.width is 64 but .* was made with 32; restore"),
+        ("model.vocab_size=1024", r"model.vocab_size is 1024 but .* made with 512"),
+        ("data.global_rows=16", r"data.global_rows is 16 but .* made with 8"),
+        ("data.sources.text.weight=0.2", r"data.sources.text.weight is 0.2 but .* made with 0.1"),
+        ("optim.beta2=0.9", r"optim.beta2 is 0.9 but .* made with 0.95"),
+        ("optim.learning_rate=1e-2", r"optim.learning_rate is 0.01 but .* made with 0.0015"),
+        ("schedule.total_steps=299", r"schedule.total_steps is 299 but .* is at step 300"),
+        ("schedule.min_fraction=0.1", r"schedule.\* gives the rate 0.00015 at step 300"),
+        ("run.resume=never", r"run.resume is never but .* has the checkpoint step_00000300"),
+        ("data.sources.text.train=OTHER", r"corpus fingerprint\) is .* but .* was made with"),
+        ("data.tokenizer=OTHER_TOKENIZER", r"other tokenizer|data.prepare.index"),
+    ],
+)
+def test_a_config_that_contradicts_the_checkpoint_is_refused(
+    corpus: Path, undisturbed: Path, world: World, override: str, said: str
+) -> None:
+    whole = undisturbed
+    override = override.replace("OTHER_TOKENIZER", str(other_tokenizer()))
+    override = override.replace("OTHER", f"{corpus}/text/train-000000.tar")
+    arguments = command(corpus, whole.parent, "run.name=whole", override)[2:]
+    with pytest.raises(UserError, match=said):
+        plan_and_begin(arguments, world=world)
+
+
+def other_tokenizer() -> Path:
+    path = corpora.scratch() / "other.model"
+    return path if path.exists() else corpora.train_tokenizer(path, vocab_size=290)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.tokenizer=no.model", r"data.tokenizer is no.model, which cannot be read"),
+        ("data.sources.text.train=no/*.tar", r"directory no does not exist; .*data.prepare.demo"),
+        ("data.sources.text.train=conf/*.tar", r"data.sources.text.train is .* no .tar file"),
+        ("data.sources.text.train=EMPTY", r"EMPTY"),
+        ("data.sources.text.kind=caption", r"python -m data.prepare.index"),
+        ("data.context_tokens=16", r"data.context_tokens is 16 but an image"),
+        ("data.row_tokens=100", r"data.row_tokens is 100 .* multiple of the context"),
+        ("optim.learning_rate=-0.1", r"optim.learning_rate is -0.1; set it above 0"),
+        ("engine.micro_batch=3", r"data.global_rows is 8, engine.micro_batch is 3"),
+        ("data.repeat=false", r"schedule needs 307,200 tokens but the corpus serves [\d,]+"),
+        ("model.vocab_size=64", r"model.vocab_size is 64 but the tokenizer"),
+        ("model.heads=3", r"model.heads is 3 and model.width is 32"),
+        ("engine=zero0 engine.precision=bf16", r"zero_stage is 0 and engine.precision is bf16"),
+        ("schedule.total_tokens=1000", r"total_tokens is 1000 and schedule.total_steps is 300"),
+        ("schedule.warmup_steps=301", r"schedule.warmup_steps is 301"),
+        ("run.resume=must", r"run.resume is must but .* no complete checkpoint"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_refused_before_work_starts(
+    corpus: Path, tmp_path: Path, world: World, override: str, said: str
+) -> None:
+    empty = tmp_path / "empty.tar"
+    empty.touch()
+    words = override.replace("EMPTY", str(empty)).split()
+    arguments = command(corpus, tmp_path, "run.name=new", *words)[2:]
+    with pytest.raises(UserError, match=said.replace("EMPTY", str(empty))) as refusal:
+        plan_and_begin(arguments, world=world)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_errors_on_the_command_line_are_sentences_and_not_tracebacks(
+    corpus: Path, tmp_path: Path
+) -> None:
+    for override, said in (
+        ("model.widht=64", "Key 'widht' not in 'ModelConfig'"),
+        ("optim.learning_rate=-1", "error: optim.learning_rate is -1.0; set it above 0."),
+    ):
+        done = run(command(corpus, tmp_path, override))
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_deepspeed_launcher_runs_it_with_two_processes(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The same losses with two processes as with one; the launcher's --local_rank does no harm."""
+    whole = undisturbed
+    overrides = ("run.name=two", "schedule.total_steps=40", "schedule.warmup_steps=30")
+    program = command(corpus, tmp_path, *overrides)[1:]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    done = run([*launcher, "--master_port", "29517", *program])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "two" / "wandb").glob("offline-run-*/*.wandb"))
+    mine = [row["loss"] for row in rows(tmp_path / "two" / "losses.jsonl")]
+    theirs = [row["loss"] for row in rows(whole / "losses.jsonl")]
+    assert mine[:30] == pytest.approx(theirs[:30], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    yield parallel.start()
+    parallel.stop()
+
+
+def plan_and_begin(overrides: list[str], *, world: World) -> None:
+    """What train.py does before it builds anything."""
+    with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
+        settings = load(compose("config", overrides))
+    plan = train.make_plan(settings, world=world)
+    train.begin(plan, settings, world=world)
