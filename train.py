@@ -79,6 +79,9 @@ def train(
     # ---- Loop
     sources = [source.name for source in plan.corpus.sources]
     batches = iter(loader)
+    if progress.step == 0 and settings.evaluation.at_start:
+        row = evaluation(engine, plan, progress, settings, world=world)
+        log.evaluation({"step": 0, "phase": "start", **row})
     while progress.step < total_steps:
         started = time.perf_counter()
         step = progress.step + 1
@@ -99,15 +102,7 @@ def train(
             rows = loss_row(progress, result, settings, sources=sources)
             log.losses({**now, **rows, **speed(result, settings, started=started, world=world)})
         if due(step, every=settings.evaluation.every_steps, last=total_steps):
-            held_out = evaluate.held_out_row(
-                engine.module,
-                plan.held_out,
-                settings,
-                micro_batch=plan.split.micro_batch,
-                world=world,
-            )
-            seen = {key: progress.totals[key] for key in ("tokens", "flops")}
-            log.evaluation({**now, **seen, **held_out})
+            log.evaluation({**now, **evaluation(engine, plan, progress, settings, world=world)})
         if due(step, every=settings.checkpoint.every_steps, last=total_steps):
             checkpoint.save(
                 engine,
@@ -232,6 +227,20 @@ def loss_row(
         **loss_keys(result.tally, sources=sources),
         "grad_norm": result.grad_norm,
     }
+
+
+def evaluation(
+    engine: Engine, plan: Plan, progress: Progress, settings: Config, *, world: World
+) -> Row:
+    """The held-out losses beside what was trained on so far (docs/scaling.md)."""
+    losses = evaluate.held_out_row(
+        engine.module,
+        plan.held_out,
+        settings,
+        micro_batch=plan.split.micro_batch,
+        world=world,
+    )
+    return {**{key: progress.totals.get(key, 0) for key in ("tokens", "flops")}, **losses}
 
 
 def speed(result: StepResult, settings: Config, *, started: float, world: World) -> Row:

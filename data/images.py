@@ -47,13 +47,7 @@ def decode(data: bytes, side_pixels: int) -> np.ndarray:
 def _header(data: bytes) -> str:
     """The JPEG's colour space, or "" for other formats."""
     try:
-        if data.startswith(JPEG_START):
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        else:
-            colours = ""
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                width, height = Image.open(BytesIO(data), formats=FORMATS).size
+        width, height, colours = _size_and_colours(data)
     except Image.DecompressionBombError:
         raise BadSample("image_pixels") from None
     except DECODER_ERRORS:
@@ -63,6 +57,15 @@ def _header(data: bytes) -> str:
     if width * height > MAX_PIXELS:
         raise BadSample("image_pixels")
     return colours
+
+
+def _size_and_colours(data: bytes) -> tuple[int, int, str]:
+    if data.startswith(JPEG_START):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        return int(height), int(width), colours
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return *Image.open(BytesIO(data), formats=FORMATS).size, ""
 
 
 def _decode_jpeg(data: bytes, side_pixels: int) -> np.ndarray | None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import time
 import zipfile
 import zlib
 from collections import Counter
@@ -19,7 +18,6 @@ from nmm.config import Kind
 from nmm.errors import UserError
 
 FORMAT = 1
-RETRY_SECONDS = (0.1, 0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,17 @@ class ShardIndex:
         }
         part = _index_path(shard).with_suffix(f".part{os.getpid()}")
         with part.open("wb") as file:
-            np.savez(file, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **_arrays(self))
+            np.savez(
+                file,
+                head=np.frombuffer(json.dumps(head).encode(), np.uint8),
+                start=self.start,
+                stop=self.stop,
+                crc=self.crc,
+                segment=self.segment,
+                border=self.border,
+                key_bytes=self.key_bytes,
+                key_border=self.key_border,
+            )
         part.replace(_index_path(shard))
 
 
@@ -160,36 +168,6 @@ def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
     )
 
 
-def document_bytes(path: Path, *, start: int, stop: int, crc: int) -> dict[str, bytes]:
-    """Extension -> bytes of one document's members.
-
-    Raises UserError for a changed shard, and for a read that fails again and again.
-    """
-    raw = _read(path, start=start, stop=stop)
-    if zlib.crc32(raw) != crc:
-        raise UserError(
-            f"{path} has changed since it was indexed (bytes {start} to {stop} differ); "
-            f"run `python -m data.prepare.index` on it with --force."
-        )
-    return tar.members_of(raw)
-
-
-def _read(path: Path, *, start: int, stop: int) -> bytes:
-    for pause in (*RETRY_SECONDS, None):
-        try:
-            with path.open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), stop - start, start)
-        except OSError as error:
-            if pause is None:
-                raise UserError(
-                    f"{path} cannot be read ({error.strerror}), "
-                    f"after {len(RETRY_SECONDS)} retries; bring the storage back and "
-                    f"run the same command again."
-                ) from None
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
-
-
 def _segments(sample: tar.Sample, raw: bytes, *, kind: Kind, tokenizer: Tokenizer) -> np.ndarray:
     if sample.fault:
         raise BadSample(sample.fault)
@@ -233,10 +211,6 @@ def _assemble(
 
 def _borders(counts: list[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
-    return {name: getattr(index, name) for name in ARRAYS}
 
 
 def _index_path(shard: Path) -> Path:

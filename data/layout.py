@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import documents, images, index
+from data import documents, images, tar
 from data.corpus import Corpus, Shard
 from data.documents import BadSample, Sequence
 from data.plan import Piece, RowPlan
@@ -97,7 +97,7 @@ def read_document(shard: Shard, number: int) -> dict[str, bytes]:
     """Extension -> bytes of the members of a shard's document; raises UserError."""
     place = shard.index
     start, stop, crc = (int(column[number]) for column in (place.start, place.stop, place.crc))
-    return index.document_bytes(shard.path, start=start, stop=stop, crc=crc)
+    return tar.document_bytes(shard.path, start=start, stop=stop, crc=crc)
 
 
 def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:

@@ -8,14 +8,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.corpus import Corpus
-from data.layout import build, read_document
+from data.layout import build
 from data.plan import RowPlan, StreamState, plan_rows
 from data.workers import context, forking
 from nmm.batch import PackedBatch
 from nmm.config import DataConfig, ImageConfig
 from nmm.errors import UserError
-
-__all__ = ["Loader", "held_out_batches", "read_document"]
 
 Plan = tuple[list[RowPlan], StreamState]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.corpus import Corpus
 from data.documents import BadSample, Parts, parse, sequence
 from data.images import decode
-from data.loader import read_document
+from data.layout import read_document
 from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL, Modality, PackedBatch
 from nmm.checkpoint import Trained, read_run

@@ -107,13 +107,16 @@ class Console:
             dynamic_ncols=True,
             smoothing=0.05,
         )
-        self.total_steps, self._seconds_per_step = total_steps, 0.0
+        self.total_steps = total_steps
+        self._rows, self._seconds_per_step = 0, 0.0
 
     def row(self, row: Row) -> None:
         """Show a row of losses.jsonl."""
         done = row["step"]
-        past = self._seconds_per_step or row["seconds"]
-        self._seconds_per_step = 0.95 * past + 0.05 * row["seconds"]
+        # A moving mean over about 20 rows; the first row is forgotten, because it waits for the start.
+        weight = 1.0 if self._rows < 2 else max(0.05, 1 / self._rows)
+        self._seconds_per_step += weight * (row["seconds"] - self._seconds_per_step)
+        self._rows += 1
         losses = {k.rsplit("/", 1)[1]: v for k, v in row.items() if k.startswith("loss/modality/")}
         shown = "  ".join(f"loss {name} {_number(value)}" for name, value in losses.items())
         line = (

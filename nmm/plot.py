@@ -47,7 +47,8 @@ def loss_figure(rows: list[dict], *, evals: list[dict], path: Path) -> None:
         for name, colour in zip(modalities, reversed(_cycle(len(modalities))), strict=True):
             key = f"loss/modality/{name}"
             _curve(top, rows, key=key, label=f"{name} tokens", colour=colour, style="--")
-    _curve(top, rows, key="loss", label="all", colour=BLACK)
+    # Its raw curve shows little but which documents a step happened to hold.
+    _curve(top, rows, key="loss", label="all", colour=BLACK, raw=False)
     held_out = "loss/source/" if _names(evals, prefix="loss/source/") else "loss/kind/"
     for name in _names(evals, prefix=held_out):
         label = f"{name}, held out"
@@ -135,13 +136,21 @@ def running_mean(values: Sequence[float], *, window: int) -> np.ndarray:
 
 
 def _curve(
-    axes: Axes, rows: list[dict], *, key: str, label: str, colour: str, style: str = "-"
+    axes: Axes,
+    rows: list[dict],
+    *,
+    key: str,
+    label: str,
+    colour: str,
+    style: str = "-",
+    raw: bool = True,
 ) -> None:
     tokens, losses = _series(rows, key=key)
     if not tokens:
         return
     smooth = running_mean(losses, window=1 + len(losses) // 40)
-    axes.plot(tokens, losses, color=colour, alpha=0.22, linewidth=0.8)
+    if raw:
+        axes.plot(tokens, losses, color=colour, alpha=0.22, linewidth=0.8)
     axes.plot(tokens, smooth, color=colour, linewidth=1.8, linestyle=style, label=label)
 
 

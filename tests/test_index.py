@@ -13,9 +13,10 @@ import pytest
 
 from data import index, tar
 from data.documents import parse
-from data.index import document_bytes, index_shard, load
+from data.index import index_shard, load
 from data.prepare import index as command
 from data.prepare.index import index_shards
+from data.tar import document_bytes
 from data.tokenizer import Tokenizer
 from nmm.config import Kind
 from nmm.errors import UserError
@@ -242,7 +243,7 @@ def test_changed_bytes_and_failing_reads_stop_the_run(
     with pytest.raises(UserError, match="has changed since it was indexed"):
         document_bytes(path, start=0, stop=1024, crc=crc)
     path.unlink()
-    monkeypatch.setattr(index, "RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(tar, "RETRY_SECONDS", (0.01, 0.01))
     with pytest.raises(UserError, match=r"No such file or directory\), after 2 retries"):
         document_bytes(path, start=0, stop=1024, crc=crc)
 

@@ -14,8 +14,7 @@ import torch
 
 from data.corpus import Corpus
 from data.documents import parse
-from data.index import document_bytes
-from data.layout import build
+from data.layout import build, read_document
 from data.loader import Loader, held_out_batches
 from data.plan import Piece, StreamState, plan_rows
 from data.prepare.index import index_shards
@@ -238,11 +237,7 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
 
 def _text(corpus: Corpus, *, source: int, document: int) -> str:
     chosen = corpus.sources[source]
-    place = chosen.shards[0].index
-    start, stop, crc = (int(column[document]) for column in (place.start, place.stop, place.crc))
-    parts = parse(
-        chosen.kind, document_bytes(chosen.shards[0].path, start=start, stop=stop, crc=crc)
-    )
+    parts = parse(chosen.kind, read_document(chosen.shards[0], document))
     return next(part for part in parts if isinstance(part, str))
 
 

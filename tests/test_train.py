@@ -173,9 +173,7 @@ def test_a_document_that_cannot_be_decoded_is_counted_and_listed_each_epoch(
     assert {(row["source"], row["key"]) for row in dropped} == {("caption", "cut")}
 
 
-def test_the_same_command_again_says_finished(
-    corpus: Path, undisturbed: Path
-) -> None:
+def test_the_same_command_again_says_finished(corpus: Path, undisturbed: Path) -> None:
     whole = undisturbed
     before = (whole / "losses.jsonl").read_bytes()
     done = run(command(corpus, whole.parent, "run.name=whole", "log.wandb=off", "data.workers=0"))

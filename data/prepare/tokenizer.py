@@ -41,7 +41,9 @@ def make(
     """Sample, train and save; `sources` holds the kind and the shards of each."""
     texts = _collect(sources, characters=characters, seed=seed)
     if not any(text.strip() for text in texts):
-        raise UserError(f"--source {sources[0][0].value} holds no text; check its KIND and its glob.")
+        raise UserError(
+            f"--source {sources[0][0].value} holds no text; check its KIND and its glob."
+        )
     _save(train(texts, vocab_size=vocab_size), out)
     print(f"wrote {out} with {vocab_size} pieces", flush=True)
 

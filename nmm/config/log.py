@@ -37,9 +37,13 @@ class CheckpointConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Held-out losses every `every_steps` (0: only at the end) over at most `rows_per_source` rows of each source."""
+    """Held-out losses every `every_steps` (0: only at the end), and before the first step `at_start`.
+
+    At most `rows_per_source` rows of each source are read.
+    """
 
     every_steps: int = 0
+    at_start: bool = False
     rows_per_source: int = 64
 
     def __post_init__(self) -> None:

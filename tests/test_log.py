@@ -1,0 +1,63 @@
+"""The logs: cut to the restored step, never half a line, and wandb cannot stop a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nmm.config import LogConfig, WandbMode
+from nmm.log import Console, JsonLog, WandbMirror, duration, read_rows
+
+
+def test_rows_after_the_restored_step_and_half_lines_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "losses.jsonl"
+    whole = [{"step": step, "loss": step / 7} for step in range(1, 6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in whole) + '{"step": 6, "lo')
+    assert read_rows(path) == whole
+    log = JsonLog(path, keep_until_step=3)
+    log.write({"step": 4, "loss": 0.5})
+    assert read_rows(path) == [*whole[:3], {"step": 4, "loss": 0.5}]  # readable before it is closed
+    log.close()
+    assert path.read_text().endswith("}\n")
+
+
+def test_a_missing_log_has_no_rows(tmp_path: Path) -> None:
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_a_failure_of_wandb_is_said_once_and_switches_it_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Online without a key is what wandb itself refuses."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key in a file either
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    mirror = WandbMirror(
+        LogConfig(wandb=WandbMode.online), directory=tmp_path, name="run", settings={}
+    )
+    mirror.write({"step": 1, "loss": 2.0}, prefix="train")
+    mirror.close()
+    said = capsys.readouterr().err
+    assert said.count("wandb is switched off for this run") == 1
+
+
+def test_the_console_says_what_a_person_wants_to_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(tmp_path / "console.log", first_step=1, total_steps=100)
+    row = {"tokens": 2048, "loss/modality/text": 3.21, "tokens_per_second": 900.0, "lr": 1e-3}
+    console.row({"step": 2, "seconds": 50.0, **row})  # the first step of a start is slow
+    console.row({"step": 3, "seconds": 2.0, **row})
+    console.close()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == (
+        "step 3/100  tokens 2,048  loss text 3.210  900 tokens/s  lr 1.00e-03  ETA 3:14"
+    )
+    assert (tmp_path / "console.log").read_text().splitlines()[-1] == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (187, "3:07"), (3723, "1:02:03")]
+)
+def test_duration(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
