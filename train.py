@@ -42,7 +42,10 @@ class Plan:
 def train(
     plan: Plan, progress: Progress, newest: Path | None, *, settings: Config, world: World
 ) -> None:
-    """From `progress` to the last step; `newest` is the checkpoint that it was read from, None at the beginning."""
+    """Train from `progress` to the last step.
+
+    `newest` is the checkpoint that it was read from, None at the beginning.
+    """
     # ---- Build
     engine = Engine(
         build(settings.model, seed=settings.run.seed),
@@ -182,15 +185,18 @@ def refuse_not_finite(
 
 
 def refuse_bad_corpus(progress: Progress, settings: Config, *, directory: Path) -> None:
-    """Stop when more documents were unreadable than data.max_bad_fraction allows (ten are always let pass)."""
+    """Stop when more documents were unreadable than data.max_bad_fraction allows.
+
+    Ten are always let pass.
+    """
     assert progress.stream is not None
     bad = sum(n for key, n in progress.totals.items() if key.startswith("dropped/"))
     planned = sum(progress.stream["documents"]) + settings.data.window_documents
     if bad > max(10, settings.data.max_bad_fraction * planned):
         raise UserError(
             f"{bad} of {planned} documents could not be read and data.max_bad_fraction is "
-            f"{settings.data.max_bad_fraction}; they are listed in {directory / 'dropped.jsonl'}: repair "
-            f"the shards, or raise data.max_bad_fraction."
+            f"{settings.data.max_bad_fraction}; they are listed in {directory / 'dropped.jsonl'}: "
+            "repair the shards, or raise data.max_bad_fraction."
         )
 
 
@@ -202,7 +208,7 @@ def due(step: int, *, every: int, last: int) -> bool:
 def count(
     totals: dict[str, int], result: StepResult, *, settings: Config, sources: Sequence[str]
 ) -> None:
-    """Add a step to the cumulative keys of losses.jsonl; the tokens of a skipped update are not counted."""
+    """Add a step to the cumulative keys of losses.jsonl; a skipped update counts no tokens."""
     counted = token_keys(result.tally, sources=sources) if result.applied else {}
     if result.applied:
         counted["flops"] = flops_per_token(settings.model) * result.tally.count(TOKENS)
@@ -282,7 +288,7 @@ def write_run_directory(
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(composed: DictConfig) -> None:
-    """The border between the command line and typed code; users' mistakes end here as one sentence."""
+    """The border between command line and typed code; users' mistakes end here as one sentence."""
     everyone_knows = True  # while planning, all processes meet the same error: one of them says it
     rank = 0
     try:
@@ -308,6 +314,6 @@ def main(composed: DictConfig) -> None:
 
 if __name__ == "__main__":
     config.register()
-    # The deepspeed launcher adds --local_rank=N, which Hydra would refuse; the environment says it too.
+    # The deepspeed launcher adds --local_rank=N, which Hydra refuses; the environment says it too.
     sys.argv = [word for word in sys.argv if not word.startswith("--local_rank")]
     main()

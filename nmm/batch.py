@@ -1,4 +1,4 @@
-"""PackedBatch: the one contract between data/ and nmm/model/, and the rule of who may attend to whom.
+"""PackedBatch: the one contract between data/ and nmm/model/, and who may attend to whom.
 
 Legend of shapes: B rows, L tokens of a row (data.row_tokens), M images, H height, W width.
 """
@@ -13,7 +13,10 @@ NO_LABEL = -100
 
 
 class Modality(IntEnum):
-    """What a token is. Stored in `PackedBatch.modality`; names are the NAME of `loss/modality/NAME`."""
+    """What a token is, as stored in `PackedBatch.modality`.
+
+    The names are the NAME of `loss/modality/NAME`.
+    """
 
     pad = 0
     text = 1
@@ -77,9 +80,10 @@ class PackedBatch:
 
 
 def allowed(document: Tensor, image: Tensor) -> Tensor:
-    """bool[B, L, L]: may query q attend to key k? Same document, and (k <= q or both in the same image).
+    """bool[B, L, L]: may query q attend to key k?
 
-    Text is causal, an image sees all of itself. For the row of PackedBatch's example, first document:
+    Both must be of the same document, with k <= q or both in the same image: text is causal, an
+    image sees all of itself. For the row of PackedBatch's example, first document:
 
         q\\k  b I I x e
         b     1 . . . .

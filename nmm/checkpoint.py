@@ -1,5 +1,6 @@
-"""Checkpoints of a run: written beside a marker that comes last, found by it, refused when they contradict the config.
+"""Checkpoints of a run: written, found again, and refused when they contradict the config.
 
+A marker is written last, and only a checkpoint that has it is found.
 checkpoints/step_00001000/state.json    step, place in the data, cumulative counters, identity
                          /*.pt          weights and optimizer state, written by the engine
                          /COMPLETE      empty; its presence says that all the rest is there
@@ -29,8 +30,8 @@ ORDER_KEYS = ("context_tokens", "row_tokens", "global_rows", "window_documents",
 class Progress:
     """Everything of a run that is neither weights nor optimizer state.
 
-    `learning_rate` is that of the step last taken, `stream` the place in the data, `totals` the cumulative
-    keys of losses.jsonl; `identity` holds the values that must be the same when the run continues.
+    `learning_rate` is that of the step last taken, `stream` the place in the data, `totals` the
+    cumulative keys of losses.jsonl; `identity` holds what must be the same when the run continues.
     """
 
     step: int = 0
@@ -59,13 +60,13 @@ def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None
     """Hold the user to run.resume: `must` wants a checkpoint, `never` wants none."""
     if found is None and resume is Resume.must:
         raise UserError(
-            f"run.resume is must but {directory} has no complete checkpoint; set run.resume=auto to start it "
-            f"from the beginning, or correct run.name and run.dir."
+            f"run.resume is must but {directory} has no complete checkpoint; set run.resume=auto "
+            "to start it from the beginning, or correct run.name and run.dir."
         )
     if found is not None and resume is Resume.never:
         raise UserError(
-            f"run.resume is never but {directory} has the checkpoint {found.name}; set run.resume=auto to "
-            f"continue it, or choose another run.name."
+            f"run.resume is never but {directory} has the checkpoint {found.name}; "
+            "set run.resume=auto to continue it, or choose another run.name."
         )
 
 
@@ -74,7 +75,7 @@ def identity(
 ) -> dict[str, Any]:
     """What must not change over the life of a run, by the key that the user sets it with.
 
-    The schedule may change for the steps to come; train.py holds it to the rate of the step last taken.
+    The schedule may change for the steps to come; train.py holds it to the rate of the last step.
     """
     data = asdict(config.data)
     values = {
@@ -114,8 +115,8 @@ def refuse_contradiction(
     for key in sorted(saved.keys() | current.keys()):
         if saved.get(key) != current.get(key):
             raise UserError(
-                f"{key} is {current.get(key)} but the checkpoint {checkpoint} was made with {saved.get(key)}; "
-                f"restore the old value, or start another run with run.name=NEW."
+                f"{key} is {current.get(key)} but the checkpoint {checkpoint} was made with "
+                f"{saved.get(key)}; restore the old value, or start another run with run.name=NEW."
             )
 
 
@@ -166,7 +167,7 @@ def read_run(directory: Path, *, device: torch.device) -> Trained:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; the marker goes first, so that a kill in between leaves an ignored one."""
+    """Delete a checkpoint, its marker first: a kill in between leaves an ignored one."""
     (checkpoint / MARKER).unlink(missing_ok=True)
     if checkpoint.exists():
         shutil.rmtree(checkpoint)

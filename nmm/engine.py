@@ -1,4 +1,7 @@
-"""The DeepSpeed engine behind four verbs: train a step, save, load, read weights. The only importer of deepspeed."""
+"""The DeepSpeed engine behind four verbs: train a step, save, load, read weights.
+
+The only importer of deepspeed.
+"""
 
 import logging
 import os
@@ -31,13 +34,13 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 warnings.filterwarnings(
     "ignore", message=".*(reduce_scatter|all_gather_into)_tensor.*", category=FutureWarning
 )
-# An inference collective that would be compiled for a quarter of a minute at the first start on a CPU.
+# An inference collective; the first start on a CPU would compile it for a quarter of a minute.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 @dataclass(frozen=True)
 class Split:
-    """How the `global_rows` of a step fall on processes: `accumulation_steps` micro-batches of `micro_batch` rows."""
+    """A process's share of a step: `accumulation_steps` micro-batches of `micro_batch` rows."""
 
     micro_batch: int
     accumulation_steps: int
@@ -47,15 +50,16 @@ def split_step(global_rows: int, *, micro_batch: int | None, world_size: int) ->
     """Divide a step evenly, or refuse; `micro_batch` None takes a process's whole share at once."""
     if global_rows % world_size:
         raise UserError(
-            f"data.global_rows is {global_rows} and there are {world_size} processes; make the rows a "
-            f"multiple of the processes."
+            f"data.global_rows is {global_rows} and there are {world_size} processes; "
+            "make the rows a multiple of the processes."
         )
     share = global_rows // world_size
     rows = share if micro_batch is None else micro_batch
     if share % rows:
         raise UserError(
-            f"data.global_rows is {global_rows}, engine.micro_batch is {rows} and there are {world_size} "
-            f"processes; each process has {share} rows, so choose a micro-batch that divides {share}."
+            f"data.global_rows is {global_rows}, engine.micro_batch is {rows} and there are "
+            f"{world_size} processes; each process has {share} rows, so choose a micro-batch "
+            f"that divides {share}."
         )
     return Split(micro_batch=rows, accumulation_steps=share // rows)
 
@@ -77,9 +81,9 @@ def deepspeed_config(config: EngineConfig, *, split: Split, clip_norm: float) ->
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Two groups, with and without decay; every parameter is in exactly one.
 
-    Fully decoupled decay multiplies a weight by `1 - weight_decay * lr / lr_peak` (Loshchilov & Hutter,
-    "Decoupled Weight Decay Regularization", algorithm 2); torch multiplies by `1 - weight_decay * lr`,
-    so torch is given `weight_decay / lr_peak`.
+    Fully decoupled decay multiplies a weight by `1 - weight_decay * lr / lr_peak` (Loshchilov &
+    Hutter, "Decoupled Weight Decay Regularization", algorithm 2); torch multiplies by
+    `1 - weight_decay * lr`, so torch is given `weight_decay / lr_peak`.
     """
     named = list(model.named_parameters())
     torch_decay = config.weight_decay / config.learning_rate
@@ -144,8 +148,8 @@ class Engine:
     def train_step(self, batches: Sequence[PackedBatch], *, learning_rate: float) -> StepResult:
         """One update from this process's micro-batches.
 
-        Losses are summed over tokens and divided by the step's labelled tokens over all processes and
-        micro-batches. DeepSpeed averages gradients over processes, hence the factor `world.size`.
+        Losses are summed over tokens and divided by the step's labelled tokens over all processes
+        and micro-batches. The factor `world.size` undoes DeepSpeed's averaging over processes.
         """
         device = self.world.device
         for group in self._engine.optimizer.param_groups:
@@ -176,7 +180,7 @@ class Engine:
         )
 
     def save(self, directory: Path, *, tag: str) -> None:
-        """Write weights and optimizer state under `directory/tag`; every process writes its part."""
+        """Write weights and optimizer state under `directory/tag`, every process its part."""
         self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
 
     def load(self, directory: Path, *, tag: str) -> None:
@@ -190,7 +194,7 @@ def _gradient_norm(model: nn.Module) -> Tensor:
 
 
 def read_weights(directory: Path, *, tag: str) -> dict[str, Tensor]:
-    """The fp32 weights of a checkpoint on the CPU, whatever the ZeRO stage and number of processes."""
+    """The fp32 weights of a checkpoint on the CPU, for any ZeRO stage and number of processes."""
     if not list((directory / tag).glob("*_optim_states.pt")):  # stage 0 keeps all in one file
         plain = directory / tag / "mp_rank_00_model_states.pt"
         return torch.load(plain, map_location="cpu", weights_only=False)["module"]

@@ -1,5 +1,5 @@
-"""The one exception for what a user can cause; entry points print it as a sentence, without a traceback."""
+"""The one exception for what a user can cause; entry points print it without a traceback."""
 
 
 class UserError(ValueError):
-    """A wrong value or a missing thing: the message names the key, the value found and the remedy."""
+    """A wrong value or a missing thing; the message names the key, the value and the remedy."""

@@ -1,4 +1,4 @@
-"""Held-out losses of a run: in the loop, and from the shell with `python -m nmm.evaluate --run runs/X`."""
+"""Held-out losses of a run: in the loop, and by `python -m nmm.evaluate --run runs/X`."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def held_out_row(
     micro_batch: int,
     world: World,
 ) -> Row:
-    """The loss keys of evals.jsonl (docs/scaling.md): every process takes part, every process gets the row."""
+    """The loss keys of evals.jsonl (docs/scaling.md); every process takes part and gets the row."""
     model.eval()
     tally = Tally.zeros(len(corpus.sources), device=world.device)
     for _, batches in held_out(corpus, config, micro_batch=micro_batch, world=world):
@@ -65,9 +65,10 @@ def add_losses(
 
 
 def loss_by_kind(tally: Tally, corpus: Corpus) -> Row:
-    """`loss` is the unweighted mean over the kinds, as in "Scaling Laws for Native Multimodal Models".
+    """`loss` is the unweighted mean over the kinds.
 
-    The loss of a kind is that of all labelled tokens of its sources.
+    This follows "Scaling Laws for Native Multimodal Models". The loss of a kind is that of all
+    labelled tokens of its sources.
     """
     kinds = sorted({source.kind.value for source in corpus.sources})
     by_kind: dict[str, float | None] = {}
@@ -83,7 +84,7 @@ def loss_by_kind(tally: Tally, corpus: Corpus) -> Row:
 
 
 def with_images_of_others(batch: PackedBatch) -> PackedBatch:
-    """The same batch, every image replaced by one of another document of the batch, as far as there are others."""
+    """The same batch with every image of another document, as far as the batch has others."""
     owners = _image_owners(batch)
     if len(owners) == 0:
         return batch
@@ -102,7 +103,7 @@ def _image_owners(batch: PackedBatch) -> torch.Tensor:
 
 
 def image_gap(trained: Trained, corpus: Corpus, *, kind: Kind) -> tuple[float, float]:
-    """Held-out nats per token of the sources of a kind: with their own images, and with those of other documents."""
+    """Held-out nats per token of a kind, with its own images and with those of other documents."""
     world = World(rank=0, size=1, device=next(trained.model.parameters()).device)
     own, other = (Tally.zeros(len(corpus.sources), device=world.device) for _ in range(2))
     batches = held_out(corpus, trained.config, micro_batch=8, world=world)

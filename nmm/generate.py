@@ -1,5 +1,6 @@
-"""Text that a trained model writes after images and text: `python -m nmm.generate --run runs/X --image cat.jpg`.
+"""Text that a trained model writes after images and text.
 
+From the shell: `python -m nmm.generate --run runs/X --image cat.jpg`.
 Legend of shapes: B prompts, L positions, V ids.
 """
 
@@ -44,8 +45,8 @@ def generate(
 ) -> list[str]:
     """Continue every prompt by at most `max_tokens` tokens, or to the end of the document.
 
-    Temperature 0 takes the most probable id. Only text ids and the end are ever taken, never padding ids
-    or sentinels.
+    Temperature 0 takes the most probable id. Only text ids and the end are ever taken, never
+    padding ids or sentinels.
     """
     device = next(model.parameters()).device
     batch, lengths = _prompt_batch(
@@ -77,7 +78,7 @@ def generate(
 def _prompt_batch(
     prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfig, room: int
 ) -> tuple[PackedBatch, Tensor]:
-    """One prompt a row with `room` free positions after the longest; and int64[B], the prompts' lengths."""
+    """One prompt a row, `room` free positions after the longest; and int64[B], their lengths."""
     sequences = [sequence(parts, tokenizer, image_tokens=image.tokens)[0] for parts in prompts]
     lengths = torch.tensor([len(s.tokens) - 1 for s in sequences])  # without the end
     shape = (len(prompts), int(lengths.max()) + room)
@@ -142,7 +143,7 @@ def _choose(logits: Tensor, *, temperature: float, generator: torch.Generator) -
 
 @dataclass(frozen=True)
 class Captioned:
-    """A held-out caption document: its image file, what the model wrote, and what the document says."""
+    """A held-out caption document: its image file, what the model wrote, and its own caption."""
 
     key: str
     image: bytes
@@ -186,7 +187,7 @@ def _caption_documents(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
 
 
 def write_captions(captioned: Sequence[Captioned], directory: Path, *, side_pixels: int) -> None:
-    """captions.jsonl with every caption beside its reference, captions.png with the first of them."""
+    """captions.jsonl with all captions beside their references, captions.png with the first."""
     rows = [{"key": c.key, "written": c.written, "reference": c.reference} for c in captioned]
     (directory / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shown = captioned[:SHOWN]
@@ -202,8 +203,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nmm.generate",
         description="Let a trained model continue images and text, or caption its held-out images.",
-        epilog='Examples: python -m nmm.generate --run runs/demo --image cat.jpg --prompt "The picture"; '
-        "python -m nmm.generate --run runs/demo --held-out 64",
+        epilog="Examples: python -m nmm.generate --run runs/demo --image cat.jpg "
+        '--prompt "The picture"; python -m nmm.generate --run runs/demo --held-out 64',
     )
     parser.add_argument(
         "--run", type=Path, required=True, help="directory of the run, e.g. runs/demo"

@@ -1,8 +1,12 @@
-"""What a run says: rows of JSON on disk (the truth), wandb (their mirror) and the console. The only importer of wandb."""
+"""What a run says: rows of JSON on disk (the truth), wandb (their mirror) and the console.
+
+The only importer of wandb.
+"""
 
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,17 +16,21 @@ from tqdm import tqdm
 from nmm.config import LogConfig, WandbMode
 
 Row = dict[str, Any]
+SECONDS_BETWEEN_LINES = 5.0  # of a pipe; console.log has every row
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The complete rows of a log; a half-written last line is left out. A missing file has no rows."""
+    """The complete rows of a log, without a half-written last line; none when there is no file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in _complete_lines(path)]
 
 
 class JsonLog:
-    """One JSON object a line, each with a `step`. Rows after `keep_until_step` and half lines are cut at opening."""
+    """One JSON object a line, each with a `step`.
+
+    Opening cuts off rows after `keep_until_step` and half lines.
+    """
 
     def __init__(self, path: Path, *, keep_until_step: int) -> None:
         if path.exists():
@@ -31,7 +39,7 @@ class JsonLog:
                 for line in _complete_lines(path)
                 if json.loads(line)["step"] <= keep_until_step
             ]
-            # Written beside and renamed, so that a kill here leaves either the old file or the new one.
+            # Written beside and renamed, so that a kill here leaves the old file or the new one.
             beside = path.with_suffix(".cut")
             beside.write_text("".join(kept))
             beside.replace(path)
@@ -52,7 +60,7 @@ def _complete_lines(path: Path) -> Iterator[str]:
 
 
 class WandbMirror:
-    """Copies rows to wandb. Its first failure is printed once and switches the mirror off; training goes on."""
+    """Copies rows to wandb; its first failure is printed and ends the copying, not the training."""
 
     def __init__(self, config: LogConfig, *, directory: Path, name: str, settings: Row) -> None:
         self._run: Any = None
@@ -60,7 +68,8 @@ class WandbMirror:
             return
         os.environ.setdefault("WANDB_SILENT", "true")
         try:
-            import wandb  # here, because its import alone takes seconds that a run without it should not pay
+            # Here, because its import takes seconds that a run without it should not pay.
+            import wandb
 
             self._run = wandb.init(
                 project=config.wandb_project,
@@ -94,7 +103,7 @@ class WandbMirror:
 
 
 class Console:
-    """A progress bar on a terminal, and one plain line a logged row in console.log (and on pipes)."""
+    """A progress bar on a terminal; one plain line a logged row in console.log (and on pipes)."""
 
     def __init__(self, path: Path, *, first_step: int, total_steps: int) -> None:
         self._file: TextIO = path.open("a")
@@ -109,11 +118,12 @@ class Console:
         )
         self.total_steps = total_steps
         self._rows, self._seconds_per_step = 0, 0.0
+        self._shown_at = -SECONDS_BETWEEN_LINES
 
     def row(self, row: Row) -> None:
         """Show a row of losses.jsonl."""
         done = row["step"]
-        # A moving mean over about 20 rows; the first row is forgotten, because it waits for the start.
+        # A moving mean over about 20 rows; the first is forgotten, because it waits for the start.
         weight = 1.0 if self._rows < 2 else max(0.05, 1 / self._rows)
         self._seconds_per_step += weight * (row["seconds"] - self._seconds_per_step)
         self._rows += 1
@@ -126,22 +136,25 @@ class Console:
         self._bar.set_postfix_str(line.split("  ", 1)[1], refresh=False)
         self._bar.update(done - self._bar.n)
         eta = (self.total_steps - done) * self._seconds_per_step
-        self._write(f"{line}  lr {row['lr']:.2e}  ETA {duration(eta)}")
+        now = time.monotonic()
+        shown = now - self._shown_at >= SECONDS_BETWEEN_LINES or done == self.total_steps
+        self._shown_at = now if shown else self._shown_at
+        self._write(f"{line}  lr {row['lr']:.2e}  ETA {duration(eta)}", shown=shown)
 
     def say(self, text: str) -> None:
         """Show a sentence above the bar."""
         if self._tty:
             self._bar.write(text, file=sys.stderr)
-        self._write(text)
+        self._write(text, shown=True)
 
     def close(self) -> None:
         self._bar.close()
         self._file.close()
 
-    def _write(self, line: str) -> None:
+    def _write(self, line: str, *, shown: bool) -> None:
         self._file.write(line + "\n")
         self._file.flush()
-        if not self._tty:
+        if shown and not self._tty:
             print(line, flush=True)
 
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all. `size` 1 needs no launcher; torchrun, deepspeed and Slurm set the environment."""
+    """This process among all. `size` 1 needs no launcher."""
 
     rank: int
     size: int
@@ -51,9 +51,10 @@ def start() -> World:
 def stop() -> None:
     """Leave the process group.
 
-    NOTE: gloo's worker thread drops the Python objects of the last collective and needs the GIL for it. If the
-    interpreter begins to shut down first, that thread is killed and the process aborts with "terminate called
-    without an active exception" (6 of 24 exits with ZeRO 0). Sleeping hands it the GIL.
+    NOTE: gloo's worker thread drops the Python objects of the last collective and needs the GIL for
+    it. If the interpreter begins to shut down first, that thread is killed and the process aborts
+    with "terminate called without an active exception" (6 of 24 exits with ZeRO 0). Sleeping hands
+    it the GIL.
     """
     if dist.is_initialized():
         time.sleep(0.1)

@@ -19,9 +19,10 @@ def wall_time() -> str:
 def write(
     directory: Path, *, config_yaml: str, overrides: list[str], facts: dict[str, Any], start: dict
 ) -> None:
-    """Describe a start of the run; `facts` never change over its life, every `start` is kept in a list.
+    """Describe a start of the run; `facts` hold for its whole life, every `start` joins a list.
 
-    A start holds the step it continues from and the number of processes; commit, versions and time are added.
+    A start holds the step it continues from and the number of processes; commit, versions and
+    time are added.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(config_yaml)
@@ -43,7 +44,7 @@ def write(
 
 
 def git_commit() -> str | None:
-    """The commit of the code, with "+changes" when files differ from it; None outside a git checkout."""
+    """The commit of the code, "+changes" when files differ from it; None outside a git checkout."""
     code = Path(__file__).parent
     try:
         commit = _git("rev-parse", "HEAD", cwd=code)

@@ -1,4 +1,4 @@
-"""Sums of a step by source and modality; every per-token number of the logs is a margin of these tables.
+"""Sums of a step by source and modality, whose margins are the per-token numbers of the logs.
 
 Legend of shapes: B rows, L tokens of a row, S sources, K modalities, P labelled positions.
 """
@@ -17,8 +17,10 @@ LOSS_MODALITIES = (Modality.text,)  # early fusion on patches predicts text only
 
 
 class Tally:
-    """`tables` is float64[3, S, K]: the summed loss (nats) and the count of labelled positions by the label's
-    modality, and the count of positions that are not padding by their own modality.
+    """Sums by source and modality in `tables`, float64[3, S, K].
+
+    They are the summed loss (nats) and the count of labelled positions by the label's modality,
+    and the count of positions that are not padding by their own modality.
     """
 
     def __init__(self, tables: Tensor) -> None:
@@ -31,7 +33,7 @@ class Tally:
         return cls(torch.zeros(shape, dtype=torch.float64, device=device))
 
     def add(self, batch: PackedBatch, *, token_losses: Tensor, positions: Tensor) -> None:
-        """Add a batch: fp32[P] losses of the labelled positions and int64[P] their flat index in B*L."""
+        """Add a batch: fp32[P] losses at labelled positions, int64[P] their flat index in B*L."""
         cell = self._cells(batch.source, batch.modality)
         label_cell = self._cells(batch.source, label_modality(batch))[positions]
         used = (batch.modality != Modality.pad).flatten()
@@ -63,10 +65,10 @@ class Tally:
 
 
 def label_modality(batch: PackedBatch) -> Tensor:
-    """uint8[B, L]: the modality of every label, which is that of the next position of the same document.
+    """uint8[B, L]: the modality of every label, that of the next position of its document.
 
-    Where a long document was cut, the label of a piece's last position lies in the next piece; pieces end
-    before text only, so it is text.
+    Where a long document was cut, the label of a piece's last position lies in the next piece;
+    pieces end before text only, so it is text.
     """
     following = torch.full_like(batch.modality, Modality.text)
     inside = batch.document[:, 1:] == batch.document[:, :-1]
@@ -78,7 +80,7 @@ Row = dict[str, Any]
 
 
 def loss_keys(tally: Tally, *, sources: Sequence[str]) -> Row:
-    """The keys loss, loss/modality/NAME and loss/source/NAME of a tally; null where there are no labels."""
+    """loss, loss/modality/NAME and loss/source/NAME of a tally; null where there are no labels."""
     return {
         "loss": tally.loss(),
         **{f"loss/modality/{m.name}": tally.loss(modality=m) for m in LOSS_MODALITIES},

@@ -1,9 +1,9 @@
-"""Run by tests/test_engine.py as a program, alone or under torchrun: trains the same small model in many ways.
+"""Train the same small model in many ways; tests/test_engine.py runs it, also under torchrun.
 
     python -m tests.engine_cases CASES.json OUT.json     (one launch runs all cases)
 
-A case is {"zero_stage", "optim", "micro_batch", "precision"}; its result holds the loss and gradient norm of
-every step and a checksum of the weights afterwards.
+A case is {"zero_stage", "optim", "micro_batch", "precision", "resume_at"}; its result holds the
+loss and gradient norm of every step and a checksum of the weights afterwards.
 """
 
 import json
@@ -15,8 +15,19 @@ import torch
 from data.corpus import Corpus
 from data.loader import Loader
 from nmm import parallel
-from nmm.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, OptimName, Precision
-from nmm.engine import Engine, read_weights, split_step
+from nmm.config import (
+    Config,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimConfig,
+    OptimName,
+    Precision,
+    ScheduleConfig,
+)
+from nmm.engine import Engine, Split, read_weights, split_step
+from nmm.evaluate import held_out_row
 from nmm.model import build
 from nmm.parallel import World
 from tests import corpora
@@ -40,17 +51,23 @@ def rate(step: int, optim: OptimConfig) -> float:
 
 
 def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
-    optim = OPTIM[case["optim"]]
-    data = config(case)
+    """Train; with "resume_at", into a new engine from a checkpoint of that step."""
+    optim, data = OPTIM[case["optim"]], config(case)
     split = split_step(data.global_rows, micro_batch=case["micro_batch"], world_size=world.size)
-    engine = Engine(
-        build(MODEL, seed=0),
-        config=EngineConfig(case["zero_stage"], split.micro_batch, Precision(case["precision"])),
-        optim=optim,
-        split=split,
-        num_sources=len(corpus.sources),
-        world=world,
-    )
+
+    def new_engine() -> Engine:
+        return Engine(
+            build(MODEL, seed=0),
+            config=EngineConfig(
+                case["zero_stage"], split.micro_batch, Precision(case["precision"])
+            ),
+            optim=optim,
+            split=split,
+            num_sources=len(corpus.sources),
+            world=world,
+        )
+
+    engine = new_engine()
     loader = Loader(
         corpus,
         data,
@@ -62,6 +79,11 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
     )
     losses, norms, sources = [], [], []
     for step, (batches, _) in zip(range(STEPS), loader, strict=False):
+        if step == case.get("resume_at"):
+            engine.save(directory, tag="middle")
+            parallel.barrier()
+            engine = new_engine()
+            engine.load(directory, tag="middle")
         result = engine.train_step(batches, learning_rate=rate(step, optim))
         losses.append(result.tally.loss())
         norms.append(result.grad_norm)
@@ -75,7 +97,19 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         "norms": norms,
         "sources": sources,
         "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
+        "held_out": held_out(engine, data, split=split, world=world),
     }
+
+
+def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) -> dict:
+    settings = Config(
+        model=MODEL,
+        data=data,
+        schedule=ScheduleConfig(total_steps=STEPS),
+        evaluation=EvaluationConfig(rows_per_source=5),
+    )
+    corpus = corpora.open_corpus(data, split="held_out")
+    return held_out_row(engine.module, corpus, settings, micro_batch=split.micro_batch, world=world)
 
 
 def main() -> None:

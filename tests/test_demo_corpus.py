@@ -16,7 +16,7 @@ from data.prepare.scenes import COLOURS, SIDE, Scene, words_named_in, words_true
 from data.prepare.stories import NUMBERS, story
 from nmm.errors import UserError
 
-SIZE = 0.02  # 160 captions, 40 stories, 30,000 characters
+SIZE = 0.02  # 200 captions, 60 stories, 20,000 characters
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_size_decides_how_much(corpus: Path) -> None:
         for split in ("train", "held_out")
     }
     assert counted == {
-        ("caption", "train"): 160,
+        ("caption", "train"): 200,
         ("caption", "held_out"): 8,
-        ("interleaved", "train"): 40,
+        ("interleaved", "train"): 60,
         ("interleaved", "held_out"): 8,
     }
     texts = [sample["txt"].decode() for sample in samples(corpus, "text", "train")]
-    assert 30_000 <= sum(map(len, texts)) < 30_000 + len(texts[0]) + max(map(len, texts))
+    assert 20_000 <= sum(map(len, texts)) < 20_000 + len(texts[0]) + max(map(len, texts))
     for kind in ("caption", "interleaved", "text"):
         assert len(list((corpus / kind).glob("train-*.tar"))) >= 2
 

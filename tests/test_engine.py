@@ -1,4 +1,7 @@
-"""The engine against plain torch, over ZeRO stages, processes and micro-batches; with SGD, which hides no scale."""
+"""The engine against plain torch, over ZeRO stages, processes and micro-batches.
+
+SGD is among the optimizers, because it hides no scale.
+"""
 
 import json
 import os
@@ -47,19 +50,30 @@ def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
     return json.loads(out.read_text())
 
 
-def case(zero_stage: int, optim: str, *, micro_batch: int, precision: str = "fp32") -> dict:
+def case(
+    zero_stage: int,
+    optim: str,
+    *,
+    micro_batch: int,
+    precision: str = "fp32",
+    resume_at: int | None = None,
+) -> dict:
     return {
         "zero_stage": zero_stage,
         "optim": optim,
         "micro_batch": micro_batch,
         "precision": precision,
+        "resume_at": resume_at,
     }
 
 
 STAGES = (0, 1, 2, 3)
 ONE = [case(z, o, micro_batch=2) for o in OPTIM for z in STAGES]
 ONE += [case(1, "adamw", micro_batch=2, precision="bf16")]
+ONE += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
+ONE += [case(1, "adamw", micro_batch=2, precision="bf16", resume_at=11)]
 TWO = [case(z, o, micro_batch=m) for o in OPTIM for z in STAGES for m in (2, 4)]
+TWO += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +87,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         ):
             micro_batches = 8 // processes // one["micro_batch"]
             name = f"{processes} x {micro_batches}, ZeRO {one['zero_stage']}, {one['optim']}"
-            named[name + (", bf16" if one["precision"] == "bf16" else "")] = result
+            name += ", bf16" if one["precision"] == "bf16" else ""
+            named[name + (", resumed" if one["resume_at"] else "")] = result
     return named
 
 
 def plain_torch(optim_name: str) -> dict:
-    """The same steps without DeepSpeed: whole batch at once, decoupled decay written out by hand."""
+    """The same steps without DeepSpeed: the whole batch at once, decoupled decay by hand."""
     optim = OPTIM[optim_name]
     torch.set_num_threads(1)
     model = build(MODEL, seed=0)
@@ -143,6 +158,20 @@ def test_losses_by_source_do_not_depend_on_the_split(results: dict[str, dict]) -
     for name in ("2 x 2, ZeRO 1, sgd", "2 x 1, ZeRO 3, sgd"):
         for step, by_source in enumerate(results[name]["sources"]):
             assert by_source == pytest.approx(expected[step], rel=1e-4), (name, step)
+
+
+def test_resumed_equals_undisturbed_to_the_bit(results: dict[str, dict]) -> None:
+    resumed = [name for name in results if name.endswith(", resumed")]
+    assert len(resumed) == 9
+    for name in resumed:
+        assert results[name] == results[name.removesuffix(", resumed")], name
+
+
+def test_held_out_losses_do_not_depend_on_stage_or_processes(results: dict[str, dict]) -> None:
+    expected = results["1 x 4, ZeRO 0, sgd"]["held_out"]
+    assert set(expected) > {"loss", "loss/kind/caption", "loss/source/text", "loss/modality/text"}
+    for name in [name for name in results if name.endswith(", sgd")]:
+        assert results[name]["held_out"] == pytest.approx(expected, rel=1e-5), name
 
 
 def test_bf16_learns_like_fp32(results: dict[str, dict]) -> None:

@@ -1,4 +1,4 @@
-"""Generation: greedy text is the argmax of full forwards, whatever else is in the batch; only text ids are written."""
+"""Generation: greedy text is the argmax of full forwards in any batch; only text ids come out."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Margins of the tally: every token and every label is counted once, under its source and modality."""
+"""Margins of the tally: every token and label counts once, under its source and modality."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The program itself: train, kill, resume, and the loss log equals that of a run nobody disturbed, to the bit."""
+"""The program itself: killed and resumed, it logs the losses of an undisturbed run to the bit."""
 
 import json
 import os
@@ -31,7 +31,7 @@ register()
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three sources with images; one caption's JPEG is cut in the middle, which only decoding can find."""
+    """Three sources with images; a caption's JPEG is cut short, which only decoding can find."""
     directory = tmp_path_factory.mktemp("corpus")
     for kind in corpora.KINDS:
         for split, documents in (("train", 90), ("held_out", 20)):
@@ -102,7 +102,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def kill_after(arguments: list[str], *, first: Path, seconds: float) -> int:
-    """Start the run and SIGKILL it `seconds` after the file `first` was written; returns its exit code."""
+    """The exit code of a run that is SIGKILLed `seconds` after the file `first` is written."""
     before = first.stat().st_mtime_ns if first.exists() else 0
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()

@@ -143,7 +143,7 @@ def _writer(folder: Path, *, split: str, documents: int) -> ShardWriter:
 
 
 def tokenize_and_index(corpus: Path) -> None:
-    """OUT/tokenizer.model, and an index beside every shard; what is there and fits is left alone."""
+    """OUT/tokenizer.model, and an index beside every shard; what is there and fits stays."""
     model = corpus / "tokenizer.model"
     shards = {kind: sorted((corpus / kind.value).glob("*.tar")) for kind in Kind}
     if not model.exists():
@@ -159,8 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare.demo",
         description="Make the demo corpus: WebDataset shards of pictures with captions, of stories "
-        "in pictures, and of text from the documentation of the installed packages, with a tokenizer and an "
-        "index: ready to train on. Downloads nothing. A finished corpus is left alone; an interrupted one is made anew.",
+        "in pictures, and of text from the documentation of the installed packages, with a "
+        "tokenizer and an index: ready to train on. Downloads nothing. A finished corpus is left "
+        "alone; an interrupted one is made anew.",
         epilog="The shards lie in OUT/{caption,interleaved,text}/{train,held_out}-000000.tar. "
         "Look into one with: tar tf data/corpora/demo/caption/held_out-000000.tar",
     )

@@ -1,4 +1,7 @@
-"""Checks shared by the config groups; every message holds the key, the value and the remedy."""
+"""Checks shared by the config groups; every message holds the key, the value and the remedy.
+
+Not-a-number fails every check, because the conditions are written as what must hold.
+"""
 
 from nmm.errors import UserError
 
@@ -6,14 +9,14 @@ from nmm.errors import UserError
 def at_least(minimum: float, **values: float | None) -> None:
     """Refuse any value below `minimum`; None passes. Keys are written as `group__field`."""
     for key, value in values.items():
-        if value is not None and value < minimum:
+        if value is not None and not value >= minimum:
             raise UserError(f"{_dotted(key)} is {value}; set it to {minimum} or more.")
 
 
 def positive(**values: float | None) -> None:
     """Refuse zero and negative values; None passes. Keys are written as `group__field`."""
     for key, value in values.items():
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise UserError(f"{_dotted(key)} is {value}; set it above 0.")
 
 

@@ -19,7 +19,7 @@ class Kind(Enum):
 
 @dataclass
 class SourceConfig:
-    """One corpus. `train` and `held_out` are globs of .tar shards; `weight` is its share of tokens."""
+    """One corpus: `train` and `held_out` are globs of .tar shards, `weight` its share of tokens."""
 
     kind: Kind = MISSING
     train: str = MISSING
@@ -32,10 +32,10 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """Rows of `row_tokens` tokens hold documents of at most `context_tokens` tokens, packed best-fit.
+    """Rows of `row_tokens` tokens hold documents of at most `context_tokens`, packed best-fit.
 
-    A step consumes `global_rows` rows, whatever the number of processes. `window_documents` documents
-    are packed at a time.
+    A step consumes `global_rows` rows, whatever the number of processes. `window_documents`
+    documents are packed at a time.
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)

@@ -14,7 +14,7 @@ class Precision(Enum):
 
 @dataclass
 class EngineConfig:
-    """`micro_batch` is rows per process and forward pass; null takes the whole share of a step at once."""
+    """`micro_batch` is rows per process and forward pass; null is a step's whole share at once."""
 
     zero_stage: int = 1
     micro_batch: int | None = None
@@ -26,7 +26,7 @@ class EngineConfig:
             raise UserError(f"engine.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3.")
         if self.zero_stage == 0 and self.precision is Precision.bf16:
             raise UserError(
-                "engine.zero_stage is 0 and engine.precision is bf16; DeepSpeed's optimizer for this pair "
-                "diverges from plain torch (it shifts Adam's bias correction): choose engine=zero1, "
-                "or engine.precision=fp32."
+                "engine.zero_stage is 0 and engine.precision is bf16; DeepSpeed's optimizer for "
+                "this pair diverges from plain torch (it shifts Adam's bias correction): choose "
+                "engine=zero1, or engine.precision=fp32."
             )

@@ -37,7 +37,7 @@ class CheckpointConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Held-out losses every `every_steps` (0: only at the end), and before the first step `at_start`.
+    """Held-out losses every `every_steps` (0: only at the end), and at the start if `at_start`.
 
     At most `rows_per_source` rows of each source are read.
     """

@@ -1,4 +1,4 @@
-"""What is built: the width, depth and id capacity of the decoder, and how an image becomes tokens."""
+"""What is built: the decoder's width, depth and id capacity, and how an image becomes tokens."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -44,9 +44,10 @@ class ImageConfig:
 
 @dataclass
 class ModelConfig:
-    """A decoder with SwiGLU, RoPE and untied embeddings ("Scaling Laws for Native Multimodal Models", section 2).
+    """A decoder with SwiGLU, RoPE and untied embeddings.
 
-    `vocab_size` is a padded capacity, at least as large as the tokenizer's id table.
+    It follows "Scaling Laws for Native Multimodal Models", section 2. `vocab_size` is a padded
+    capacity, at least as large as the tokenizer's id table.
     """
 
     width: int = 128
@@ -66,7 +67,7 @@ class ModelConfig:
         if self.width % (2 * self.heads):
             raise UserError(
                 f"model.heads is {self.heads} and model.width is {self.width}; the width must be a "
-                f"multiple of twice the heads, because rotary positions pair the channels of a head."
+                "multiple of twice the heads, because rotary positions pair the channels of a head."
             )
 
     @property

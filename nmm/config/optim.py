@@ -14,9 +14,9 @@ class OptimName(Enum):
 
 @dataclass
 class OptimConfig:
-    """`learning_rate` is the peak. `weight_decay` is fully decoupled: a step at the peak shrinks a weight by it.
+    """`learning_rate` is the peak, `weight_decay` is fully decoupled, `clip_norm` 0 clips nothing.
 
-    `clip_norm` 0 switches clipping off.
+    A step at the peak shrinks a weight by `weight_decay`.
     """
 
     name: OptimName = OptimName.adamw

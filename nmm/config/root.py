@@ -17,7 +17,12 @@ from nmm.errors import UserError
 
 
 class Resume(Enum):
-    """auto: continue when there is a checkpoint; must: refuse to start without one; never: refuse when there is one."""
+    """How a start treats the checkpoints that the run already has.
+
+    auto   continue when there is one
+    must   refuse to start without one
+    never  refuse when there is one
+    """
 
     auto = "auto"
     must = "must"
@@ -26,7 +31,10 @@ class Resume(Enum):
 
 @dataclass
 class RunConfig:
-    """A run lives in `dir`/`name`; the same command again continues it. `seed` draws the initial weights."""
+    """A run lives in `dir`/`name`; the same command again continues it.
+
+    `seed` draws the initial weights.
+    """
 
     name: str = "run"
     dir: str = "runs"
@@ -52,14 +60,15 @@ class Config:
             raise UserError("data.sources is empty; choose a corpus, for example data=demo.")
         if self.schedule.total_tokens is None and self.schedule.total_steps is None:
             raise UserError(
-                "schedule.total_tokens and schedule.total_steps are null; give one of them, for example "
-                "schedule.total_steps=500."
+                "schedule.total_tokens and schedule.total_steps are null; give one of them, "
+                "for example schedule.total_steps=500."
             )
         needed = self.model.image.tokens + 2
         if self.data.context_tokens < needed:
             raise UserError(
-                f"data.context_tokens is {self.data.context_tokens} but an image with its document borders takes "
-                f"{needed} tokens; raise data.context_tokens or model.image.patch_pixels."
+                f"data.context_tokens is {self.data.context_tokens} but an image with its "
+                f"document borders takes {needed} tokens; raise data.context_tokens "
+                "or model.image.patch_pixels."
             )
 
 
