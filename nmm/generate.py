@@ -180,6 +180,7 @@ def _caption_documents(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
             for number in range(len(shard.index)):
                 try:
                     image, text = parse(source.kind, read_document(shard, number))
+                    assert isinstance(image, bytes) and isinstance(text, str), source.kind
                     decode(image, corpus.image.side_pixels)
                 except BadSample:
                     continue

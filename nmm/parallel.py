@@ -35,7 +35,7 @@ def start() -> World:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    # pyright: the class is public and documented, its name is missing from the module's exports
+    # The class is public and documented; its name is missing from the module's exports.
     store = dist.HashStore() if size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
     # DeepSpeed's own default changed from 30 to 10 minutes between releases, so the limit is ours.
     dist.init_process_group(
