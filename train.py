@@ -60,7 +60,6 @@ def train(
     loader = Loader(
         plan.corpus,
         settings.data,
-        image=settings.model.image,
         rank=world.rank,
         world=world.size,
         micro_batch=plan.split.micro_batch,
@@ -242,7 +241,8 @@ def evaluation(
     losses = evaluate.held_out_row(
         engine.module,
         plan.held_out,
-        settings,
+        settings.data,
+        rows_per_source=settings.evaluation.rows_per_source,
         micro_batch=plan.split.micro_batch,
         world=world,
     )

@@ -12,7 +12,7 @@ from data.layout import build
 from data.plan import RowPlan, StreamState, plan_rows
 from data.workers import context, forking
 from nmm.batch import PackedBatch
-from nmm.config import DataConfig, ImageConfig
+from nmm.config import DataConfig
 from nmm.errors import UserError
 
 Plan = tuple[list[RowPlan], StreamState]
@@ -31,7 +31,6 @@ class Loader:
         corpus: Corpus,
         config: DataConfig,
         *,
-        image: ImageConfig,
         rank: int,
         world: int,
         micro_batch: int,
@@ -44,7 +43,6 @@ class Loader:
                 f"engine.micro_batch={micro_batch} cannot make; "
                 f"choose a multiple of {world * micro_batch}."
             )
-        assert image == corpus.image, f"the corpus was opened for {corpus.image}, not {image}"
         self.corpus, self.config = corpus, config
         self.rank, self.world, self.micro_batch, self.workers = rank, world, micro_batch, workers
         self.state = None if state is None else StreamState.from_dict(state)
@@ -109,7 +107,6 @@ def held_out_batches(
     corpus: Corpus,
     config: DataConfig,
     *,
-    image: ImageConfig,
     rows_per_source: int,
     micro_batch: int,
     rank: int = 0,
@@ -121,7 +118,6 @@ def held_out_batches(
     does not depend on data.seed, without repetition. Ranks get different rows and equally many
     micro-batches; empty rows fill up the last ones.
     """
-    assert image == corpus.image, f"the corpus was opened for {corpus.image}, not {image}"
     fixed = replace(config, seed=0, repeat=False)
 
     def batches(source: int) -> Iterator[PackedBatch]:

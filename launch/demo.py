@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,7 @@ from nmm.log import duration
 CORPUS = Path("data/corpora/demo")
 RUN = Path("runs/demo")
 TRAIN = (
-    str(Path(__file__).parents[1] / "train.py"),
+    os.path.relpath(Path(__file__).parents[1] / "train.py"),
     "run.name=demo",
     "engine.precision=fp32",
     "data.global_rows=2",

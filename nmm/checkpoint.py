@@ -46,6 +46,12 @@ def complete(directory: Path) -> list[Path]:
     return sorted(path.parent for path in (directory / "checkpoints").glob(f"step_*/{MARKER}"))
 
 
+def _unfinished(directory: Path) -> list[Path]:
+    """What kills left: checkpoints that were being written or removed."""
+    found = (directory / "checkpoints").glob("step_*")
+    return [path for path in found if not (path / MARKER).exists()]
+
+
 def newest(directory: Path) -> Path | None:
     """The newest complete checkpoint; half-written ones are never considered."""
     found = complete(directory)
@@ -127,7 +133,8 @@ def save(
     tag = f"step_{progress.step:08d}"
     checkpoint = directory / "checkpoints" / tag
     if world.is_main:
-        _remove(checkpoint)
+        for unfinished in _unfinished(directory):
+            _remove(unfinished)
         checkpoint.mkdir(parents=True)
         (checkpoint / "state.json").write_text(json.dumps(vars(progress)))
     barrier()

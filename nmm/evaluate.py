@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,44 +13,40 @@ from data.corpus import Corpus
 from data.loader import held_out_batches
 from nmm.batch import PackedBatch
 from nmm.checkpoint import Trained, read_run
-from nmm.config import Config, Kind
+from nmm.config import DataConfig, Kind
 from nmm.errors import UserError
 from nmm.model import Output
 from nmm.parallel import World, add_over_ranks
 from nmm.tally import Row, Tally, loss_keys, mean
 
 Forward = Callable[[PackedBatch], Output]
+ROWS_AT_ONCE = 8
 
 
 def held_out_row(
     model: torch.nn.Module,
     corpus: Corpus,
-    config: Config,
+    data: DataConfig,
     *,
+    rows_per_source: int,
     micro_batch: int,
     world: World,
 ) -> Row:
     """The loss keys of evals.jsonl (docs/scaling.md); every process takes part and gets the row."""
     model.eval()
     tally = Tally.zeros(len(corpus.sources), device=world.device)
-    for _, batches in held_out(corpus, config, micro_batch=micro_batch, world=world):
+    for _, batches in held_out_batches(
+        corpus,
+        data,
+        rows_per_source=rows_per_source,
+        micro_batch=micro_batch,
+        rank=world.rank,
+        world=world.size,
+    ):
         add_losses(tally, model, batches, device=world.device)
     add_over_ranks(tally.tables)
     model.train()
     return loss_by_kind(tally, corpus)
-
-
-def held_out(corpus: Corpus, config: Config, *, micro_batch: int, world: World) -> list:
-    """(source name, this process's held-out micro-batches) of every source."""
-    return held_out_batches(
-        corpus,
-        config.data,
-        image=config.model.image,
-        rows_per_source=config.evaluation.rows_per_source,
-        micro_batch=micro_batch,
-        rank=world.rank,
-        world=world.size,
-    )
 
 
 @torch.no_grad()
@@ -102,24 +98,29 @@ def _image_owners(batch: PackedBatch) -> torch.Tensor:
     return owners
 
 
-def image_gap(trained: Trained, corpus: Corpus, *, kind: Kind) -> tuple[float, float]:
-    """Held-out nats per token of a kind, with its own images and with those of other documents."""
-    world = World(rank=0, size=1, device=next(trained.model.parameters()).device)
-    own, other = (Tally.zeros(len(corpus.sources), device=world.device) for _ in range(2))
-    batches = held_out(corpus, trained.config, micro_batch=8, world=world)
-    for source, (_, of_source) in zip(corpus.sources, batches, strict=True):
-        if source.kind is kind:
-            for batch in of_source:
-                add_losses(own, trained.model, [batch], device=world.device)
-                add_losses(
-                    other, trained.model, [with_images_of_others(batch)], device=world.device
-                )
+def image_gap(trained: Trained, corpus: Corpus) -> tuple[float, float]:
+    """Held-out nats per token of captions: with their own images, and with those of others."""
+    device = next(trained.model.parameters()).device
+    own, other = (Tally.zeros(len(corpus.sources), device=device) for _ in range(2))
+    for source, (_, batches) in zip(corpus.sources, of_run(trained, corpus), strict=True):
+        if source.kind is Kind.caption:
+            for batch in batches:
+                add_losses(own, trained.model, [batch], device=device)
+                add_losses(other, trained.model, [with_images_of_others(batch)], device=device)
     losses = own.loss(), other.loss()
     if losses[0] is None or losses[1] is None:
         raise UserError(
-            f"the corpus has no held-out documents of kind {kind.value}; choose another kind."
+            "--image-gap found no held-out document of kind caption in data.sources; leave it out."
         )
     return losses[0], losses[1]
+
+
+def of_run(trained: Trained, corpus: Corpus) -> list[tuple[str, Iterator[PackedBatch]]]:
+    """The held-out batches of a run, all of them for this process."""
+    rows = trained.config.evaluation.rows_per_source
+    return held_out_batches(
+        corpus, trained.config.data, rows_per_source=rows, micro_batch=ROWS_AT_ONCE
+    )
 
 
 def main() -> None:
@@ -161,26 +162,23 @@ def main() -> None:
 def _evaluate(directory: Path, *, rows_per_source: int | None, with_gap: bool) -> Row:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = read_run(directory, device=device)
-    config = trained.config
     if rows_per_source is not None:
-        config.evaluation = replace(config.evaluation, rows_per_source=rows_per_source)
-    corpus = open_held_out(config)
+        changed = replace(trained.config.evaluation, rows_per_source=rows_per_source)
+        trained.config.evaluation = changed
+    corpus = open_held_out(trained)
     tally = Tally.zeros(len(corpus.sources), device=device)
-    world = World(rank=0, size=1, device=device)
-    for _, batches in held_out(corpus, config, micro_batch=8, world=world):
+    for _, batches in of_run(trained, corpus):
         add_losses(tally, trained.model, batches, device=device)
     row = {"step": trained.progress.step, **loss_by_kind(tally, corpus)}
     if with_gap:
-        own, other = image_gap(trained, corpus, kind=Kind.caption)
-        row |= {"caption/own_images": own, "caption/other_images": other}
+        row["caption/own_images"], row["caption/other_images"] = image_gap(trained, corpus)
     return row
 
 
-def open_held_out(config: Config) -> Corpus:
+def open_held_out(trained: Trained) -> Corpus:
     """The held-out split of a run's corpus."""
-    return Corpus.open(
-        config.data, image=config.model.image, vocab_size=config.model.vocab_size, split="held_out"
-    )
+    data, model = trained.config.data, trained.config.model
+    return Corpus.open(data, image=model.image, vocab_size=model.vocab_size, split="held_out")
 
 
 if __name__ == "__main__":

@@ -153,8 +153,12 @@ class Captioned:
 
 def caption_held_out(trained: Trained, *, count: int, max_tokens: int) -> list[Captioned]:
     """Greedy captions of the first `count` held-out documents of the caption sources."""
-    corpus = open_held_out(trained.config)
+    corpus = open_held_out(trained)
     documents = list(islice(_caption_documents(corpus), count))
+    if not documents:
+        raise UserError(
+            "--held-out found no held-out document of kind caption in data.sources; give --image."
+        )
     captioned: list[Captioned] = []
     for start in range(0, len(documents), PROMPTS_AT_ONCE):
         some = documents[start : start + PROMPTS_AT_ONCE]
@@ -180,7 +184,8 @@ def _caption_documents(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
             for number in range(len(shard.index)):
                 try:
                     image, text = parse(source.kind, read_document(shard, number))
-                    assert isinstance(image, bytes) and isinstance(text, str), source.kind
+                    assert isinstance(image, bytes)
+                    assert isinstance(text, str)
                     decode(image, corpus.image.side_pixels)
                 except BadSample:
                     continue

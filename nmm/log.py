@@ -185,9 +185,12 @@ class RunLog:
         self._is_main = is_main
         if not is_main:
             return
-        self._losses = JsonLog(directory / "losses.jsonl", keep_until_step=first_step)
-        self._evals = JsonLog(directory / "evals.jsonl", keep_until_step=first_step)
-        self._dropped = JsonLog(directory / "dropped.jsonl", keep_until_step=first_step)
+        # A run from scratch also writes its evaluation of step 0 anew.
+        keep_until_step = first_step if first_step > 0 else -1
+        self._losses, self._evals, self._dropped = (
+            JsonLog(directory / f"{name}.jsonl", keep_until_step=keep_until_step)
+            for name in ("losses", "evals", "dropped")
+        )
         self._wandb = WandbMirror(
             config, directory=directory, name=directory.name, settings=settings
         )

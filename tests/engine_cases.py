@@ -16,15 +16,12 @@ from data.corpus import Corpus
 from data.loader import Loader
 from nmm import parallel
 from nmm.config import (
-    Config,
     DataConfig,
     EngineConfig,
-    EvaluationConfig,
     ModelConfig,
     OptimConfig,
     OptimName,
     Precision,
-    ScheduleConfig,
 )
 from nmm.engine import Engine, Split, read_weights, split_step
 from nmm.evaluate import held_out_row
@@ -71,7 +68,6 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
     loader = Loader(
         corpus,
         data,
-        image=corpora.IMAGE,
         rank=world.rank,
         world=world.size,
         micro_batch=split.micro_batch,
@@ -102,14 +98,15 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
 
 
 def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) -> dict:
-    settings = Config(
-        model=MODEL,
-        data=data,
-        schedule=ScheduleConfig(total_steps=STEPS),
-        evaluation=EvaluationConfig(rows_per_source=5),
-    )
     corpus = corpora.open_corpus(data, split="held_out")
-    return held_out_row(engine.module, corpus, settings, micro_batch=split.micro_batch, world=world)
+    return held_out_row(
+        engine.module,
+        corpus,
+        data,
+        rows_per_source=5,
+        micro_batch=split.micro_batch,
+        world=world,
+    )
 
 
 def main() -> None:

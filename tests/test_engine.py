@@ -101,7 +101,6 @@ def plain_torch(optim_name: str) -> dict:
     loader = Loader(
         corpora.open_corpus(data),
         data,
-        image=corpora.IMAGE,
         rank=0,
         world=1,
         micro_batch=8,

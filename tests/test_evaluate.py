@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from data.loader import held_out_batches
-from nmm.config import Config, EvaluationConfig, ModelConfig, ScheduleConfig
-from nmm.evaluate import add_losses, held_out, loss_by_kind, with_images_of_others
+from nmm.config import ModelConfig
+from nmm.evaluate import add_losses, loss_by_kind, with_images_of_others
 from nmm.model import build
-from nmm.parallel import World
 from nmm.tally import Tally
 from tests import corpora
 
@@ -17,26 +16,16 @@ CPU = torch.device("cpu")
 MODEL = ModelConfig(width=32, depth=1, heads=2, vocab_size=corpora.VOCAB_SIZE, image=corpora.IMAGE)
 
 
-def config() -> Config:
-    return Config(
-        model=MODEL,
-        data=corpora.config(),
-        schedule=ScheduleConfig(total_steps=1),
-        evaluation=EvaluationConfig(rows_per_source=6),
-    )
-
-
 def test_the_loss_is_the_same_however_it_is_split_over_processes() -> None:
-    settings, model = config(), build(MODEL, seed=0)
-    corpus = corpora.open_corpus(settings.data, split="held_out")
+    data, model = corpora.config(), build(MODEL, seed=0)
+    corpus = corpora.open_corpus(data, split="held_out")
     rows = []
     for size, micro_batch in ((1, 6), (2, 2), (3, 1)):
         tally = Tally.zeros(3, device=CPU)
         for rank in range(size):
-            world = World(rank, size, CPU)
-            of_rank = held_out(corpus, settings, micro_batch=micro_batch, world=world)
-            assert len({len(list(batches)) for _, batches in of_rank}) == 1
-            for _, batches in held_out(corpus, settings, micro_batch=micro_batch, world=world):
+            for _, batches in held_out_batches(
+                corpus, data, rows_per_source=6, micro_batch=micro_batch, rank=rank, world=size
+            ):
                 add_losses(tally, model, batches, device=CPU)
         rows.append(loss_by_kind(tally, corpus))
     assert rows[1] == pytest.approx(rows[0], rel=1e-6)
@@ -48,12 +37,10 @@ def test_the_loss_is_the_same_however_it_is_split_over_processes() -> None:
 
 def test_every_image_gets_the_pixels_of_another_document() -> None:
     """Pixels are replaced by the number of their document, so that owners can be read off them."""
-    settings = config()
-    corpus = corpora.open_corpus(settings.data, split="held_out")
+    data = corpora.config()
+    corpus = corpora.open_corpus(data, split="held_out")
     compared = 0
-    for _, batches in held_out_batches(
-        corpus, settings.data, image=corpora.IMAGE, rows_per_source=6, micro_batch=3
-    ):
+    for _, batches in held_out_batches(corpus, data, rows_per_source=6, micro_batch=3):
         for batch in batches:
             owner = torch.zeros(len(batch.pixels), dtype=torch.uint8)
             numbers = torch.arange(3)[:, None] * 40 + batch.document

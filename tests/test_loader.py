@@ -48,7 +48,7 @@ def steps(
     **more: object,
 ) -> list[tuple[list[PackedBatch], dict]]:
     """Steps of all ranks, the micro-batches in the order of their rows: step, micro-batch, rank."""
-    values: dict = {"image": corpora.IMAGE, "workers": 0, **more}
+    values: dict = {"workers": 0, **more}
     loaders = [
         Loader(corpus, config, rank=rank, world=world, micro_batch=micro_batch, **values)
         for rank in range(world)
@@ -295,9 +295,7 @@ def test_a_bad_document_keeps_its_place_as_padding(
 ) -> None:
     corpus, config = damaged
     plan = [row for row, _ in islice(plan_rows(corpus, config), 60)]
-    loader = Loader(
-        corpus, config, image=corpora.IMAGE, rank=0, world=1, micro_batch=1, workers=workers
-    )
+    loader = Loader(corpus, config, rank=0, world=1, micro_batch=1, workers=workers)
     found = [batch for (batch,), _ in islice(loader, len(plan))]
     bad = {(0, 7), (1, 3)}
     for row, batch in zip(plan, found, strict=True):
@@ -326,9 +324,7 @@ def test_a_changed_shard_stops_the_run_with_a_sentence(workers: int, tmp_path: P
     corpus = corpora.open_corpus(config)
     for shard in (tmp_path / "corpus" / "text").glob("train-*.tar"):
         shard.write_bytes(bytes(shard.stat().st_size))
-    loader = Loader(
-        corpus, config, image=corpora.IMAGE, rank=0, world=1, micro_batch=8, workers=workers
-    )
+    loader = Loader(corpus, config, rank=0, world=1, micro_batch=8, workers=workers)
     with pytest.raises(
         UserError, match=r"^[^\n]*train-\d+\.tar has changed since it was indexed[^\n]*$"
     ):
@@ -355,7 +351,6 @@ def test_held_out_rows_are_fixed_and_dealt_to_ranks(config: DataConfig) -> None:
         found = held_out_batches(
             corpus,
             data,
-            image=corpora.IMAGE,
             rows_per_source=rows_per_source,
             micro_batch=micro_batch,
             **more,
@@ -395,7 +390,7 @@ def test_the_supply_is_served_without_repetition(corpus: Corpus, config: DataCon
         match=rf"needs {supply + 1:,} tokens but the corpus serves {supply:,} .*data.repeat",
     ):
         corpus.check_budget(supply + 1, repeat=False)
-    loader = Loader(corpus, once, image=corpora.IMAGE, rank=0, world=1, micro_batch=8, workers=0)
+    loader = Loader(corpus, once, rank=0, world=1, micro_batch=8, workers=0)
     with pytest.raises(AssertionError, match="the corpus has ended"):
         list(loader)
 
@@ -451,4 +446,4 @@ def test_a_split_that_cannot_be_made_is_refused(corpus: Corpus, config: DataConf
     with pytest.raises(
         UserError, match=r"data.global_rows is 8, which 2 processes with engine.micro_batch=3"
     ):
-        Loader(corpus, config, image=corpora.IMAGE, rank=0, world=2, micro_batch=3, workers=0)
+        Loader(corpus, config, rank=0, world=2, micro_batch=3, workers=0)

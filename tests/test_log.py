@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nmm.config import LogConfig, WandbMode
-from nmm.log import Console, JsonLog, WandbMirror, duration, read_rows
+from nmm.log import Console, JsonLog, RunLog, WandbMirror, duration, read_rows
 
 
 def test_rows_after_the_restored_step_and_half_lines_are_cut(tmp_path: Path) -> None:
@@ -19,6 +19,15 @@ def test_rows_after_the_restored_step_and_half_lines_are_cut(tmp_path: Path) -> 
     assert read_rows(path) == [*whole[:3], {"step": 4, "loss": 0.5}]  # readable before it is closed
     log.close()
     assert path.read_text().endswith("}\n")
+
+
+def test_a_run_from_scratch_keeps_no_row_of_an_earlier_try(tmp_path: Path) -> None:
+    (tmp_path / "evals.jsonl").write_text('{"step": 0, "loss": 8.0}\n')
+    off = LogConfig(wandb=WandbMode.off)
+    log = RunLog(tmp_path, off, is_main=True, settings={}, first_step=0, total_steps=5)
+    log.evaluation({"step": 0, "loss": 7.0})
+    log.close()
+    assert read_rows(tmp_path / "evals.jsonl") == [{"step": 0, "loss": 7.0}]
 
 
 def test_a_missing_log_has_no_rows(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def command(corpus: Path, runs: Path, *overrides: str) -> list[str]:
         f"schedule.total_steps={STEPS}",
         "checkpoint.every_steps=5",
         "evaluation.every_steps=100",
+        "evaluation.at_start=true",
         "evaluation.rows_per_source=4",
         *overrides,
     ]
@@ -153,7 +154,7 @@ def test_the_log_is_complete_and_conserves_counts(
     whole = undisturbed
     losses = rows(whole / "losses.jsonl")
     assert [row["step"] for row in losses] == list(range(1, STEPS + 1))
-    assert [row["step"] for row in rows(whole / "evals.jsonl")] == [100, 200, 300]
+    assert [row["step"] for row in rows(whole / "evals.jsonl")] == [0, 100, 200, 300]
     for row in losses:
         for group in ("modality", "source"):
             parts = [v for key, v in row.items() if key.startswith(f"tokens/{group}/")]
@@ -247,6 +248,7 @@ def other_tokenizer() -> Path:
         ("engine=zero0 engine.precision=bf16", r"zero_stage is 0 and engine.precision is bf16"),
         ("schedule.total_tokens=1000", r"total_tokens is 1000 and schedule.total_steps is 300"),
         ("schedule.warmup_steps=301", r"schedule.warmup_steps is 301"),
+        ("run.name=a/b", r"run.name is 'a/b'; give one folder name"),
         ("run.resume=must", r"run.resume is must but .* no complete checkpoint"),
     ],
 )

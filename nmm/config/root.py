@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from nmm.config.check import at_least
 from nmm.config.data import DataConfig
 from nmm.config.engine import EngineConfig
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig
@@ -40,6 +41,13 @@ class RunConfig:
     dir: str = "runs"
     resume: Resume = Resume.auto
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(0, run__seed=self.seed)
+        if not self.name or self.name == ".." or Path(self.name).name != self.name:
+            raise UserError(
+                f"run.name is {self.name!r}; give one folder name, and its parent as run.dir."
+            )
 
 
 @dataclass
