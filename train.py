@@ -1,16 +1,21 @@
 """Train a model: plan, begin, build, loop. `python train.py --help` explains the command line."""
 
 import math
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from data.corpus import Corpus
 from data.loader import Loader
@@ -29,7 +34,7 @@ from nmm.tally import LABELS, TOKENS, loss_keys, token_keys
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What is known before anything is built: where, on which corpus, how long, split how."""
 
     directory: Path
@@ -40,21 +45,13 @@ class Plan:
 
 
 def train(
-    plan: Plan, progress: Progress, newest: Path | None, *, settings: Config, world: World
+    plan: RunPlan, progress: Progress, newest: Path | None, *, settings: Config, world: World
 ) -> None:
     """Train from `progress` to the last step.
 
     `newest` is the checkpoint that it was read from, None at the beginning.
     """
-    # ---- Build
-    engine = Engine(
-        build(settings.model, seed=settings.run.seed),
-        config=settings.engine,
-        optim=settings.optim,
-        split=plan.split,
-        num_sources=len(plan.corpus.sources),
-        world=world,
-    )
+    engine = build_engine(plan, settings, world=world)
     if newest:
         checkpoint.load(engine, newest)
     loader = Loader(
@@ -66,19 +63,28 @@ def train(
         workers=settings.data.workers,
         state=progress.stream,
     )
-    total_steps = plan.phases.total_steps
-    log = RunLog(
-        plan.directory,
-        settings.log,
-        is_main=world.is_main,
-        settings=progress.identity,
-        first_step=progress.step,
-        total_steps=total_steps,
-    )
-    verb = "continuing" if newest else "starting"
-    log.say(f"{verb} {plan.directory} after step {progress.step} of {total_steps}")
+    with closing(open_log(plan, progress, settings, world=world)) as log:
+        log.say(
+            f"{'continuing' if newest else 'starting'} {plan.directory} after step {progress.step} "
+            f"of {plan.phases.total_steps}"
+        )
+        loop(plan, progress, engine, loader, log, settings=settings, world=world)
+        tokens = progress.totals["tokens"]
+        log.say(f"finished {plan.directory}: {progress.step} steps, {tokens:,} tokens")
 
-    # ---- Loop
+
+def loop(
+    plan: RunPlan,
+    progress: Progress,
+    engine: Engine,
+    loader: Loader,
+    log: RunLog,
+    *,
+    settings: Config,
+    world: World,
+) -> None:
+    """Step by step: read, update, count, and what is due of log, evaluation and checkpoint."""
+    total_steps = plan.phases.total_steps
     sources = [source.name for source in plan.corpus.sources]
     batches = iter(loader)
     if progress.step == 0 and settings.evaluation.at_start:
@@ -90,7 +96,7 @@ def train(
         rate = schedule.learning_rate(
             settings.schedule, phases=plan.phases, peak=settings.optim.learning_rate, step=step
         )
-        micro_batches, stream = next(batches)
+        micro_batches, stream = next_batches(batches, world=world)
         result = engine.train_step(micro_batches, learning_rate=rate)
         refuse_not_finite(result, step=step, micro_batches=micro_batches)
         progress.step, progress.stream, progress.learning_rate = step, stream, rate
@@ -113,11 +119,9 @@ def train(
                 config=settings.checkpoint,
                 world=world,
             )
-    log.say(f"finished {plan.directory}: {total_steps} steps, {progress.totals['tokens']:,} tokens")
-    log.close()
 
 
-def make_plan(settings: Config, *, world: World) -> Plan:
+def make_plan(settings: Config, *, world: World) -> RunPlan:
     """Check everything that a user can get wrong, before any work."""
     data, model = settings.data, settings.model
     split = split_step(
@@ -130,17 +134,67 @@ def make_plan(settings: Config, *, world: World) -> Plan:
         for name in ("train", "held_out")
     )
     corpus.check_budget(phases.total_steps * step_tokens, repeat=data.repeat)
-    directory = parallel.from_main(config.run_directory(settings.run).absolute())
-    return Plan(directory, corpus, held_out, split, phases)
+    return RunPlan(config.run_directory(settings.run).absolute(), corpus, held_out, split, phases)
 
 
-def begin(plan: Plan, settings: Config, *, world: World) -> tuple[Progress, Path | None]:
+def agreed(plan: Callable[[], RunPlan], *, world: World) -> RunPlan:
+    """The plan, if every process could make it; else the first error, on every process.
+
+    A shard can be missing on one machine only, and the others must not wait for it.
+    """
+    made, errors = None, []
+    try:
+        made = plan()
+    except UserError as error:
+        errors = [f"{error}" if world.is_main else f"{error} (process {world.rank})"]
+    errors = parallel.gather_lists(errors)
+    if errors or made is None:
+        raise UserError(errors[0])
+    return made
+
+
+def build_engine(plan: RunPlan, settings: Config, *, world: World) -> Engine:
+    return Engine(
+        build(settings.model, seed=settings.run.seed),
+        config=settings.engine,
+        optim=settings.optim,
+        split=plan.split,
+        num_sources=len(plan.corpus.sources),
+        world=world,
+    )
+
+
+def open_log(plan: RunPlan, progress: Progress, settings: Config, *, world: World) -> RunLog:
+    return RunLog(
+        plan.directory,
+        settings.log,
+        is_main=world.is_main,
+        settings=config.to_dict(settings),
+        first_step=progress.step,
+        total_steps=plan.phases.total_steps,
+    )
+
+
+def next_batches(
+    batches: Iterator[tuple[list[PackedBatch], dict]], *, world: World
+) -> tuple[list[PackedBatch], dict]:
+    """This process's next step; what it cannot read it must say itself, the others do not know."""
+    try:
+        return next(batches)
+    except UserError as error:
+        sys.exit(f"error: {error} (process {world.rank})")
+
+
+def begin(plan: RunPlan, settings: Config, *, world: World) -> tuple[Progress, Path | None]:
     """Where the run stands: its own newest complete checkpoint, else step 0."""
-    newest = parallel.from_main(checkpoint.newest(plan.directory))
+    newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
     checkpoint.check_resume(newest, settings.run.resume, directory=plan.directory)
     identity = checkpoint.identity(
         settings,
-        fingerprint=plan.corpus.fingerprint,
+        fingerprints={
+            "corpus": plan.corpus.fingerprint,
+            "held-out": plan.held_out.fingerprint,
+        },
         tokenizer_hash=plan.corpus.tokenizer.hash,
         processes=world.size,
     )
@@ -152,7 +206,7 @@ def begin(plan: Plan, settings: Config, *, world: World) -> tuple[Progress, Path
     return progress, newest
 
 
-def refuse_jump(progress: Progress, settings: Config, *, plan: Plan) -> None:
+def refuse_jump(progress: Progress, settings: Config, *, plan: RunPlan) -> None:
     """A changed schedule may alter the steps to come, not the one last taken."""
     if progress.step > plan.phases.total_steps:
         raise UserError(
@@ -173,14 +227,20 @@ def refuse_jump(progress: Progress, settings: Config, *, plan: Plan) -> None:
 def refuse_not_finite(
     result: StepResult, *, step: int, micro_batches: Sequence[PackedBatch]
 ) -> None:
-    """Stop at a loss that is no number; the checkpoints on disk are from before it."""
+    """Stop at an update that was no number; the checkpoints on disk are from before it.
+
+    ZeRO 1 to 3 leave such an update out by themselves (skipped_steps); ZeRO 0 applies it.
+    """
     loss = result.tally.loss()
-    if loss is not None and not math.isfinite(loss):
-        keys = [key for batch in micro_batches for row in batch.keys for key in row]
-        raise UserError(
-            f"the loss of step {step} is {loss}; lower optim.learning_rate, or look at this "
-            f"process's documents: {', '.join(keys)}."
-        )
+    loss_is_finite = loss is None or math.isfinite(loss)
+    if loss_is_finite and (math.isfinite(result.grad_norm) or not result.applied):
+        return
+    keys = [key for batch in micro_batches for row in batch.keys for key in row]
+    raise UserError(
+        f"step {step} has the loss {loss} and the gradient norm {result.grad_norm}; lower "
+        f"optim.learning_rate, or look at the documents of the step ({len(keys)} here, the first "
+        f"are {', '.join(keys[:5])})."
+    )
 
 
 def refuse_bad_corpus(progress: Progress, settings: Config, *, directory: Path) -> None:
@@ -235,11 +295,11 @@ def loss_row(
 
 
 def evaluation(
-    engine: Engine, plan: Plan, progress: Progress, settings: Config, *, world: World
+    engine: Engine, plan: RunPlan, progress: Progress, settings: Config, *, world: World
 ) -> Row:
     """The held-out losses beside what was trained on so far (docs/scaling.md)."""
     losses = evaluate.held_out_row(
-        engine.module,
+        engine.model,
         plan.held_out,
         settings.data,
         rows_per_source=settings.evaluation.rows_per_source,
@@ -265,7 +325,7 @@ def speed(result: StepResult, settings: Config, *, started: float, world: World)
 
 
 def write_run_directory(
-    plan: Plan, settings: Config, *, overrides: list[str], begin: Progress, world: World
+    plan: RunPlan, settings: Config, *, overrides: list[str], first: Progress, world: World
 ) -> None:
     """config.yaml, overrides.txt and manifest.json."""
     parameters = num_parameters(settings.model)
@@ -282,38 +342,48 @@ def write_run_directory(
             "corpus_fingerprint": plan.corpus.fingerprint,
             "total_steps": plan.phases.total_steps,
         },
-        start={"step": begin.step, "processes": world.size},
+        start={"step": first.step, "processes": world.size},
     )
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(composed: DictConfig) -> None:
-    """The border between command line and typed code; users' mistakes end here as one sentence."""
-    everyone_knows = True  # while planning, all processes meet the same error: one of them says it
-    rank = 0
+    """The border between the command line and typed code."""
     try:
-        settings = config.load(composed)
-        world = parallel.start()
-        rank = world.rank
-        plan = make_plan(settings, world=world)
+        run(config.load(composed), overrides=list(HydraConfig.get().overrides.task))
+    except UserError as error:
+        leave(error)
+
+
+def run(settings: Config, *, overrides: list[str]) -> None:
+    """Plan, begin, and train what is left."""
+    world = parallel.start()
+    try:
+        plan = agreed(lambda: make_plan(settings, world=world), world=world)
         progress, newest = begin(plan, settings, world=world)
         if progress.step == plan.phases.total_steps:
             if world.is_main:
                 print(f"{plan.directory} is finished: all {progress.step} steps are done.")
             return
         if world.is_main:
-            overrides = list(HydraConfig.get().overrides.task)
-            write_run_directory(plan, settings, overrides=overrides, begin=progress, world=world)
-        everyone_knows = False
+            write_run_directory(plan, settings, overrides=overrides, first=progress, world=world)
         train(plan, progress, newest, settings=settings, world=world)
-    except UserError as error:
-        sys.exit(f"error: {error}" if rank == 0 or not everyone_knows else 1)
     finally:
         parallel.stop()
 
 
+def leave(error: Exception) -> NoReturn:
+    """Exit with one sentence; every process meets the same error, the main one says it."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    sys.exit(f"error: {config.sentence(error)}" if is_main else 1)
+
+
 if __name__ == "__main__":
     config.register()
-    # The deepspeed launcher adds --local_rank=N, which Hydra refuses; the environment says it too.
+    # The deepspeed launcher adds --local_rank=N, which Hydra would refuse; the environment says it.
     sys.argv = [word for word in sys.argv if not word.startswith("--local_rank")]
-    main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing a page
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        leave(error)

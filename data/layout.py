@@ -1,5 +1,6 @@
 """Planned rows become a batch: documents are read, decoded, and laid out as in nmm/batch.py."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from data.plan import Piece, RowPlan
 from nmm.batch import NO_LABEL, Dropped, Modality, PackedBatch
 from nmm.errors import UserError
 
+DOCUMENTS_KEPT = 64
+
 
 @dataclass(frozen=True)
 class Document:
@@ -21,26 +24,44 @@ class Document:
     pixels: list[np.ndarray]
 
 
-def build(rows: list[RowPlan], *, corpus: Corpus, row_tokens: int) -> PackedBatch:
+def build(rows: list[RowPlan], *, reader: "Reader", row_tokens: int) -> PackedBatch:
     """The batch of planned rows; raises UserError.
 
     A document that turns out bad keeps its place as padding; its first piece lists it.
     """
-    page = Page(len(rows), row_tokens, corpus=corpus)
-    read: dict[tuple[int, int, int], Document | BadSample] = {}
+    page = Page(len(rows), row_tokens, corpus=reader.corpus)
     for row, pieces in enumerate(rows):
         stop = 0
         for piece in pieces:
             start, stop = stop, stop + piece.stop - piece.start
-            place = (piece.source, piece.shard, piece.document)
-            if place not in read:
-                read[place] = _read(piece, corpus=corpus)
-            found = read[place]
+            found = reader.read(piece)
             if isinstance(found, Document):
                 page.draw(found, piece, row=row, here=slice(start, stop))
             elif piece.start == 0:
-                page.dropped.append(_dropped(piece, corpus=corpus, reason=found.reason))
+                page.dropped.append(_dropped(piece, corpus=reader.corpus, reason=found.reason))
     return page.batch()
+
+
+class Reader:
+    """Reads the documents of pieces and remembers the last ones, because pieces of one come again.
+
+    The pieces of a long document lie in many rows of a window; to read it for each of them would
+    cost the square of its length.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self._kept: OrderedDict[tuple[int, int, int], Document | BadSample] = OrderedDict()
+
+    def read(self, piece: Piece) -> Document | BadSample:
+        """The whole document of a piece, or why there is none; raises UserError."""
+        place = (piece.source, piece.shard, piece.document)
+        if place not in self._kept:
+            self._kept[place] = _read(piece, corpus=self.corpus)
+            if len(self._kept) > DOCUMENTS_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(place)
+        return self._kept[place]
 
 
 class Page:

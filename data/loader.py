@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.corpus import Corpus
-from data.layout import build
+from data.layout import Reader, build
 from data.plan import RowPlan, StreamState, plan_rows
 from data.workers import context, forking
 from nmm.batch import PackedBatch
@@ -93,12 +93,12 @@ class MicroBatches(Dataset):
     """Builds the batch of a plan; returns a UserError as a value, which the loader raises."""
 
     def __init__(self, corpus: Corpus, *, row_tokens: int) -> None:
-        self.corpus, self.row_tokens = corpus, row_tokens
+        self.reader, self.row_tokens = Reader(corpus), row_tokens
 
     def __getitem__(self, plan: Plan) -> tuple[PackedBatch | UserError, StreamState]:
         rows, state = plan
         try:
-            return build(rows, corpus=self.corpus, row_tokens=self.row_tokens), state
+            return build(rows, reader=self.reader, row_tokens=self.row_tokens), state
         except UserError as error:
             return error, state
 
@@ -123,9 +123,10 @@ def held_out_batches(
     def batches(source: int) -> Iterator[PackedBatch]:
         rows = [row for row, _ in islice(plan_rows(corpus, fixed, only=[source]), rows_per_source)]
         rows += [[]] * (-len(rows) % (world * micro_batch))
+        reader = Reader(corpus)
         for start in range(rank * micro_batch, len(rows), world * micro_batch):
             yield build(
-                rows[start : start + micro_batch], corpus=corpus, row_tokens=config.row_tokens
+                rows[start : start + micro_batch], reader=reader, row_tokens=config.row_tokens
             )
 
     return [(source.name, batches(number)) for number, source in enumerate(corpus.sources)]

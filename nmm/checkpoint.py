@@ -26,6 +26,9 @@ MARKER = "COMPLETE"
 ORDER_KEYS = ("context_tokens", "row_tokens", "global_rows", "window_documents", "seed")
 
 
+FORMAT = 1
+
+
 @dataclass
 class Progress:
     """Everything of a run that is neither weights nor optimizer state.
@@ -59,7 +62,21 @@ def newest(directory: Path) -> Path | None:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    return Progress(**json.loads((checkpoint / "state.json").read_text()))
+    """Read state.json; raises UserError for one that this version did not write."""
+    try:
+        stored = json.loads((checkpoint / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint / 'state.json'} cannot be read ({error}); delete {checkpoint}, so that "
+            f"the run continues from the checkpoint before it."
+        ) from None
+    written = stored.pop("format", None)
+    if written != FORMAT:
+        raise UserError(
+            f"{checkpoint} has format {written} but this version reads {FORMAT}; continue the run "
+            f"with the version that started it (manifest.json names the commit)."
+        )
+    return Progress(**stored)
 
 
 def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None:
@@ -77,7 +94,7 @@ def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None
 
 
 def identity(
-    config: Config, *, fingerprint: str, tokenizer_hash: str, processes: int
+    config: Config, *, fingerprints: dict[str, str], tokenizer_hash: str, processes: int
 ) -> dict[str, Any]:
     """What must not change over the life of a run, by the key that the user sets it with.
 
@@ -96,9 +113,9 @@ def identity(
         },
     }
     return {
-        **_dotted(values),
         "data.tokenizer (sha256)": tokenizer_hash,
-        "data.sources (corpus fingerprint)": fingerprint,
+        **_dotted(values),
+        **{f"data.sources ({split} fingerprint)": value for split, value in fingerprints.items()},
         "number of processes": processes,
     }
 
@@ -118,7 +135,7 @@ def refuse_contradiction(
     saved: dict[str, Any], current: dict[str, Any], *, checkpoint: Path
 ) -> None:
     """Stop when the config asks to continue with another model, corpus or global batch."""
-    for key in sorted(saved.keys() | current.keys()):
+    for key in [*saved, *(key for key in current if key not in saved)]:
         if saved.get(key) != current.get(key):
             raise UserError(
                 f"{key} is {current.get(key)} but the checkpoint {checkpoint} was made with "
@@ -136,8 +153,14 @@ def save(
         for unfinished in _unfinished(directory):
             _remove(unfinished)
         checkpoint.mkdir(parents=True)
-        (checkpoint / "state.json").write_text(json.dumps(vars(progress)))
+        state = {"format": FORMAT, **vars(progress)}
+        (checkpoint / "state.json").write_text(json.dumps(state))
     barrier()
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint} was made by the main process but process {world.rank} does not see it; "
+            f"put run.dir on a file system that all machines share."
+        )
     engine.save(checkpoint.parent, tag=tag)
     barrier()
     if world.is_main:

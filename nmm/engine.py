@@ -29,6 +29,13 @@ from nmm.model import Model, decays
 from nmm.parallel import World, add_over_ranks, gather_lists
 from nmm.tally import Tally
 
+DEEPSPEED_VERSION = "0.19.8"  # this file relies on details that releases change
+if deepspeed.__version__ != DEEPSPEED_VERSION:
+    raise ImportError(
+        f"deepspeed is {deepspeed.__version__} but nmm/engine.py is proved with "
+        f"{DEEPSPEED_VERSION} only; install that, for example with `make env`."
+    )
+
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # ZeRO-3 calls a collective that torch renamed; nothing a user of this project can change.
 warnings.filterwarnings(
@@ -65,7 +72,7 @@ def split_step(global_rows: int, *, micro_batch: int | None, world_size: int) ->
 
 
 def deepspeed_config(config: EngineConfig, *, split: Split, clip_norm: float) -> dict[str, Any]:
-    """The engine's JSON. Options whose defaults changed between releases are always written out."""
+    """The engine's JSON. Clipping and the overflow check are written out: their defaults moved."""
     return {
         "train_micro_batch_size_per_gpu": split.micro_batch,
         "gradient_accumulation_steps": split.accumulation_steps,
@@ -129,7 +136,7 @@ class Engine:
         num_sources: int,
         world: World,
     ) -> None:
-        self.split, self.num_sources, self.world = split, num_sources, world
+        self.num_sources, self.world = num_sources, world
         self._zero_stage = config.zero_stage
         optimizer = build_optimizer(parameter_groups(model, optim), optim)
         self._engine: Any
@@ -141,8 +148,8 @@ class Engine:
         )
 
     @property
-    def module(self) -> nn.Module:
-        """The model as the engine runs it; call it only on all processes together."""
+    def model(self) -> nn.Module:
+        """The model as the engine runs it; call it on all processes together."""
         return self._engine
 
     def train_step(self, batches: Sequence[PackedBatch], *, learning_rate: float) -> StepResult:
@@ -173,7 +180,7 @@ class Engine:
         add_over_ranks(tally.tables)
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         return StepResult(
-            tally=tally,
+            tally=Tally(tally.tables.cpu()),  # once, not at each number that is read off it
             grad_norm=float(norm),
             applied=self._engine.was_step_applied(),
             dropped=gather_lists(dropped) if step_dropped else [],

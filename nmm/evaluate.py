@@ -98,11 +98,12 @@ def _image_owners(batch: PackedBatch) -> torch.Tensor:
     return owners
 
 
-def image_gap(trained: Trained, corpus: Corpus) -> tuple[float, float]:
+def image_gap(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> tuple[float, float]:
     """Held-out nats per token of captions: with their own images, and with those of others."""
     device = next(trained.model.parameters()).device
     own, other = (Tally.zeros(len(corpus.sources), device=device) for _ in range(2))
-    for source, (_, batches) in zip(corpus.sources, of_run(trained, corpus), strict=True):
+    held_out = of_run(trained, corpus, rows_per_source=rows_per_source)
+    for source, (_, batches) in zip(corpus.sources, held_out, strict=True):
         if source.kind is Kind.caption:
             for batch in batches:
                 add_losses(own, trained.model, [batch], device=device)
@@ -115,12 +116,12 @@ def image_gap(trained: Trained, corpus: Corpus) -> tuple[float, float]:
     return losses[0], losses[1]
 
 
-def of_run(trained: Trained, corpus: Corpus) -> list[tuple[str, Iterator[PackedBatch]]]:
+def of_run(
+    trained: Trained, corpus: Corpus, *, rows_per_source: int
+) -> list[tuple[str, Iterator[PackedBatch]]]:
     """The held-out batches of a run, all of them for this process."""
-    rows = trained.config.evaluation.rows_per_source
-    return held_out_batches(
-        corpus, trained.config.data, rows_per_source=rows, micro_batch=ROWS_AT_ONCE
-    )
+    data = trained.config.data
+    return held_out_batches(corpus, data, rows_per_source=rows_per_source, micro_batch=ROWS_AT_ONCE)
 
 
 def main() -> None:
@@ -143,6 +144,8 @@ def main() -> None:
         "--rows-per-source", type=int, help="most rows of each source (default: as the run)"
     )
     arguments = parser.parse_args()
+    if arguments.rows_per_source is not None and arguments.rows_per_source < 1:
+        sys.exit(f"error: --rows-per-source is {arguments.rows_per_source}; set it to 1 or more.")
     try:
         row = _evaluate(
             arguments.run,
@@ -162,16 +165,16 @@ def main() -> None:
 def _evaluate(directory: Path, *, rows_per_source: int | None, with_gap: bool) -> Row:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = read_run(directory, device=device)
-    if rows_per_source is not None:
-        changed = replace(trained.config.evaluation, rows_per_source=rows_per_source)
-        trained.config.evaluation = changed
+    rows = rows_per_source or trained.config.evaluation.rows_per_source
     corpus = open_held_out(trained)
     tally = Tally.zeros(len(corpus.sources), device=device)
-    for _, batches in of_run(trained, corpus):
+    for _, batches in of_run(trained, corpus, rows_per_source=rows):
         add_losses(tally, trained.model, batches, device=device)
     row = {"step": trained.progress.step, **loss_by_kind(tally, corpus)}
     if with_gap:
-        row["caption/own_images"], row["caption/other_images"] = image_gap(trained, corpus)
+        row["caption/own_images"], row["caption/other_images"] = image_gap(
+            trained, corpus, rows_per_source=rows
+        )
     return row
 
 

@@ -6,6 +6,7 @@ Legend of shapes: B prompts, L positions, V ids.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -244,16 +245,18 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.max_tokens < 1 or arguments.temperature < 0:
+    if arguments.max_tokens < 1 or not 0 <= arguments.temperature < math.inf:
         raise UserError(
             f"--max-tokens is {arguments.max_tokens} and --temperature is {arguments.temperature}; "
             f"give at least 1 token and a temperature of 0 or more."
         )
-    missing = [path for path in arguments.image if not path.is_file()]
-    if missing:
-        raise UserError(f"--image {missing[0]} does not exist; give the path of an image file.")
-    if not (arguments.image or arguments.prompt or arguments.held_out):
+    images = [_readable(path) for path in arguments.image]
+    if arguments.held_out is None and not (images or arguments.prompt):
         raise UserError("nothing to continue; give --image, --prompt or --held-out.")
+    if arguments.held_out is not None and (arguments.held_out < 1 or images or arguments.prompt):
+        raise UserError(
+            f"--held-out is {arguments.held_out}; give 1 or more, without --image and --prompt."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = read_run(arguments.run, device=device)
     if arguments.held_out:
@@ -264,22 +267,32 @@ def _run(arguments: argparse.Namespace) -> None:
         write_captions(captioned, arguments.run, side_pixels=side)
         print(f"captioned {len(captioned)} held-out images: {arguments.run / 'captions.png'}")
         return
-    parts: Parts = [path.read_bytes() for path in arguments.image]
-    parts += [arguments.prompt] if arguments.prompt else []
+    parts: Parts = [*images, *([arguments.prompt] if arguments.prompt else [])]
+    written = generate(
+        trained.model,
+        [parts],
+        tokenizer=Tokenizer(trained.config.data.tokenizer),
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    print(arguments.prompt + written[0])
+
+
+def _readable(path: Path) -> bytes:
+    """The bytes of an image file that can be decoded; raises UserError."""
     try:
-        written = generate(
-            trained.model,
-            [parts],
-            tokenizer=Tokenizer(trained.config.data.tokenizer),
-            max_tokens=arguments.max_tokens,
-            temperature=arguments.temperature,
-            seed=arguments.seed,
-        )
+        image = path.read_bytes()
+        decode(image, 1)
+    except OSError as error:
+        raise UserError(
+            f"--image {path} cannot be read ({error.strerror}); give the path of an image file."
+        ) from None
     except BadSample as bad:
         raise UserError(
-            f"--image cannot be read ({bad.reason}); give a JPEG, PNG, WebP or GIF."
+            f"--image {path} cannot be decoded ({bad.reason}); give a JPEG, PNG, WebP or GIF."
         ) from None
-    print(arguments.prompt + written[0])
+    return image
 
 
 if __name__ == "__main__":

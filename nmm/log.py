@@ -3,7 +3,9 @@
 The only importer of wandb.
 """
 
+import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -47,11 +49,17 @@ class JsonLog:
 
     def write(self, row: Row) -> None:
         """Append a row; it is in the file, whole, when this returns."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _finite(row: Row) -> Row:
+    """JSON has no infinity and no not-a-number: they become null."""
+    floats = {key for key, value in row.items() if isinstance(value, float)}
+    return {k: None if k in floats and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _complete_lines(path: Path) -> Iterator[str]:
@@ -74,12 +82,14 @@ class WandbMirror:
             self._run = wandb.init(
                 project=config.wandb_project,
                 name=name,
-                id=name,
+                id=f"{name}-{hashlib.sha256(str(directory).encode()).hexdigest()[:8]}",
                 dir=directory,
                 mode=config.wandb.value,
                 resume="allow",
                 config=settings,
             )
+            for part in ("train", "eval"):
+                self._run.define_metric(f"{part}/*", step_metric=f"{part}/step")
         except Exception as error:
             self._give_up(error)
 

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from nmm.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -28,10 +30,23 @@ class World:
 
 def start() -> World:
     """Join the process group: nccl on GPUs, gloo on CPUs; a lone process opens no port."""
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
+    size, rank, local_rank = (
+        int(os.environ.get(key, default))
+        for key, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    )
+    os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed reads it
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"SLURM_STEP_NUM_TASKS is {tasks} but WORLD_SIZE is not set, so each task would train "
+            f"alone; let srun start one torchrun per node."
+        )
     cuda = torch.cuda.is_available()
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK is {local_rank} but this machine has {torch.cuda.device_count()} GPUs; "
+            f"start one process per GPU."
+        )
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -43,6 +58,7 @@ def start() -> World:
         store=store,
         rank=rank,
         world_size=size,
+        device_id=device if cuda and size > 1 else None,
         timeout=timedelta(minutes=30),
     )
     return World(rank=rank, size=size, device=device)

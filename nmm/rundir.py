@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nmm.errors import UserError
+
 PACKAGES = ("torch", "deepspeed", "webdataset", "sentencepiece", "pillow", "simplejpeg", "numpy")
 
 
@@ -24,9 +26,15 @@ def write(
     A start holds the step it continues from and the number of processes; commit, versions and
     time are added.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(config_yaml)
-    (directory / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(directory / "config.yaml", config_yaml)
+    except OSError as error:
+        raise UserError(
+            f"run.dir is {directory.parent}, where {directory.name}/config.yaml cannot be written "
+            f"({error.strerror}); give a writable run.dir."
+        ) from None
+    _replace(directory / "overrides.txt", "".join(f"{line}\n" for line in overrides))
     manifest = directory / "manifest.json"
     starts = json.loads(manifest.read_text())["starts"] if manifest.exists() else []
     starts.append(
@@ -38,9 +46,14 @@ def write(
             "versions": {name: version(name) for name in PACKAGES},
         }
     )
-    beside = manifest.with_suffix(".part")
-    beside.write_text(json.dumps({**facts, "starts": starts}, indent=1) + "\n")
-    beside.replace(manifest)
+    _replace(manifest, json.dumps({**facts, "starts": starts}, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside and rename, so that a kill leaves the old file or the new one."""
+    beside = path.with_suffix(".part")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def git_commit() -> str | None:

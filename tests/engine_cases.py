@@ -100,7 +100,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
 def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) -> dict:
     corpus = corpora.open_corpus(data, split="held_out")
     return held_out_row(
-        engine.module,
+        engine.model,
         corpus,
         data,
         rows_per_source=5,

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
 import train
 from data.prepare.index import index_shards
 from data.shards import ShardWriter
 from nmm import parallel
-from nmm.config import load, register
+from nmm.config import compose, load
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.parallel import World
@@ -25,8 +26,6 @@ from tests import corpora
 
 MACHINE_KEYS = {"seconds", "tokens_per_second", "mfu", "wall_time"}
 STEPS = 300
-
-register()
 
 
 @pytest.fixture(scope="module")
@@ -136,16 +135,18 @@ def test_killed_three_times_and_resumed_equals_undisturbed(
         kill_after(arguments, first=killed / "losses.jsonl", seconds=in_loop * fraction)
         for fraction in (0.3, 0.15, 0.2)
     ]
-    assert codes.count(-signal.SIGKILL) >= 2, codes  # a machine that speeds up may finish first
+    assert codes[:2] == [-signal.SIGKILL] * 2  # the third may come after the end on a faster moment
     assert any(killed.glob("checkpoints/step_*/COMPLETE"))
     with (killed / "losses.jsonl").open("a") as log:
         log.write('{"step": 9999, "lo')  # what a kill inside a write leaves
     done = run(arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "continuing" in done.stdout
+    assert ("continuing" if codes[2] else "is finished") in done.stdout
     for name in ("losses.jsonl", "evals.jsonl", "dropped.jsonl"):
         assert rows(killed / name) == rows(whole / name), name
-    assert len(json.loads((killed / "manifest.json").read_text())["starts"]) == 4
+    starts = json.loads((killed / "manifest.json").read_text())["starts"]
+    assert len(starts) == (4 if codes[2] else 3)
+    assert [start["step"] for start in starts] == sorted({start["step"] for start in starts})
 
 
 def test_the_log_is_complete_and_conserves_counts(
@@ -211,23 +212,32 @@ def test_a_checkpoint_without_its_marker_is_not_loaded(
         ("schedule.min_fraction=0.1", r"schedule.\* gives the rate 0.00015 at step 300"),
         ("run.resume=never", r"run.resume is never but .* has the checkpoint step_00000300"),
         ("data.sources.text.train=OTHER", r"corpus fingerprint\) is .* but .* was made with"),
-        ("data.tokenizer=OTHER_TOKENIZER", r"other tokenizer|data.prepare.index"),
     ],
 )
 def test_a_config_that_contradicts_the_checkpoint_is_refused(
     corpus: Path, undisturbed: Path, world: World, override: str, said: str
 ) -> None:
     whole = undisturbed
-    override = override.replace("OTHER_TOKENIZER", str(other_tokenizer()))
     override = override.replace("OTHER", f"{corpus}/text/train-000000.tar")
     arguments = command(corpus, whole.parent, "run.name=whole", override)[2:]
     with pytest.raises(UserError, match=said):
         plan_and_begin(arguments, world=world)
 
 
-def other_tokenizer() -> Path:
-    path = corpora.scratch() / "other.model"
-    return path if path.exists() else corpora.train_tokenizer(path, vocab_size=290)
+def test_another_tokenizer_is_refused_by_name(
+    corpus: Path, undisturbed: Path, world: World, tmp_path: Path
+) -> None:
+    """Also when the shards were indexed with it, so that nothing else stands in the way."""
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus, copy, ignore=shutil.ignore_patterns("*.index"))
+    other = corpora.train_tokenizer(tmp_path / "other.model", vocab_size=290)
+    for kind in corpora.KINDS:
+        shards = sorted((copy / kind.value).glob("*.tar"))
+        index_shards(shards, kind=kind, tokenizer=other)
+    overrides = ("run.name=whole", f"data.tokenizer={other}")
+    arguments = command(copy, undisturbed.parent, *overrides)[2:]
+    with pytest.raises(UserError, match=r"data.tokenizer \(sha256\) is .* but .* made with"):
+        plan_and_begin(arguments, world=world)
 
 
 @pytest.mark.parametrize(
@@ -265,17 +275,27 @@ def test_what_a_user_can_get_wrong_is_refused_before_work_starts(
     assert not (tmp_path / "new").exists()
 
 
-def test_errors_on_the_command_line_are_sentences_and_not_tracebacks(
-    corpus: Path, tmp_path: Path
-) -> None:
-    for override, said in (
-        ("model.widht=64", "Key 'widht' not in 'ModelConfig'"),
-        ("optim.learning_rate=-1", "error: optim.learning_rate is -1.0; set it above 0."),
-    ):
-        done = run(command(corpus, tmp_path, override))
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+def test_errors_on_the_command_line_are_one_sentence(corpus: Path, tmp_path: Path) -> None:
+    cases = {
+        "model.widht=64": "Key 'widht' not in 'ModelConfig'",
+        "model=nope": "Could not find 'model/nope'",
+        "model.depth=abc": "Value 'abc' of type 'str' could not be converted to Integer",
+        "optim.learning_rate=-1": "optim.learning_rate is -1.0; set it above 0.",
+        "optim.learning_rate=nan": "optim.learning_rate is nan; set it above 0.",
+        "data.sources.text.weight=0": "data.sources.text.weight is 0.0; set it above 0.",
+    }
+    processes = {
+        override: subprocess.Popen(
+            command(corpus, tmp_path, override), stderr=subprocess.PIPE, text=True
+        )
+        for override in cases
+    }
+    for override, process in processes.items():
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        assert cases[override] in said
 
 
 def test_the_deepspeed_launcher_runs_it_with_two_processes(
@@ -286,12 +306,18 @@ def test_the_deepspeed_launcher_runs_it_with_two_processes(
     overrides = ("run.name=two", "schedule.total_steps=40", "schedule.warmup_steps=30")
     program = command(corpus, tmp_path, *overrides)[1:]
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
-    done = run([*launcher, "--master_port", "29517", *program])
+    done = run([*launcher, "--master_port", str(free_port()), *program])
     assert done.returncode == 0, done.stdout + done.stderr
     assert list((tmp_path / "two" / "wandb").glob("offline-run-*/*.wandb"))
     mine = [row["loss"] for row in rows(tmp_path / "two" / "losses.jsonl")]
     theirs = [row["loss"] for row in rows(whole / "losses.jsonl")]
     assert mine[:30] == pytest.approx(theirs[:30], rel=1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +328,6 @@ def world() -> Iterator[World]:
 
 def plan_and_begin(overrides: list[str], *, world: World) -> None:
     """What train.py does before it builds anything."""
-    with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
-        settings = load(compose("config", overrides))
+    settings = load(compose(overrides))
     plan = train.make_plan(settings, world=world)
     train.begin(plan, settings, world=world)

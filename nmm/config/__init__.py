@@ -9,10 +9,13 @@ from nmm.config.root import (
     Config,
     Resume,
     RunConfig,
+    compose,
     load,
     read_yaml,
     register,
     run_directory,
+    sentence,
+    to_dict,
     to_yaml,
 )
 from nmm.config.schedule import Cooldown, ScheduleConfig
@@ -37,9 +40,12 @@ __all__ = [
     "ScheduleConfig",
     "SourceConfig",
     "WandbMode",
+    "compose",
     "load",
     "read_yaml",
     "register",
     "run_directory",
+    "sentence",
+    "to_dict",
     "to_yaml",
 ]

@@ -1,7 +1,9 @@
 """Checks shared by the config groups; every message holds the key, the value and the remedy.
 
-Not-a-number fails every check, because the conditions are written as what must hold.
+Not-a-number and infinity fail every check, because the conditions are written as what must hold.
 """
+
+from math import inf
 
 from nmm.errors import UserError
 
@@ -9,14 +11,14 @@ from nmm.errors import UserError
 def at_least(minimum: float, **values: float | None) -> None:
     """Refuse any value below `minimum`; None passes. Keys are written as `group__field`."""
     for key, value in values.items():
-        if value is not None and not value >= minimum:
+        if value is not None and not minimum <= value < inf:
             raise UserError(f"{_dotted(key)} is {value}; set it to {minimum} or more.")
 
 
 def positive(**values: float | None) -> None:
     """Refuse zero and negative values; None passes. Keys are written as `group__field`."""
     for key, value in values.items():
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < inf:
             raise UserError(f"{_dotted(key)} is {value}; set it above 0.")
 
 

@@ -8,6 +8,8 @@ from omegaconf import MISSING
 from nmm.config.check import at_least, fraction, positive
 from nmm.errors import UserError
 
+MAX_SOURCES = 255  # PackedBatch.source is a byte
+
 
 class Kind(Enum):
     """The layout of a shard's samples (docs/data-format.md)."""
@@ -26,16 +28,16 @@ class SourceConfig:
     held_out: str = MISSING
     weight: float = MISSING
 
-    def __post_init__(self) -> None:
-        positive(data__sources__weight=self.weight)
-
 
 @dataclass
 class DataConfig:
     """Rows of `row_tokens` tokens hold documents of at most `context_tokens`, packed best-fit.
 
-    A step consumes `global_rows` rows, whatever the number of processes. `window_documents`
-    documents are packed at a time.
+    A step consumes `global_rows` rows, whatever the number of processes; `window_documents`
+    documents are packed at a time, in an order drawn from `seed`. `tokenizer` is the path of a
+    sentencepiece model. `repeat` allows more than one epoch. `workers` processes read and decode
+    for each training process. A run stops when more than `max_bad_fraction` of its documents turn
+    out to be unreadable.
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -54,6 +56,15 @@ class DataConfig:
         positive(data__global_rows=self.global_rows, data__window_documents=self.window_documents)
         at_least(0, data__workers=self.workers, data__seed=self.seed)
         fraction(data__max_bad_fraction=self.max_bad_fraction)
+        for name, source in self.sources.items():
+            positive(**{f"data__sources__{name}__weight": source.weight})
+        if len(self.sources) > MAX_SOURCES:
+            raise UserError(
+                f"data.sources has {len(self.sources)} entries; join some, to have {MAX_SOURCES} "
+                f"at most."
+            )
+        if self.seed >= 2**63:
+            raise UserError(f"data.seed is {self.seed}; set it below 2**63.")
         if self.row_tokens % self.context_tokens:
             raise UserError(
                 f"data.row_tokens is {self.row_tokens} and data.context_tokens is "

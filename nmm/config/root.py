@@ -3,9 +3,14 @@
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nmm.config.check import at_least
 from nmm.config.data import DataConfig
@@ -15,6 +20,8 @@ from nmm.config.model import ModelConfig
 from nmm.config.optim import OptimConfig
 from nmm.config.schedule import ScheduleConfig
 from nmm.errors import UserError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class Resume(Enum):
@@ -85,6 +92,23 @@ def run_directory(run: RunConfig) -> Path:
     return Path(run.dir) / run.name
 
 
+def compose(overrides: list[str]) -> DictConfig:
+    """Compose conf/ with Hydra overrides, outside a Hydra program; raises UserError."""
+    register()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose("config", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+    """What a library says and why, in one line, without its lists of internals."""
+    said = [str(e).partition("Config search path")[0] for e in (error, error.__cause__) if e]
+    lines = (text.partition("full_key:")[0].partition("To append")[0] for text in said)
+    return " ".join(" ".join(lines).split())
+
+
 def register() -> None:
     """Make the schema known to Hydra under the name `schema`, before any YAML is read."""
     ConfigStore.instance().store(name="schema", node=Config)
@@ -95,9 +119,19 @@ def load(composed: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError(f"{missing[0]} has no value; set it on the command line or in conf/.")
-    config = OmegaConf.to_object(composed)
+    try:
+        config = OmegaConf.to_object(composed)
+    except (UserError, OmegaConfBaseException) as error:
+        raise UserError(sentence(error)) from None
     assert isinstance(config, Config)
     return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain values; enums become their names."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def to_yaml(config: Config) -> str:

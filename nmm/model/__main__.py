@@ -5,10 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,7 +14,6 @@ from nmm.config import ModelConfig
 from nmm.errors import UserError
 from nmm.flops import flops_per_token, memory_bytes, num_parameters
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 GPUS = (1, 8, 64)
 
 DESCRIPTION = """\
@@ -34,24 +30,14 @@ examples:
 the keys of a model are explained in nmm/config/model.py"""
 
 
-def model_config(overrides: Sequence[str]) -> ModelConfig:
-    """Compose conf/ with Hydra overrides and check its `model` group; raises UserError."""
+def model_config(overrides: list[str]) -> ModelConfig:
+    """The checked `model` group of conf/ with Hydra overrides; raises UserError."""
     try:
-        config.register()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides))
-        model = OmegaConf.to_object(composed.model)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        raise UserError(sentence(error)) from error
+        model = OmegaConf.to_object(config.compose(overrides).model)
+    except (UserError, OmegaConfBaseException) as error:
+        raise UserError(config.sentence(error)) from error
     assert isinstance(model, ModelConfig)
     return model
-
-
-def sentence(error: Exception) -> str:
-    """One line for a user: what a library says and why, without its lists of internals."""
-    said = [str(e).partition("Config search path")[0] for e in (error, error.__cause__) if e]
-    lines = (text.partition("full_key:")[0].partition("To append")[0] for text in said)
-    return " ".join(" ".join(lines).split())
 
 
 def facts(model: ModelConfig) -> dict[str, object]:
