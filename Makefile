@@ -1,7 +1,7 @@
 # `make` explains the targets, launch/install.sh VENV, PYTHON, TORCH and TORCH_PIP_ARGS.
 VENV ?= .venv
 export VENV
-# Threads that wait asleep cost 5 % of speed on an idle machine and save a factor of 7 on a shared one.
+# Threads that wait asleep cost 10 % of speed on an idle machine and save a factor of 7 on a shared one.
 export OMP_WAIT_POLICY ?= passive
 python := $(VENV)/bin/python
 

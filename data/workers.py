@@ -14,7 +14,11 @@ def context() -> BaseContext:
 
 @contextmanager
 def forking() -> Iterator[None]:
-    """Silence the warning that a process with threads forks: our children start no threads."""
+    """Silence the warning that a process with threads forks.
+
+    Our children only read, decode and tokenise: they touch no GPU, no collective and no log, whose
+    locks a thread of the parent may hold.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*multi-threaded.*fork", category=DeprecationWarning

@@ -251,6 +251,9 @@ def test_another_tokenizer_is_refused_by_name(
         ("data.context_tokens=16", r"data.context_tokens is 16 but an image"),
         ("data.row_tokens=100", r"data.row_tokens is 100 .* multiple of the context"),
         ("optim.learning_rate=-0.1", r"optim.learning_rate is -0.1; set it above 0"),
+        ("optim.learning_rate=nan", r"optim.learning_rate is nan; set it above 0"),
+        ("model.depth=abc", r"Value 'abc' of type 'str' could not be converted to Integer"),
+        ("data.sources.text.weight=0", r"data.sources.text.weight is 0.0; set it above 0"),
         ("engine.micro_batch=3", r"data.global_rows is 8, engine.micro_batch is 3"),
         ("data.repeat=false", r"schedule needs 307,200 tokens but the corpus serves [\d,]+"),
         ("model.vocab_size=64", r"model.vocab_size is 64 but the tokenizer"),
@@ -279,10 +282,7 @@ def test_errors_on_the_command_line_are_one_sentence(corpus: Path, tmp_path: Pat
     cases = {
         "model.widht=64": "Key 'widht' not in 'ModelConfig'",
         "model=nope": "Could not find 'model/nope'",
-        "model.depth=abc": "Value 'abc' of type 'str' could not be converted to Integer",
         "optim.learning_rate=-1": "optim.learning_rate is -1.0; set it above 0.",
-        "optim.learning_rate=nan": "optim.learning_rate is nan; set it above 0.",
-        "data.sources.text.weight=0": "data.sources.text.weight is 0.0; set it above 0.",
     }
     processes = {
         override: subprocess.Popen(

@@ -14,7 +14,7 @@ class WandbMode(Enum):
 
 @dataclass
 class LogConfig:
-    """losses.jsonl gets a row every `every_steps`; wandb mirrors it."""
+    """losses.jsonl gets a row every `every_steps`; `wandb_project` of wandb mirrors it."""
 
     every_steps: int = 1
     wandb: WandbMode = WandbMode.offline

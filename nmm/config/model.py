@@ -47,7 +47,9 @@ class ModelConfig:
     """A decoder with SwiGLU, RoPE and untied embeddings.
 
     It follows "Scaling Laws for Native Multimodal Models", section 2. `vocab_size` is a padded
-    capacity, at least as large as the tokenizer's id table.
+    capacity, at least as large as the tokenizer's id table. `heads` divide the width; `qk_norm`
+    normalises queries and keys over the whole width; `norm_eps` is the epsilon of every norm;
+    `rope_theta` is the base of the rotary frequencies.
     """
 
     width: int = 128

@@ -52,8 +52,11 @@ class MaskPlan:
     bias: Tensor
 
     def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q_BLHE, k_BLHE, v_BLHE))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias).transpose(1, 2)
+        channels = q_BLHE.shape[-1]
+        # GPU kernels that take a mask want multiples of 8 channels; zeros change no product.
+        q, k, v = (F.pad(x.transpose(1, 2), (0, -channels % 8)) for x in (q_BLHE, k_BLHE, v_BLHE))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias, scale=channels**-0.5)
+        return out[..., :channels].transpose(1, 2)
 
 
 @dataclass(frozen=True)
