@@ -5,10 +5,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import hydra
 import torch
@@ -26,11 +26,13 @@ from nmm.config import Config
 from nmm.engine import Engine, Split, StepResult, split_step
 from nmm.errors import UserError
 from nmm.flops import flops_per_token, num_parameters, peak_flops_per_second
-from nmm.log import Row, RunLog
+from nmm.log import Row, RunLog, read_rows
 from nmm.model import build
 from nmm.parallel import World
 from nmm.schedule import Phases
 from nmm.tally import LABELS, TOKENS, loss_keys, token_keys
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def train(
     """
     engine = build_engine(plan, settings, world=world)
     if newest:
-        checkpoint.load(engine, newest)
+        with said_by_itself(world=world):
+            checkpoint.load(engine, newest)
     loader = Loader(
         plan.corpus,
         settings.data,
@@ -96,7 +99,8 @@ def loop(
         rate = schedule.learning_rate(
             settings.schedule, phases=plan.phases, peak=settings.optim.learning_rate, step=step
         )
-        micro_batches, stream = next_batches(batches, world=world)
+        with said_by_itself(world=world):
+            micro_batches, stream = next(batches)
         result = engine.train_step(micro_batches, learning_rate=rate)
         refuse_not_finite(result, step=step, micro_batches=micro_batches)
         progress.step, progress.stream, progress.learning_rate = step, stream, rate
@@ -137,20 +141,29 @@ def make_plan(settings: Config, *, world: World) -> RunPlan:
     return RunPlan(config.run_directory(settings.run).absolute(), corpus, held_out, split, phases)
 
 
-def agreed(plan: Callable[[], RunPlan], *, world: World) -> RunPlan:
-    """The plan, if every process could make it; else the first error, on every process.
+def agreed(work: Callable[[], T], *, world: World) -> T:
+    """The result of `work`, if every process could do it; else the first error, on every process.
 
     A shard can be missing on one machine only, and the others must not wait for it.
     """
-    made, errors = None, []
+    done, errors = [], []
     try:
-        made = plan()
+        done.append(work())
     except UserError as error:
-        errors = [f"{error}" if world.is_main else f"{error} (process {world.rank})"]
+        errors.append(f"{error}" if world.is_main else f"{error} (process {world.rank})")
     errors = parallel.gather_lists(errors)
-    if errors or made is None:
+    if errors:
         raise UserError(errors[0])
-    return made
+    return done[0]
+
+
+@contextmanager
+def said_by_itself(*, world: World) -> Iterator[None]:
+    """What only this process meets, it must say itself: the others do not know."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error} (process {world.rank})")
 
 
 def build_engine(plan: RunPlan, settings: Config, *, world: World) -> Engine:
@@ -175,16 +188,6 @@ def open_log(plan: RunPlan, progress: Progress, settings: Config, *, world: Worl
     )
 
 
-def next_batches(
-    batches: Iterator[tuple[list[PackedBatch], dict]], *, world: World
-) -> tuple[list[PackedBatch], dict]:
-    """This process's next step; what it cannot read it must say itself, the others do not know."""
-    try:
-        return next(batches)
-    except UserError as error:
-        sys.exit(f"error: {error} (process {world.rank})")
-
-
 def begin(plan: RunPlan, settings: Config, *, world: World) -> tuple[Progress, Path | None]:
     """Where the run stands: its own newest complete checkpoint, else step 0."""
     newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
@@ -198,12 +201,31 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> tuple[Progress, P
         tokenizer_hash=plan.corpus.tokenizer.hash,
         processes=world.size,
     )
+    if world.is_main:
+        refuse_lost_evidence(plan.directory, newest=newest, settings=settings)
     if newest is None:
         return Progress(identity=identity), None
     progress = checkpoint.read_progress(newest)
     checkpoint.refuse_contradiction(progress.identity, identity, checkpoint=newest)
     refuse_jump(progress, settings, plan=plan)
     return progress, newest
+
+
+def refuse_lost_evidence(directory: Path, *, newest: Path | None, settings: Config) -> None:
+    """Do not begin anew, or go on, over a run whose checkpoints or log somebody removed."""
+    rows = read_rows(directory / "losses.jsonl")
+    last = rows[-1]["step"] if rows else 0
+    if newest is None and last > settings.checkpoint.every_steps:
+        raise UserError(
+            f"{directory / 'losses.jsonl'} reaches step {last} but there is no checkpoint to "
+            f"continue from; restore {directory / 'checkpoints'}, or start another run with "
+            f"run.name=NEW."
+        )
+    if newest is not None and not rows and int(newest.name[-8:]) >= settings.log.every_steps:
+        raise UserError(
+            f"{directory / 'losses.jsonl'} has no rows but there is the checkpoint {newest.name}; "
+            f"restore the log, or start another run with run.name=NEW."
+        )
 
 
 def refuse_jump(progress: Progress, settings: Config, *, plan: RunPlan) -> None:
@@ -237,9 +259,9 @@ def refuse_not_finite(
         return
     keys = [key for batch in micro_batches for row in batch.keys for key in row]
     raise UserError(
-        f"step {step} has the loss {loss} and the gradient norm {result.grad_norm}; lower "
-        f"optim.learning_rate, or look at the documents of the step ({len(keys)} here, the first "
-        f"are {', '.join(keys[:5])})."
+        f"step {step} has the loss {loss} and the gradient norm {result.grad_norm}; start another "
+        f"run (run.name=NEW) with a lower optim.learning_rate, or look at the documents of the "
+        f"step ({len(keys)} here, the first are {', '.join(keys[:5])})."
     )
 
 
@@ -306,6 +328,11 @@ def evaluation(
         micro_batch=plan.split.micro_batch,
         world=world,
     )
+    if losses["loss"] is not None and not math.isfinite(losses["loss"]):
+        raise UserError(
+            f"the held-out loss after step {progress.step} is {losses['loss']}; start another run "
+            f"(run.name=NEW) with a lower optim.learning_rate."
+        )
     return {**{key: progress.totals.get(key, 0) for key in ("tokens", "flops")}, **losses}
 
 
@@ -327,11 +354,13 @@ def speed(result: StepResult, settings: Config, *, started: float, world: World)
 def write_run_directory(
     plan: RunPlan, settings: Config, *, overrides: list[str], first: Progress, world: World
 ) -> None:
-    """config.yaml, overrides.txt and manifest.json."""
+    """config.yaml, overrides.txt and manifest.json, by the main process."""
+    if not world.is_main:
+        return
     parameters = num_parameters(settings.model)
     rundir.write(
         plan.directory,
-        config_yaml=config.to_yaml(settings),
+        config_yaml=config.to_yaml(config.with_absolute_paths(settings)),
         overrides=overrides,
         facts={
             "N": parameters.N,
@@ -360,14 +389,18 @@ def run(settings: Config, *, overrides: list[str]) -> None:
     world = parallel.start()
     try:
         plan = agreed(lambda: make_plan(settings, world=world), world=world)
-        progress, newest = begin(plan, settings, world=world)
-        if progress.step == plan.phases.total_steps:
-            if world.is_main:
+        with agreed(lambda: rundir.lock(plan.directory, is_main=world.is_main), world=world):
+            progress, newest = agreed(lambda: begin(plan, settings, world=world), world=world)
+            if progress.step < plan.phases.total_steps:
+                agreed(
+                    lambda: write_run_directory(
+                        plan, settings, overrides=overrides, first=progress, world=world
+                    ),
+                    world=world,
+                )
+                train(plan, progress, newest, settings=settings, world=world)
+            elif world.is_main:
                 print(f"{plan.directory} is finished: all {progress.step} steps are done.")
-            return
-        if world.is_main:
-            write_run_directory(plan, settings, overrides=overrides, first=progress, world=world)
-        train(plan, progress, newest, settings=settings, world=world)
     finally:
         parallel.stop()
 
@@ -387,3 +420,5 @@ if __name__ == "__main__":
         main()
     except (HydraException, OmegaConfBaseException) as error:
         leave(error)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command continues from the last checkpoint")

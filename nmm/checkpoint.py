@@ -7,10 +7,14 @@ checkpoints/step_00001000/state.json    step, place in the data, cumulative coun
 """
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,7 +27,14 @@ from nmm.parallel import World, barrier
 
 MARKER = "COMPLETE"
 # With the corpus, its weights and the tokenizer, these determine every row.
-ORDER_KEYS = ("context_tokens", "row_tokens", "global_rows", "window_documents", "seed")
+ORDER_KEYS = (
+    "context_tokens",
+    "row_tokens",
+    "global_rows",
+    "window_documents",
+    "seed",
+    "repeat",
+)
 
 
 FORMAT = 1
@@ -46,13 +57,18 @@ class Progress:
 
 def complete(directory: Path) -> list[Path]:
     """The complete checkpoints of a run directory, oldest first."""
-    return sorted(path.parent for path in (directory / "checkpoints").glob(f"step_*/{MARKER}"))
+    return [path for path in _all(directory) if (path / MARKER).exists()]
 
 
 def _unfinished(directory: Path) -> list[Path]:
     """What kills left: checkpoints that were being written or removed."""
+    return [path for path in _all(directory) if not (path / MARKER).exists()]
+
+
+def _all(directory: Path) -> list[Path]:
+    """Checkpoints by their exact names; what else a user puts beside them is not ours."""
     found = (directory / "checkpoints").glob("step_*")
-    return [path for path in found if not (path / MARKER).exists()]
+    return sorted(path for path in found if re.fullmatch(r"step_\d{8}", path.name))
 
 
 def newest(directory: Path) -> Path | None:
@@ -76,7 +92,13 @@ def read_progress(checkpoint: Path) -> Progress:
             f"{checkpoint} has format {written} but this version reads {FORMAT}; continue the run "
             f"with the version that started it (manifest.json names the commit)."
         )
-    return Progress(**stored)
+    try:
+        return Progress(**stored)
+    except TypeError as error:
+        raise UserError(
+            f"{checkpoint / 'state.json'} is damaged ({error}); delete {checkpoint}, so that the "
+            f"run continues from the checkpoint before it."
+        ) from None
 
 
 def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None:
@@ -107,6 +129,7 @@ def identity(
         "optim": asdict(config.optim),
         "engine": {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision},
         "run": {"seed": config.run.seed},
+        "evaluation": {"rows_per_source": config.evaluation.rows_per_source},
         "data.sources": {
             name: {"kind": source.kind, "weight": source.weight}
             for name, source in config.data.sources.items()
@@ -171,7 +194,21 @@ def save(
 
 def load(engine: Engine, checkpoint: Path) -> None:
     """Weights and optimizer state of a complete checkpoint, into the engine."""
-    engine.load(checkpoint.parent, tag=checkpoint.name)
+    with _damage_of(checkpoint):
+        engine.load(checkpoint.parent, tag=checkpoint.name)
+
+
+@contextmanager
+def _damage_of(checkpoint: Path) -> Iterator[None]:
+    """Whatever torch and DeepSpeed raise on files that are cut or missing becomes one sentence."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError, AssertionError, KeyError, UnpicklingError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else ''}); "
+            f"delete it, and the same command continues from the checkpoint before it."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -192,7 +229,8 @@ def read_run(directory: Path, *, device: torch.device) -> Trained:
             f"{directory} has no complete checkpoint; train it further, or give another run."
         )
     model = build(config.model, seed=config.run.seed)
-    model.load_state_dict(read_weights(found.parent, tag=found.name))
+    with _damage_of(found):
+        model.load_state_dict(read_weights(found.parent, tag=found.name))
     return Trained(config, model.to(device).eval(), read_progress(found))
 
 

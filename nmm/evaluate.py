@@ -79,12 +79,15 @@ def loss_by_kind(tally: Tally, corpus: Corpus) -> Row:
     }
 
 
-def with_images_of_others(batch: PackedBatch) -> PackedBatch:
-    """The same batch with every image of another document, as far as the batch has others."""
+def with_images_of_others(batch: PackedBatch) -> PackedBatch | None:
+    """The same batch, every image replaced by one of another document of the batch.
+
+    None where the batch has too few images of other documents.
+    """
     owners = _image_owners(batch)
-    if len(owners) == 0:
-        return batch
-    most = int(torch.bincount(owners).max())
+    most = int(torch.bincount(owners).max()) if len(owners) else 0
+    if len(owners) < 2 * most or most == 0:
+        return None
     return replace(batch, pixels=batch.pixels.roll(most, dims=0))
 
 
@@ -106,12 +109,15 @@ def image_gap(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> tupl
     for source, (_, batches) in zip(corpus.sources, held_out, strict=True):
         if source.kind is Kind.caption:
             for batch in batches:
-                add_losses(own, trained.model, [batch], device=device)
-                add_losses(other, trained.model, [with_images_of_others(batch)], device=device)
+                swapped = with_images_of_others(batch)
+                if swapped is not None:
+                    add_losses(own, trained.model, [batch], device=device)
+                    add_losses(other, trained.model, [swapped], device=device)
     losses = own.loss(), other.loss()
     if losses[0] is None or losses[1] is None:
         raise UserError(
-            "--image-gap found no held-out document of kind caption in data.sources; leave it out."
+            "--image-gap found no two held-out documents of kind caption in data.sources; leave it "
+            "out."
         )
     return losses[0], losses[1]
 

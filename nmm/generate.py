@@ -138,7 +138,9 @@ def _choose(logits: Tensor, *, temperature: float, generator: torch.Generator) -
     """int64[B]: the next ids."""
     if temperature == 0:
         return logits.argmax(-1)
-    shares = torch.softmax(logits / temperature, dim=-1)
+    # Subtracted first, so that the smallest temperature divides nothing above zero.
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    shares = torch.softmax(below / temperature, dim=-1)
     return torch.multinomial(shares, 1, generator=generator).squeeze(1)
 
 
@@ -250,6 +252,10 @@ def _run(arguments: argparse.Namespace) -> None:
             f"--max-tokens is {arguments.max_tokens} and --temperature is {arguments.temperature}; "
             f"give at least 1 token and a temperature of 0 or more."
         )
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed is {arguments.seed}; set it between 0 and 2**63.")
+    if not _is_text(arguments.prompt):
+        raise UserError("--prompt is not valid UTF-8; give text.")
     images = [_readable(path) for path in arguments.image]
     if arguments.held_out is None and not (images or arguments.prompt):
         raise UserError("nothing to continue; give --image, --prompt or --held-out.")
@@ -277,6 +283,14 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     print(arguments.prompt + written[0])
+
+
+def _is_text(prompt: str) -> bool:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _readable(path: Path) -> bytes:

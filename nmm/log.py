@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from nmm.config import LogConfig, WandbMode
+from nmm.errors import UserError
 
 Row = dict[str, Any]
 SECONDS_BETWEEN_LINES = 5.0  # of a pipe; console.log has every row
@@ -25,7 +26,7 @@ def read_rows(path: Path) -> list[Row]:
     """The complete rows of a log, without a half-written last line; none when there is no file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in _complete_lines(path)]
+    return [_parsed(line, path=path) for line in _complete_lines(path)]
 
 
 class JsonLog:
@@ -62,8 +63,21 @@ def _finite(row: Row) -> Row:
     return {k: None if k in floats and not math.isfinite(v) else v for k, v in row.items()}
 
 
+def _parsed(line: str, *, path: Path) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise UserError(
+            f"{path} has a line that is no row ({line.strip()[:40]!r}); remove that line, or "
+            f"restore the file."
+        )
+    return row
+
+
 def _complete_lines(path: Path) -> Iterator[str]:
-    with path.open() as lines:
+    with path.open(errors="replace") as lines:
         yield from (line for line in lines if line.endswith("\n"))
 
 
@@ -143,7 +157,9 @@ class Console:
             f"step {done}/{self.total_steps}  tokens {row['tokens']:,}  {shown}  "
             f"{row['tokens_per_second']:,.0f} tokens/s"
         )
-        self._bar.set_postfix_str(line.split("  ", 1)[1], refresh=False)
+        short = "  ".join(f"{name} {_number(value)}" for name, value in losses.items())
+        counts = (_short(row["tokens"]), _short(row["tokens_per_second"]))
+        self._bar.set_postfix_str(f"{counts[0]} tokens  {short}  {counts[1]}/s", refresh=False)
         self._bar.update(done - self._bar.n)
         eta = (self.total_steps - done) * self._seconds_per_step
         now = time.monotonic()
@@ -165,7 +181,10 @@ class Console:
         self._file.write(line + "\n")
         self._file.flush()
         if shown and not self._tty:
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:  # the reader has left; the files have everything
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it serves until the end
 
 
 def duration(seconds: float) -> str:
@@ -173,6 +192,14 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def _short(count: float) -> str:
+    """1_500_000 -> "1.5M", to fit a bar into 80 columns."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count:.0f}"
 
 
 def _number(value: float | None) -> str:

@@ -7,6 +7,7 @@ python -m nmm.plot --schedules docs/figures/schedules.svg     draws the cooldown
 import argparse
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -110,12 +111,19 @@ def caption_figure(
         panel.set_axis_off()
     for panel, picture, text, reference in zip(panels, pictures, written, references, strict=False):
         panel.imshow(picture, interpolation="nearest")
-        texts = [fill(line, width=34) for line in (text, reference)]
+        texts = [fill(_printable(line), width=34) for line in (text, reference)]
         lower = -0.05 - 0.09 * (1 + texts[0].count("\n"))
         panel.text(0, -0.05, texts[0], transform=panel.transAxes, va="top", color=BLACK)
         panel.text(0, lower, texts[1], transform=panel.transAxes, va="top", color="#888888")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that the font lacks is drawn as a box
+        figure.savefig(path, dpi=100)
+
+
+def _printable(text: str) -> str:
+    """Control characters, which a model may write, as dots; "$" would begin a formula."""
+    return "".join(c if c.isprintable() else "·" for c in text).replace("$", r"\$")
 
 
 def short_count(value: float) -> str:
@@ -225,9 +233,11 @@ def main() -> None:
         if arguments.run is not None:
             print(f"wrote {_draw_run(arguments.run)}")
         else:
+            if arguments.schedules.suffix not in (".svg", ".png", ".pdf"):
+                raise UserError(f"--schedules is {arguments.schedules}; name a .svg, .png or .pdf.")
             schedule_figure(arguments.schedules)
             print(f"wrote {arguments.schedules}")
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,8 +1,10 @@
 """The run directory: what was asked (config.yaml, overrides.txt) and with what (manifest.json)."""
 
+import fcntl
 import json
 import platform
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -26,17 +28,10 @@ def write(
     A start holds the step it continues from and the number of processes; commit, versions and
     time are added.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / "config.yaml", config_yaml)
-    except OSError as error:
-        raise UserError(
-            f"run.dir is {directory.parent}, where {directory.name}/config.yaml cannot be written "
-            f"({error.strerror}); give a writable run.dir."
-        ) from None
+    _replace(directory / "config.yaml", config_yaml)
     _replace(directory / "overrides.txt", "".join(f"{line}\n" for line in overrides))
     manifest = directory / "manifest.json"
-    starts = json.loads(manifest.read_text())["starts"] if manifest.exists() else []
+    starts = _starts(manifest)
     starts.append(
         {
             **start,
@@ -47,6 +42,43 @@ def write(
         }
     )
     _replace(manifest, json.dumps({**facts, "starts": starts}, indent=1) + "\n")
+
+
+def lock(directory: Path, *, is_main: bool) -> AbstractContextManager:
+    """Make the run directory and hold it for this run; raises UserError when another run does.
+
+    A record lock belongs to the process: helper processes do not inherit it, and it is gone with
+    the process, however that ends. Processes other than the main one hold nothing.
+    """
+    if not is_main:
+        return nullcontext()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"run.dir is {directory.parent}, where {directory.name}/ cannot be written "
+            f"({error.strerror}); give a writable run.dir."
+        ) from None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(
+            f"{directory} is being trained by another process; wait for it or stop it, or choose "
+            f"another run.name."
+        ) from None
+    return file
+
+
+def _starts(manifest: Path) -> list[dict]:
+    """The starts that a manifest tells of; raises UserError for one that is damaged."""
+    if not manifest.exists():
+        return []
+    try:
+        return json.loads(manifest.read_text())["starts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{manifest} is damaged; restore it, or move it away.") from None
 
 
 def _replace(path: Path, text: str) -> None:

@@ -49,8 +49,27 @@ def test_every_image_gets_the_pixels_of_another_document() -> None:
             marked = dataclasses.replace(
                 batch, pixels=owner[:, None, None, None].expand(batch.pixels.shape)
             )
-            moved = with_images_of_others(marked).pixels[:, 0, 0, 0]
+            swapped = with_images_of_others(marked)
+            if swapped is None:
+                continue
+            moved = swapped.pixels[:, 0, 0, 0]
             assert sorted(moved.tolist()) == sorted(owner.tolist())  # none lost
             assert not (moved == owner).any()
             compared += len(owner)
     assert compared > 20
+
+
+def test_a_batch_with_images_of_one_document_only_is_left_out() -> None:
+    data = corpora.config()
+    corpus = corpora.open_corpus(data, split="held_out")
+    story = corpora.KINDS.index(corpora.Kind.interleaved)
+    [(_, _), (_, batches), _] = held_out_batches(corpus, data, rows_per_source=1, micro_batch=1)
+    batch = next(batches)
+    alone = dataclasses.replace(
+        batch,
+        document=batch.document.where(batch.document == 1, 0),
+        image=batch.image.where(batch.document == 1, 0),
+    )
+    alone.pixels = batch.pixels[: int(alone.image.max())]
+    assert story == 1
+    assert with_images_of_others(alone) is None

@@ -8,16 +8,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import train
 from data.prepare.index import index_shards
 from data.shards import ShardWriter
-from nmm import parallel
+from nmm import checkpoint, parallel, rundir
 from nmm.config import compose, load
 from nmm.errors import UserError
 from nmm.log import read_rows
@@ -210,6 +211,7 @@ def test_a_checkpoint_without_its_marker_is_not_loaded(
         ("optim.learning_rate=1e-2", r"optim.learning_rate is 0.01 but .* made with 0.0015"),
         ("schedule.total_steps=299", r"schedule.total_steps is 299 but .* is at step 300"),
         ("schedule.min_fraction=0.1", r"schedule.\* gives the rate 0.00015 at step 300"),
+        ("evaluation.rows_per_source=5", r"rows_per_source is 5 but .* made with 4"),
         ("run.resume=never", r"run.resume is never but .* has the checkpoint step_00000300"),
         ("data.sources.text.train=OTHER", r"corpus fingerprint\) is .* but .* was made with"),
     ],
@@ -261,6 +263,7 @@ def test_another_tokenizer_is_refused_by_name(
         ("engine=zero0 engine.precision=bf16", r"zero_stage is 0 and engine.precision is bf16"),
         ("schedule.total_tokens=1000", r"total_tokens is 1000 and schedule.total_steps is 300"),
         ("schedule.warmup_steps=301", r"schedule.warmup_steps is 301"),
+        ("+model.widht=64", r"Key 'widht' not in 'ModelConfig'"),
         ("run.name=a/b", r"run.name is 'a/b'; give one folder name"),
         ("run.resume=must", r"run.resume is must but .* no complete checkpoint"),
     ],
@@ -296,6 +299,63 @@ def test_errors_on_the_command_line_are_one_sentence(corpus: Path, tmp_path: Pat
         assert said.startswith("error: ")
         assert said.count("\n") == 1
         assert cases[override] in said
+
+
+def test_damage_and_loss_are_said_in_a_sentence(
+    corpus: Path, undisturbed: Path, world: World, tmp_path: Path
+) -> None:
+    """Each on a copy of the finished run, in the order in which a start would meet it."""
+    steps = f"step_{STEPS:08d}"
+    cases: list[tuple[str, Callable[[Path], object], str]] = [
+        (
+            "state",
+            lambda run: (run / "checkpoints" / steps / "state.json").write_text("{"),
+            r"state.json cannot be read",
+        ),
+        (
+            "format",
+            lambda run: (run / "checkpoints" / steps / "state.json").write_text("{}"),
+            r"has format None but",
+        ),
+        (
+            "checkpoints",
+            lambda run: shutil.rmtree(run / "checkpoints"),
+            r"reaches step 300 but there is no checkpoint",
+        ),
+        ("log", lambda run: (run / "losses.jsonl").write_text(""), r"losses.jsonl has no rows but"),
+        (
+            "line",
+            lambda run: (run / "losses.jsonl").write_text("nonsense\n"),
+            r"has a line that is no row",
+        ),
+    ]
+    for name, damage, said in cases:
+        shutil.copytree(undisturbed, tmp_path / name)
+        damage(tmp_path / name)
+        arguments = command(corpus, tmp_path, f"run.name={name}")[2:]
+        with pytest.raises(UserError, match=said):
+            plan_and_begin(arguments, world=world)
+
+
+def test_a_run_directory_is_held_by_one_run(tmp_path: Path) -> None:
+    """Record locks belong to processes, so another one tries."""
+    code = (
+        "import sys; from pathlib import Path; from nmm import rundir\n"
+        "rundir.lock(Path(sys.argv[1]), is_main=True)"
+    )
+    with rundir.lock(tmp_path / "run", is_main=True):
+        other = run([sys.executable, "-c", code, str(tmp_path / "run")])
+        assert other.returncode != 0
+        assert "is being trained by another process" in other.stderr
+    assert run([sys.executable, "-c", code, str(tmp_path / "run")]).returncode == 0
+
+
+def test_weights_that_are_cut_are_said_in_a_sentence(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "cut")
+    for path in (tmp_path / "cut" / "checkpoints" / f"step_{STEPS:08d}").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"step_00000300 is damaged \(.*; delete it"):
+        checkpoint.read_run(tmp_path / "cut", device=torch.device("cpu"))
 
 
 def test_the_deepspeed_launcher_runs_it_with_two_processes(

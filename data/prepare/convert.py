@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
             documents_per_shard=options.documents_per_shard,
             held_out_fraction=options.held_out_fraction,
         )
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(left_out.report(), end="", file=sys.stderr)
         sys.exit(f"error: {error}")
     print(left_out.report(), end="")

@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         render(options.out, size=options.size, seed=options.seed)
         tokenize_and_index(options.out)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
             seed=options.seed,
             out=options.out,
         )
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -17,6 +17,7 @@ from nmm.config.root import (
     sentence,
     to_dict,
     to_yaml,
+    with_absolute_paths,
 )
 from nmm.config.schedule import Cooldown, ScheduleConfig
 
@@ -48,4 +49,5 @@ __all__ = [
     "sentence",
     "to_dict",
     "to_yaml",
+    "with_absolute_paths",
 ]

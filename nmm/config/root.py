@@ -1,5 +1,6 @@
 """The root of the configuration, and the one line where YAML becomes typed objects."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nmm.config.check import at_least
 from nmm.config.data import DataConfig
@@ -116,15 +118,31 @@ def register() -> None:
 
 def load(composed: DictConfig) -> Config:
     """Turn the composed YAML into typed, checked objects; raises UserError."""
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise UserError(f"{missing[0]} has no value; set it on the command line or in conf/.")
     try:
-        config = OmegaConf.to_object(composed)
+        # Merged anew into the schema, because Hydra lets `+key=value` add what the schema lacks.
+        plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+        checked = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        missing = sorted(OmegaConf.missing_keys(checked))
+        if missing:
+            raise UserError(f"{missing[0]} has no value; set it on the command line or in conf/.")
+        config = OmegaConf.to_object(checked)
     except (UserError, OmegaConfBaseException) as error:
         raise UserError(sentence(error)) from None
     assert isinstance(config, Config)
     return config
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same config for another working directory; URLs stay as they are."""
+    absolute = deepcopy(config)
+    absolute.data.tokenizer = _absolute(config.data.tokenizer)
+    for source in absolute.data.sources.values():
+        source.train, source.held_out = _absolute(source.train), _absolute(source.held_out)
+    return absolute
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -143,4 +161,9 @@ def read_yaml(path: Path) -> Config:
     """The configuration of an existing run, from its config.yaml."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give the directory of a run that was started.")
-    return load(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
+    try:
+        stored = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({sentence(error)}); restore it.") from None
+    assert isinstance(stored, DictConfig), path
+    return load(stored)
