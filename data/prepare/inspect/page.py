@@ -117,8 +117,8 @@ def _supply(facts: Facts) -> str:
         lines.append(
             f"<tr><td>{chip(number, source.name)}</td><td>{len(source.shards):,}</td>"
             f"<td>{source.documents:,}</td><td>{source.tokens:,}</td>"
-            f"<td>{source.text_tokens:,}</td><td>{source.images:,}</td><td>{fraction(used, digits=1)}</td>"
-            f"<td>{_bar(number, used)}</td></tr>"
+            f"<td>{source.text_tokens:,}</td><td>{source.images:,}</td>"
+            f"<td>{fraction(used, digits=1)}</td><td>{_bar(number, used)}</td></tr>"
         )
     return (
         f"<h2>Supply</h2><p>Without repetition the stream serves at least {supply:,} tokens, about "
