@@ -37,32 +37,42 @@ class Sample:
 
 @dataclass
 class Scan:
-    """What a shard holds; behind byte `damaged_at` nothing can be read (None: all is well)."""
+    """What a shard holds; behind byte `damaged_at` nothing can be read (None: all is well).
+
+    others  (what it is, name) of entries that are no members: directory, hidden file, link, ...
+    end     the byte behind the last member, where the zeros of an archive's end belong
+    """
 
     samples: list[Sample] = field(default_factory=list)
     extensions: Counter[str] = field(default_factory=Counter)
+    others: list[tuple[str, str]] = field(default_factory=list)
     damaged_at: int | None = None
+    end: int = 0
 
 
 def scan(path: Path) -> Scan:
     """All samples of a shard from its headers; raises UserError for what is not a tar."""
     found = Scan()
     by_key: dict[str, Sample] = {}
+    last = None
     size = path.stat().st_size
     for member, stop in _headers(path, found):
         key, extension = split_name(member.name)
+        found.end = stop
         if not member.isfile() or not key.rpartition("/")[2]:
+            found.others.append((_what(member), member.name))
             continue
         found.extensions[extension] += 1
         sample = by_key.get(key)
         if sample is None:
             sample = by_key[key] = Sample(key, member.offset, stop)
             found.samples.append(sample)
-        elif sample is not found.samples[-1]:
+        elif sample is not last:
             sample.fault = "not_adjacent"
         elif extension in sample.extensions:
             sample.fault = "duplicate_member"
         sample.extensions.add(extension)
+        last = sample
         if member.offset_data + member.size > size:
             sample.fault = "truncated"
         elif not sample.fault:
@@ -160,6 +170,15 @@ def _headers(path: Path, found: Scan) -> Iterator[tuple[tarfile.TarInfo, int]]:
             return
         if _holds_data(file, tar.offset):
             found.damaged_at = tar.offset
+
+
+def _what(entry: tarfile.TarInfo) -> str:
+    """The kind of an entry that is no member."""
+    if entry.isdir():
+        return "directory"
+    if entry.issym() or entry.islnk():
+        return "link"
+    return "hidden_file" if entry.isfile() else "special_file"
 
 
 def _holds_data(file: BinaryIO, start: int) -> bool:

@@ -1,0 +1,246 @@
+"""Read a shard once, wholly, and name everything in it that is not as it should be."""
+
+import hashlib
+import os
+import re
+import sys
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from data import documents, images, tar
+from data.documents import IMAGE_EXTENSIONS, BadSample
+from data.prepare.findings import Finding
+from nmm.config import Kind
+from nmm.errors import UserError
+
+END_BYTES = 2 * tar.BLOCK_BYTES
+DECODE_SIDE_PIXELS = 64  # every bit is read at any side; small squares are cheap to resize
+TEXT_MEMBER = {Kind.caption: "txt", Kind.interleaved: "json", Kind.text: "txt"}
+NOT_UTF8 = re.compile(r"\\udc[89a-f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass
+class ShardReport:
+    """One shard: how much it holds on both sides, and all findings.
+
+    documents     samples without a defect
+    with_image    samples that have an image file, and with_text those with their text member
+    image_files   members with the extension of an image
+    decoded       images of documents that can be decoded; texts: texts of the documents
+    keys, hashes, crcs  of the documents in their order: keys, each with a NUL behind it, their
+                        64-bit hashes, and checksums of their bytes
+    """
+
+    shard: str
+    bytes: int = 0
+    samples: int = 0
+    documents: int = 0
+    with_image: int = 0
+    with_text: int = 0
+    with_both: int = 0
+    image_files: int = 0
+    decoded: int = 0
+    texts: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    keys: str = ""
+    hashes: array = field(default_factory=lambda: array("Q"))
+    crcs: array = field(default_factory=lambda: array("L"))
+
+    def add(self, reason: str, *, key: str = "", detail: str = "") -> None:
+        self.findings.append(Finding(self.shard, key, reason, detail))
+
+
+def examine(path: Path, *, kind: Kind) -> ShardReport:
+    """Everything about one shard; never raises for what lies in it."""
+    report = ShardReport(str(path))
+    try:
+        report.bytes = path.stat().st_size
+        found = tar.scan(path)
+        _examine_archive(report, found)
+        unread: Counter[str] = Counter()
+        with path.open("rb") as file, _quiet_libraries():
+            for sample in found.samples:
+                file.seek(sample.start)
+                raw = file.read(sample.stop - sample.start)
+                _examine_sample(report, sample, raw, kind=kind, unread=unread)
+    except UserError as error:
+        report.add(_not_a_tar(path), detail=str(error).removeprefix(f"{path} is "))
+        return report
+    except OSError as error:
+        report.add("unreadable", detail=error.strerror or str(error))
+        return report
+    for extension, count in unread.most_common():
+        report.add("unread_member", detail=f".{extension} of {count} samples")
+    if not report.documents:
+        report.add("no_document", detail=f"extensions: {extensions(found)}")
+    return report
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """libtiff writes a hundred lines past Python on one broken image; the findings say it once."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def extensions(found: tar.Scan) -> str:
+    """The extensions of a shard, the most frequent first."""
+    return ", ".join(f".{name}" for name, _ in found.extensions.most_common(8)) or "none"
+
+
+def _not_a_tar(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        return "empty_file"
+    return "compressed" if start.startswith(tuple(tar.ARCHIVE_STARTS)) else "not_a_tar"
+
+
+def _examine_archive(report: ShardReport, found: tar.Scan) -> None:
+    """What headers alone tell."""
+    report.samples = len(found.samples)
+    for what, name in found.others:
+        key, extension = tar.split_name(name)
+        report.add(what, detail=f"{key}.{extension}" if extension else key)
+    for sample in found.samples:
+        if odd := _odd_name(sample.key):
+            report.add("odd_name", key=sample.key, detail=odd)
+    if found.damaged_at is not None and found.damaged_at >= report.bytes:
+        report.add("cut_short", detail=f"after {report.bytes:,} bytes")
+    elif found.damaged_at is not None:
+        report.add("unreadable_tail", detail=f"from byte {found.damaged_at:,}")
+    elif report.bytes - found.end < END_BYTES:
+        report.add("no_end_blocks", detail=f"{report.bytes - found.end} of {END_BYTES} bytes")
+
+
+def _odd_name(key: str) -> str:
+    if NOT_UTF8.search(key):
+        return "not UTF-8"
+    if CONTROL.search(key):
+        return "control characters"
+    return "points outside" if key.startswith("/") or ".." in key.split("/") else ""
+
+
+def _examine_sample(
+    report: ShardReport, sample: tar.Sample, raw: bytes, *, kind: Kind, unread: Counter[str]
+) -> None:
+    pictures = {e for e in sample.extensions if e.rpartition(".")[2] in IMAGE_EXTENSIONS}
+    has_text = TEXT_MEMBER[kind] in sample.extensions
+    report.image_files += len(pictures)
+    report.with_image += bool(pictures)
+    report.with_text += has_text
+    report.with_both += bool(pictures) and has_text
+    if sample.fault:
+        report.add(sample.fault, key=sample.key)
+        return
+    members = tar.members_of(raw)
+    try:
+        parts = documents.parse(kind, members)
+    except BadSample as bad:
+        report.add(bad.reason, key=sample.key, detail=_has(sample, bad.reason))
+        return
+    if _decode_images(report, sample, parts):
+        report.documents += 1
+        report.texts += sum(isinstance(part, str) for part in parts)
+        report.keys += sample.key + "\0"
+        report.hashes.append(_hash(sample.key))
+        report.crcs.append(_crc(members))
+    unread.update(
+        name
+        for name, data in members.items()
+        if name != TEXT_MEMBER[kind] and not any(data is part for part in parts)
+    )
+
+
+def _decode_images(report: ShardReport, sample: tar.Sample, parts: documents.Parts) -> bool:
+    """Decode them all, to name every bad one; is none bad?"""
+    pictures = [part for part in parts if isinstance(part, bytes)]
+    bad_images = 0
+    for number, data in enumerate(pictures, start=1):
+        try:
+            images.decode(data, DECODE_SIDE_PIXELS)
+            report.decoded += 1
+        except BadSample as bad:
+            bad_images += 1
+            which = f"image {number} of {len(pictures)}, " if len(pictures) > 1 else ""
+            detail = f"{which}{len(data):,} bytes, starts with {data[:8]!r}"
+            report.add(bad.reason, key=sample.key, detail=detail)
+    return not bad_images
+
+
+def _has(sample: tar.Sample, reason: str) -> str:
+    if not reason.startswith(("missing", "several")):
+        return ""
+    return "has " + ", ".join(f".{name}" for name in sorted(sample.extensions))
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+def _crc(members: dict[str, bytes]) -> int:
+    """Of names and bytes, not of the headers: a copied document may have another date."""
+    crc = 0
+    for name in sorted(members):
+        crc = zlib.crc32(members[name], zlib.crc32(name.encode(), crc))
+    return crc
+
+
+def repeated(reports: list[ShardReport]) -> list[Finding]:
+    """Keys that occur in several shards: the same document again, or another of the same name.
+
+    Other documents of the same name are one finding for each pair of shards.
+    """
+    hashes, crcs = (
+        np.array([value for report in reports for value in column(report)], np.uint64)
+        for column in (lambda report: report.hashes, lambda report: report.crcs)
+    )
+    shard = np.repeat(np.arange(len(reports)), [len(report.hashes) for report in reports])
+    first = np.cumsum([0, *(len(report.hashes) for report in reports)])
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    pairs = zip(order[again + 1].tolist(), order[again].tolist(), strict=True)
+    findings: list[Finding] = []
+    others: dict[tuple[int, int], list[str]] = {}
+    for here, there in sorted(pairs):
+        report = reports[shard[here]]
+        key = report.keys.split("\0")[here - int(first[shard[here]])]
+        if crcs[here] == crcs[there]:
+            earlier = reports[shard[there]].shard
+            findings.append(Finding(report.shard, key, "same_document", f"also in {earlier}"))
+        else:
+            others.setdefault((int(shard[here]), int(shard[there])), []).append(key)
+    for (here, there), keys in others.items():
+        detail = f"{len(keys)} keys are also in {reports[there].shard}"
+        findings.append(Finding(reports[here].shard, keys[0], "repeated_key", detail))
+    return findings
+
+
+def gaps(paths: list[Path]) -> list[Finding]:
+    """Runs of numbers that are missing between the shards NAME-000003.tar, NAME-000007.tar, ..."""
+    numbers: dict[tuple[str, int], list[int]] = {}
+    for path in paths:
+        if match := re.fullmatch(r"(.*?)(\d+)\.tar", str(path)):
+            numbers.setdefault((match[1], len(match[2])), []).append(int(match[2]))
+    return [
+        Finding(f"{name}{before + 1:0{digits}}.tar", "", "gap_in_numbering", f"{missing} missing")
+        for (name, digits), found in numbers.items()
+        for before, after in pairwise(sorted(found))
+        if (missing := after - before - 1) > 0
+    ]

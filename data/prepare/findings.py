@@ -1,0 +1,58 @@
+"""What can be found in shards: the names of defects and notes, and what they mean."""
+
+from dataclasses import dataclass
+
+from data import images
+
+# What is wrong: a document is lost, was damaged, or is not what its writer meant.
+DEFECTS = {
+    "empty_file": "the file has 0 bytes",
+    "compressed": "the file is compressed; a shard is a plain tar",
+    "not_a_tar": "the file is something else than a tar",
+    "unreadable": "the storage did not deliver the file",
+    "cut_short": "the file ends inside a member; what follows is lost",
+    "unreadable_tail": "bytes behind the last readable member that are no tar",
+    "no_end_blocks": "the zeros of an archive's end are missing; its writer was not closed",
+    "no_document": "a shard without one usable document",
+    "link": "a link; its data are not in the shard",
+    "special_file": "a device or a pipe",
+    "truncated": "a member is longer than what is left of the file",
+    "duplicate_member": "one name twice in a sample",
+    "not_adjacent": "members of other samples lie between those of this one",
+    "missing_image": "no image, or not the one that the layout names",
+    "missing_text": "no .txt",
+    "missing_json": "no .json",
+    "several_images": "more than one image in a caption sample",
+    "empty_text": "no text but white space",
+    "not_utf8": "text that is not UTF-8",
+    "nul_in_text": "NUL in the text: binary data, or UTF-16",
+    "bad_json": "not JSON",
+    "bad_layout": "not two parallel lists of texts and images",
+    "image_header": "not an image that we read",
+    "image_pixels": f"an image of more than {images.MAX_PIXELS // 10**6} million pixels",
+    "image_decode": "an image that starts well and cannot be decoded",
+    "same_document": "the same key and the same bytes as in an earlier shard",
+}
+# What is worth knowing, though training reads the shard as it should.
+NOTES = {
+    "directory": "an entry that is skipped",
+    "hidden_file": "a file that is skipped, such as ._NAME of a Mac",
+    "odd_name": "a name that is not UTF-8, has control characters, or points outside",
+    "unread_member": "members that nobody reads",
+    "repeated_key": "the key of another document in an earlier shard",
+    "gap_in_numbering": "a number that is missing between the shards",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a shard, or about the sample `key` of it; `reason` names it."""
+
+    shard: str
+    key: str
+    reason: str
+    detail: str = ""
+
+    @property
+    def is_defect(self) -> bool:
+        return self.reason not in NOTES

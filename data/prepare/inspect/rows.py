@@ -1,0 +1,137 @@
+"""The drawn rows and the mask of one of them, as HTML."""
+
+from html import escape
+
+import numpy as np
+
+from data.prepare.inspect.drawing import chip, colour, fraction, jpeg_url, png_url, rgb, tint
+from data.prepare.inspect.facts import DrawnPiece, DrawnRow, Facts
+
+NARROW = 0.06  # of a row: no words fit into a smaller span
+HOVER_CHARACTERS, LISTED_CHARACTERS = 300, 1500
+
+
+def rows(facts: Facts) -> str:
+    sources = enumerate(facts.corpus.sources)
+    names = "".join(f"<span>{chip(number, source.name)}</span>" for number, source in sources)
+    images: dict[str, str] = {}
+    rows = "\n".join(_row(facts, row, images) for row in facts.rows)
+    classes = "\n".join(
+        f".{name} {{ background-image: url({url}); }}" for url, name in images.items()
+    )
+    return (
+        f"<h2>The first {len(facts.rows)} rows</h2>"
+        f'<p class="legend">{names}</p>'
+        "<p>A span is a document, as wide as its tokens, with its number. Images lie at the tokens "
+        "they take, cropped as the model receives them. A dashed edge: a piece of a document that "
+        "goes on elsewhere. Hatched: padding. Hover over a span for its text, or open the list.</p>"
+        f"<style>\n{classes}\n</style>\n{rows}"
+    )
+
+
+def _row(facts: Facts, row: DrawnRow, images: dict[str, str]) -> str:
+    length = facts.config.row_tokens
+    ticks = "".join(
+        f'<span style="left:{100 * n / 8:g}%">{length * n // 8:,}</span>' for n in range(9)
+    )
+    spans = "".join(
+        _span(facts, piece, number=number, images=images)
+        for number, piece in enumerate(row.pieces, start=1)
+    )
+    listed = "".join(
+        _listed(facts, piece, number=number, images=images)
+        for number, piece in enumerate(row.pieces, start=1)
+    )
+    count = f"{len(row.pieces)} span{'s' if len(row.pieces) != 1 else ''}"
+    return (
+        f'<section class="row"><header><b>row {row.number}</b>'
+        f"<span>{fraction(facts.fills[row.number], digits=1)} full</span>"
+        f"<span>{count}</span></header><div>"
+        f'<div class="strip">{spans}</div><div class="axis">{ticks}</div>'
+        f"<details{' open' if row.number == 0 else ''}><summary>{count}</summary>"
+        f"<table>{listed}</table></details></div></section>"
+    )
+
+
+def _span(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, str]) -> str:
+    source, length = piece.piece.source, facts.config.row_tokens
+    classes = ["piece"]
+    classes += ["headless"] if piece.piece.start else []
+    classes += ["tailless"] if piece.piece.stop < piece.document_tokens else []
+    classes += ["dropped"] if piece.dropped else []
+    pictures = "".join(
+        f'<i class="picture {_image(part.content, images)}" '
+        f'style="left:{100 * part.start / piece.tokens:.3f}%;'
+        f"width:{100 * (part.stop - part.start) / piece.tokens:.3f}%;"
+        f'background-color:{tint(source, strength=0.7)}"></i>'
+        for part in piece.parts
+        if isinstance(part.content, np.ndarray)
+    )
+    words = " ".join(part.content for part in piece.parts if isinstance(part.content, str))
+    shown = (
+        ""
+        if pictures or piece.tokens < NARROW * length
+        else f"<q>{escape(words[:HOVER_CHARACTERS])}</q>"
+    )
+    hover = f"{number}: {facts.corpus.sources[source].name}, {_tokens(piece)}\n{piece.key}\n"
+    hover += piece.dropped or words[:HOVER_CHARACTERS]
+    background = "" if piece.dropped else f";background-color:{tint(source)}"
+    return (
+        f'<span class="{" ".join(classes)}" data-tokens="{piece.tokens}" title="{escape(hover)}" '
+        f'style="left:{100 * piece.start / length:.4f}%;width:{100 * piece.tokens / length:.4f}%;'
+        f'border-top-color:{colour(source)}{background}">{pictures}{shown}<em>{number}</em></span>'
+    )
+
+
+def _listed(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, str]) -> str:
+    said, left = [], LISTED_CHARACTERS
+    for part in piece.parts:
+        if isinstance(part.content, str):
+            said.append(escape(part.content[:left]))
+            left -= min(left, len(part.content))
+        else:
+            said.append(f'<i class="thumbnail {_image(part.content, images)}"></i>')
+    hidden = sum(len(part.content) for part in piece.parts if isinstance(part.content, str))
+    hidden -= LISTED_CHARACTERS - left
+    if hidden:
+        said.append(f' <span class="more">and {hidden:,} characters more</span>')
+    if piece.dropped:
+        said.append(f'<span class="more">not read ({escape(piece.dropped)}): padding</span>')
+    return (
+        f'<tr><td class="number">{chip(piece.piece.source)}{number}</td>'
+        f'<td class="key">{escape(piece.key)}<br>{_tokens(piece)}</td>'
+        f'<td class="said">{"".join(said)}</td></tr>'
+    )
+
+
+def attention(facts: Facts) -> str:
+    mask = facts.mask
+    pixels = np.full((*mask.allowed.shape, 3), 255, np.uint8)
+    for source in range(len(facts.corpus.sources)):
+        here = mask.allowed & (mask.source == source)[:, None]
+        pixels[here] = rgb(tint(source, strength=0.45))
+        pixels[here & mask.same_image] = rgb(colour(source))
+    thinned = f" One position in {mask.step} is drawn." if mask.step > 1 else ""
+    sources = enumerate(facts.corpus.sources)
+    names = "<br>".join(chip(number, source.name) for number, source in sources)
+    return (
+        f"<h2>Attention in row {facts.masked}</h2>"
+        f'<div class="mask"><img alt="attention mask" src="{png_url(pixels)}"><div>'
+        "<p>A line is a query, a column a key; coloured where the query attends to the key. "
+        "Light: earlier in the same document. Full colour: an image, whose tokens all see each "
+        f"other. White: another document, a later text, or padding.{thinned}</p>"
+        f"<p>{names}</p></div></div>"
+    )
+
+
+def _image(pixels: object, images: dict[str, str]) -> str:
+    """The CSS class that shows an image; each is embedded once."""
+    assert isinstance(pixels, np.ndarray)
+    return images.setdefault(jpeg_url(pixels), f"i{len(images)}")
+
+
+def _tokens(piece: DrawnPiece) -> str:
+    if piece.tokens == piece.document_tokens:
+        return f"{piece.tokens:,} tokens"
+    first, last = piece.piece.start, piece.piece.stop
+    return f"tokens {first:,} to {last:,} of {piece.document_tokens:,}"
