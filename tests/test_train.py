@@ -263,6 +263,7 @@ def test_another_tokenizer_is_refused_by_name(
         ("engine=zero0 engine.precision=bf16", r"zero_stage is 0 and engine.precision is bf16"),
         ("schedule.total_tokens=1000", r"total_tokens is 1000 and schedule.total_steps is 300"),
         ("schedule.warmup_steps=301", r"schedule.warmup_steps is 301"),
+        ("data.sources.text.held_out=SHARED", r"train-000000.tar in train and in held_out"),
         ("+model.widht=64", r"Key 'widht' not in 'ModelConfig'"),
         ("run.name=a/b", r"run.name is 'a/b'; give one folder name"),
         ("run.resume=must", r"run.resume is must but .* no complete checkpoint"),
@@ -273,6 +274,7 @@ def test_what_a_user_can_get_wrong_is_refused_before_work_starts(
 ) -> None:
     empty = tmp_path / "empty.tar"
     empty.touch()
+    override = override.replace("SHARED", f"{corpus}/text/train-000000.tar")
     words = override.replace("EMPTY", str(empty)).split()
     arguments = command(corpus, tmp_path, "run.name=new", *words)[2:]
     with pytest.raises(UserError, match=said.replace("EMPTY", str(empty))) as refusal:
