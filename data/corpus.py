@@ -2,114 +2,233 @@
 
 import glob
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
-from data import index
+from data import index, mixture
 from data.index import ShardIndex
+from data.mixture import Stage
+from data.order import BLOCK_SHARDS
 from data.tokenizer import Tokenizer
 from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
 from nmm.errors import UserError
+
+OPEN_SHARDS = 2 * BLOCK_SHARDS + 4
 
 
 @dataclass(frozen=True)
 class Shard:
     path: Path
     index: ShardIndex
-    lengths: np.ndarray
-    """int32[N]: tokens of every document in a row."""
+
+
+class Shards(Sequence[Shard]):
+    """The shards of a source, of which only totals are held.
+
+    An index is opened when its shard is asked for; the last OPEN_SHARDS stay open, which is all
+    that the rows of a window need.
+    """
+
+    def __init__(self, paths: list[Path], *, kind: Kind, tokenizer: Tokenizer, image: int) -> None:
+        """Check every index by its first line; `image` are the tokens of one. Raises UserError."""
+        self.paths = [str(path) for path in paths]
+        self.kind, self.tokenizer = kind, tokenizer
+        totals = [index.read_totals(path, kind=kind, tokenizer=tokenizer) for path in paths]
+        self.documents = np.array([each.documents for each in totals], np.int64)
+        self.text_tokens = sum(each.text_tokens for each in totals)
+        self.images = sum(each.images for each in totals)
+        self.tokens = sum(each.tokens(image) for each in totals)
+        self.longest = max(each.longest_tokens(image) for each in totals)
+        self.digests = [bytes.fromhex(each.digest) for each in totals]
+        self._open: dict[int, Shard] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, number: int) -> Shard: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Shard]: ...
+    def __getitem__(self, number: int | slice) -> Shard | list[Shard]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        shard = self._open.pop(number, None) or self._load(number)
+        self._open[number] = shard
+        if len(self._open) > OPEN_SHARDS:
+            del self._open[next(iter(self._open))]
+        return shard
+
+    def _load(self, number: int) -> Shard:
+        path = Path(self.paths[number])
+        loaded = index.load(path, kind=self.kind, tokenizer=self.tokenizer)
+        if bytes.fromhex(loaded.totals.digest) != self.digests[number]:
+            raise UserError(
+                f"{path} was indexed again with another result while this run was reading it; "
+                f"start the run again."
+            )
+        return Shard(path, loaded)
+
+    def __getstate__(self) -> dict:
+        """Another process opens its own indexes."""
+        return {**self.__dict__, "_open": {}}
 
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of one kind; `weight` is its share of tokens. Sums are over all of its shards."""
+    """One corpus of one kind; `weight` is its share of tokens. Sums are over all of its shards.
+
+    max_epochs   how often its documents may be read; None: data.repeat decides
+    tokens       in rows: text, image positions, begins and ends
+    longest      tokens of the longest document
+    """
 
     name: str
     kind: Kind
     weight: float
-    shards: list[Shard]
+    max_epochs: float | None
+    shards: Sequence[Shard]
+    documents_of_shards: np.ndarray
+    text_tokens: int
+    images: int
+    tokens: int
+    longest: int
 
     @property
     def documents(self) -> int:
-        return sum(len(shard.index) for shard in self.shards)
+        return int(self.documents_of_shards.sum())
 
-    @property
-    def text_tokens(self) -> int:
-        return sum(shard.index.text_tokens for shard in self.shards)
+    def epochs(self, *, repeat: bool) -> float | None:
+        """How often its documents may be read; None: without end."""
+        if self.max_epochs is not None:
+            return self.max_epochs
+        return None if repeat else 1.0
 
-    @property
-    def images(self) -> int:
-        return sum(shard.index.images for shard in self.shards)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in rows: text, image positions, begins and ends."""
-        return sum(int(shard.lengths.sum(dtype=np.int64)) for shard in self.shards)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest document."""
-        return max(int(shard.lengths.max()) for shard in self.shards)
+    def supply_tokens(self, *, repeat: bool) -> float:
+        """Tokens that it gives for certain: a stream takes or leaves whole documents."""
+        epochs = self.epochs(repeat=repeat)
+        if epochs is None:
+            return math.inf
+        return min(epochs * self.tokens, math.ceil(epochs) * self.tokens - self.longest / 2)
 
 
 @dataclass(frozen=True)
 class Corpus:
     """All sources of one split in the order of data.sources.
 
-    `fingerprint` changes with any byte that is read, and not with where the shards lie.
+    `fingerprint` changes with any byte that is read, and not with where the shards lie. `stages`
+    are the weights along the rows, of `row_tokens` tokens.
     """
 
     sources: list[Source]
     tokenizer: Tokenizer
     image: ImageConfig
     fingerprint: str
+    stages: list[Stage]
+    row_tokens: int
 
     @staticmethod
     def open(config: DataConfig, *, image: ImageConfig, vocab_size: int, split: str) -> "Corpus":
-        """Load the indexes of all shards of `split`, "train" or "held_out"; raises UserError."""
+        """Check the indexes of all shards of `split`, "train" or "held_out"; raises UserError."""
         tokenizer = Tokenizer(config.tokenizer)
         tokenizer.check_capacity(vocab_size)
-        sources = [
-            _open_source(name, source, tokenizer=tokenizer, image=image, split=split)
-            for name, source in config.sources.items()
-        ]
-        return Corpus(sources, tokenizer, image, _fingerprint(sources, tokenizer))
+        digest = hashlib.sha256(tokenizer.hash.encode())
+        sources = []
+        for name, source in config.sources.items():
+            shards = _open_shards(name, source, tokenizer=tokenizer, image=image, split=split)
+            digest.update(f"\n{name}\n{source.kind.value}\n".encode())
+            for each in shards.digests:
+                digest.update(each.hex().encode())
+            sources.append(_source(name, source, shards))
+        return Corpus(
+            sources,
+            tokenizer,
+            image,
+            digest.hexdigest(),
+            mixture.stages(config),
+            config.row_tokens,
+        )
 
-    def supply_tokens(self) -> int:
-        """Tokens that the stream serves for certain before a source would have to repeat.
+    def supply_tokens(self, *, repeat: bool = False) -> float:
+        """Tokens that the stream serves for certain before a source ends; inf without an end.
 
-        The stream ends in virtual time where the first source does, and it takes or leaves whole
-        documents: the halves of the longest ones are not counted.
+        The stream ends where the first source does; halves of the longest documents do not count.
         """
-        end = min((source.tokens - source.longest / 2) / source.weight for source in self.sources)
+        supplies = [source.supply_tokens(repeat=repeat) for source in self.sources]
+        ends = [
+            mixture.reach(self.stages, source=number, supply=supply, row_tokens=self.row_tokens)
+            for number, supply in enumerate(supplies)
+        ]
+        if math.isinf(min(ends)):
+            return math.inf
+        asked = mixture.asked(self.stages, tokens=min(ends), row_tokens=self.row_tokens)
         served = (
-            min(source.tokens, source.weight * end - source.longest / 2) for source in self.sources
+            min(supply, tokens - source.longest / 2)
+            for source, supply, tokens in zip(self.sources, supplies, asked, strict=True)
         )
         return sum(int(max(0, tokens)) for tokens in served)
 
     def check_budget(self, tokens: int, *, repeat: bool) -> None:
-        """Refuse a budget that would repeat documents, unless data.repeat says so."""
-        supply = self.supply_tokens()
-        if tokens > supply and not repeat:
+        """Refuse a budget that would repeat documents more often than allowed."""
+        supply = self.supply_tokens(repeat=repeat)
+        if tokens <= supply:
+            return
+        asked = mixture.asked(self.stages, tokens=tokens, row_tokens=self.row_tokens)
+        number = min(
+            range(len(asked)),
+            key=lambda n: self.sources[n].supply_tokens(repeat=repeat) / max(asked[n], 1),
+        )
+        source = self.sources[number]
+        asks = f"{source.name} is asked for {asked[number]:,.0f} tokens and has {source.tokens:,}"
+        if source.max_epochs is not None:
             raise UserError(
                 f"the schedule needs {tokens:,} tokens but the corpus serves {supply:,} before "
-                f"its first source ends; lower schedule.total_tokens, add shards, or set "
-                f"data.repeat=true."
+                f"its first source ends: {asks}, and data.sources.{source.name}.max_epochs is "
+                f"{source.max_epochs:g}; raise it, lower schedule.total_tokens or the weight, or "
+                f"add shards."
             )
+        raise UserError(
+            f"the schedule needs {tokens:,} tokens but the corpus serves {supply:,} before "
+            f"its first source ends: {asks}; lower schedule.total_tokens, add shards, or set "
+            f"data.repeat=true."
+        )
 
 
-def _open_source(
+def _open_shards(
     name: str, source: SourceConfig, *, tokenizer: Tokenizer, image: ImageConfig, split: str
-) -> Source:
+) -> Shards:
     assert split in ("train", "held_out"), split
     pattern = source.train if split == "train" else source.held_out
-    shards = []
-    for path in find_shards(pattern, key=f"data.sources.{name}.{split}"):
-        loaded = index.load(path, kind=source.kind, tokenizer=tokenizer)
-        shards.append(Shard(path, loaded, loaded.lengths(image.tokens)))
-    return Source(name, source.kind, source.weight, shards)
+    paths = find_shards(pattern, key=f"data.sources.{name}.{split}")
+    shards = Shards(paths, kind=source.kind, tokenizer=tokenizer, image=image.tokens)
+    if not shards.documents.sum():
+        raise UserError(
+            f"data.sources.{name}.{split} is {pattern}, whose shards hold no usable document, so "
+            f"its weight of {source.weight:g} can never be served; correct it, or remove the "
+            f"source."
+        )
+    return shards
+
+
+def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
+    return Source(
+        name=name,
+        kind=source.kind,
+        weight=source.weight,
+        max_epochs=source.max_epochs,
+        shards=shards,
+        documents_of_shards=shards.documents,
+        text_tokens=shards.text_tokens,
+        images=shards.images,
+        tokens=shards.tokens,
+        longest=shards.longest,
+    )
 
 
 def find_shards(pattern: str, *, key: str) -> list[Path]:
@@ -124,12 +243,3 @@ def find_shards(pattern: str, *, key: str) -> list[Path]:
             f"or make the demo corpus with `python -m data.prepare.demo`."
         )
     raise UserError(f"{key} is {pattern}, which matches no .tar file; correct the pattern.")
-
-
-def _fingerprint(sources: list[Source], tokenizer: Tokenizer) -> str:
-    digest = hashlib.sha256(tokenizer.hash.encode())
-    for source in sources:
-        digest.update(f"\n{source.name}\n{source.kind.value}\n".encode())
-        for shard in source.shards:
-            digest.update(shard.index.digest.encode())
-    return digest.hexdigest()

@@ -2,22 +2,43 @@
 
 import hashlib
 import json
-import os
-import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data import documents, images, tar
+from data import columns, documents, images, tar
 from data.documents import BadSample
 from data.tokenizer import Tokenizer
 from nmm.config import Kind
 from nmm.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the first line of an index says; `longest` leads to the longest document.
+
+    longest   (images, text tokens) of every document that no other exceeds in both
+    digest    sha256 of all that is known of the documents
+    """
+
+    documents: int
+    text_tokens: int
+    images: int
+    longest: list[tuple[int, int]]
+    digest: str
+
+    def tokens(self, image_tokens: int) -> int:
+        """Tokens of all documents in rows: text, image positions, begins and ends."""
+        return self.text_tokens + image_tokens * self.images + 2 * self.documents
+
+    def longest_tokens(self, image_tokens: int) -> int:
+        """Tokens of the longest document in a row; 0 without any."""
+        return max((2 + text + image_tokens * images for images, text in self.longest), default=0)
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,7 @@ class ShardIndex:
 
     start, stop  int64[N]    bytes [start, stop) of the shard, from the first header of the document
     crc          uint32[N]   crc32 of these bytes
+    text, images int32[N]    text tokens and images of every document
     segment      int32[S]    of all documents: tokens of a text, or documents.IMAGE_SEGMENT
     border       int64[N+1]  document i has segments [border[i], border[i+1])
     key_bytes    uint8[K]    keys as UTF-8; document i has bytes [key_border[i], key_border[i+1])
@@ -36,15 +58,17 @@ class ShardIndex:
     kind: Kind
     tokenizer_hash: str
     shard_bytes: int
+    totals: Totals
     dropped: list[tuple[str, str]]
     start: np.ndarray
     stop: np.ndarray
     crc: np.ndarray
+    text: np.ndarray
+    images: np.ndarray
     segment: np.ndarray
     border: np.ndarray
     key_bytes: np.ndarray
     key_border: np.ndarray
-    digest: str
 
     def __len__(self) -> int:
         return len(self.start)
@@ -61,16 +85,7 @@ class ShardIndex:
 
     def lengths(self, image_tokens: int) -> np.ndarray:
         """int32[N]: tokens of every document in a row, with begin, end and image positions."""
-        tokens = documents.segment_tokens(self.segment, image_tokens)
-        return 2 + np.add.reduceat(tokens, self.border[:-1], dtype=np.int32)
-
-    @property
-    def text_tokens(self) -> int:
-        return int(self.segment[self.segment > 0].sum())
-
-    @property
-    def images(self) -> int:
-        return int((self.segment < 0).sum())
+        return 2 + self.text + image_tokens * self.images
 
     def save(self, shard: Path) -> None:
         """Write the file beside the shard; it appears complete or not at all."""
@@ -79,26 +94,15 @@ class ShardIndex:
             "kind": self.kind.value,
             "tokenizer": self.tokenizer_hash,
             "shard_bytes": self.shard_bytes,
-            "dropped": self.dropped,
-            "digest": self.digest,
+            **asdict(self.totals),
         }
-        part = _index_path(shard).with_suffix(f".part{os.getpid()}")
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                head=np.frombuffer(json.dumps(head).encode(), np.uint8),
-                start=self.start,
-                stop=self.stop,
-                crc=self.crc,
-                segment=self.segment,
-                border=self.border,
-                key_bytes=self.key_bytes,
-                key_border=self.key_border,
-            )
-        part.replace(_index_path(shard))
+        arrays = {name: vars(self)[name] for name in ARRAYS}
+        dropped = np.frombuffer(json.dumps(self.dropped).encode(), np.uint8)
+        columns.write(_index_path(shard), values=head, arrays={**arrays, "dropped": dropped})
 
 
-ARRAYS = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
+DIGESTED = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
+ARRAYS = (*DIGESTED, "text", "images")
 
 
 def index_shard(path: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
@@ -129,42 +133,73 @@ def index_shard(path: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
     )
 
 
-def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
-    """The index of a shard; raises UserError when it is missing or belongs to something else."""
-    remedy = (
-        f"run `python -m data.prepare.index --kind {kind.value} --shards '{shard}' "
-        f"--tokenizer {tokenizer.path}`."
-    )
+def read_totals(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> Totals:
+    """The totals of a shard from the first line of its index; raises UserError like `load`."""
+    remedy = _remedy(shard, kind=kind, tokenizer=tokenizer)
     path = _index_path(shard)
     shard_bytes = shard.stat().st_size
-    if not path.exists():
-        if shard_bytes == 0:
-            raise UserError(f"{shard} is empty (0 bytes); write the shard again, or delete it.")
-        raise UserError(f"{shard} has no index; {remedy}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            head = json.loads(stored["head"].tobytes())
-            arrays = {name: stored[name] for name in ARRAYS} if head["format"] == FORMAT else {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"{path} is damaged; {remedy}") from None
-    for what, stored_value, value in (
+        head = columns.read_head(path).values
+    except FileNotFoundError:
+        if shard_bytes == 0:
+            raise UserError(
+                f"{shard} is empty (0 bytes); write the shard again, or delete it."
+            ) from None
+        raise UserError(f"{shard} has no index; {remedy}") from None
+    except (OSError, ValueError):
+        raise UserError(f"{path} is damaged, or of an older format; {remedy}") from None
+    for what, stored, value in (
         ("format", head["format"], FORMAT),
         ("kind", head["kind"], kind.value),
         ("shard size in bytes", head["shard_bytes"], shard_bytes),
         ("tokenizer", head["tokenizer"], tokenizer.hash),
     ):
-        if stored_value != value:
-            raise UserError(
-                f"{path} is stale: its {what} is {stored_value}, now it is {value}; {remedy}"
-            )
-    dropped = [(reason, key) for reason, key in head["dropped"]]
+        if stored != value:
+            raise UserError(f"{path} is stale: its {what} is {stored}, now it is {value}; {remedy}")
+    return _totals(head)
+
+
+def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
+    """The index of a shard, its arrays mapped into memory.
+
+    Raises UserError when it is missing, damaged, or belongs to something else.
+    """
+    totals = read_totals(shard, kind=kind, tokenizer=tokenizer)
+    path = _index_path(shard)
+    try:
+        head, arrays = columns.read(path)
+        dropped = [(reason, key) for reason, key in json.loads(arrays.pop("dropped").tobytes())]
+    except (OSError, ValueError):
+        remedy = _remedy(shard, kind=kind, tokenizer=tokenizer)
+        raise UserError(f"{path} is damaged; {remedy}") from None
     return ShardIndex(
         kind=kind,
         tokenizer_hash=tokenizer.hash,
-        shard_bytes=shard_bytes,
+        shard_bytes=head["shard_bytes"],
+        totals=totals,
         dropped=dropped,
-        digest=head["digest"],
         **arrays,
+    )
+
+
+def join_segments(indexes: list[ShardIndex]) -> tuple[np.ndarray, np.ndarray]:
+    """`segment` and `border` of the documents of all indexes, one after the other."""
+    sizes = np.cumsum([0, *(len(each.segment) for each in indexes)])
+    borders = [each.border[1:] + size for each, size in zip(indexes, sizes[:-1], strict=True)]
+    segment = np.concatenate([each.segment for each in indexes])
+    return segment, np.concatenate([[0], *borders])
+
+
+def _totals(head: dict) -> Totals:
+    longest = [(images, text) for images, text in head["longest"]]
+    counts = {name: head[name] for name in ("documents", "text_tokens", "images", "digest")}
+    return Totals(**counts, longest=longest)
+
+
+def _remedy(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> str:
+    return (
+        f"run `python -m data.prepare.index --kind {kind.value} --shards '{shard}' "
+        f"--tokenizer {tokenizer.path}`."
     )
 
 
@@ -187,26 +222,64 @@ def _assemble(
     dropped: list[tuple[str, str]],
 ) -> ShardIndex:
     keys = [sample.key.encode() for sample, _, _ in usable]
-    arrays = {
-        "start": np.array([sample.start for sample, _, _ in usable], np.int64),
-        "stop": np.array([sample.stop for sample, _, _ in usable], np.int64),
-        "crc": np.array([crc for _, crc, _ in usable], np.uint32),
-        "segment": np.concatenate([segments for _, _, segments in usable]),
-        "border": _borders([len(segments) for _, _, segments in usable]),
-        "key_bytes": np.frombuffer(b"".join(keys), np.uint8),
-        "key_border": _borders([len(key) for key in keys]),
-    }
-    digest = hashlib.sha256()
-    for name in ARRAYS:
-        digest.update(arrays[name].tobytes())
-    return ShardIndex(
+    return assemble(
         kind=kind,
         tokenizer_hash=tokenizer.hash,
         shard_bytes=shard_bytes,
         dropped=dropped,
-        digest=digest.hexdigest(),
-        **arrays,
+        start=np.array([sample.start for sample, _, _ in usable], np.int64),
+        stop=np.array([sample.stop for sample, _, _ in usable], np.int64),
+        crc=np.array([crc for _, crc, _ in usable], np.uint32),
+        segment=np.concatenate([segments for _, _, segments in usable]),
+        border=_borders([len(segments) for _, _, segments in usable]),
+        key_bytes=np.frombuffer(b"".join(keys), np.uint8),
+        key_border=_borders([len(key) for key in keys]),
     )
+
+
+def assemble(
+    *,
+    kind: Kind,
+    tokenizer_hash: str,
+    shard_bytes: int,
+    dropped: list[tuple[str, str]],
+    segment: np.ndarray,
+    border: np.ndarray,
+    **places: np.ndarray,
+) -> ShardIndex:
+    """An index from its arrays; what can be counted from them is counted here."""
+    arrays = {"segment": segment, "border": border, **places}
+    digest = hashlib.sha256()
+    for name in DIGESTED:
+        digest.update(arrays[name].tobytes())
+    owner = np.repeat(np.arange(len(border) - 1), np.diff(border))
+    text = np.bincount(owner, np.maximum(segment, 0), minlength=len(border) - 1).astype(np.int32)
+    images = np.bincount(owner[segment < 0], minlength=len(border) - 1).astype(np.int32)
+    return ShardIndex(
+        kind=kind,
+        tokenizer_hash=tokenizer_hash,
+        shard_bytes=shard_bytes,
+        totals=Totals(
+            documents=len(text),
+            text_tokens=int(text.sum(dtype=np.int64)),
+            images=int(images.sum(dtype=np.int64)),
+            longest=_longest(text, images),
+            digest=digest.hexdigest(),
+        ),
+        dropped=dropped,
+        **arrays,
+        text=text,
+        images=images,
+    )
+
+
+def _longest(text: np.ndarray, images: np.ndarray) -> list[tuple[int, int]]:
+    """(images, text tokens) of the documents that no other exceeds in both, most images first."""
+    front: list[tuple[int, int]] = []
+    for document in np.lexsort((-text, -images)).tolist():
+        if not front or text[document] > front[-1][1]:
+            front.append((int(images[document]), int(text[document])))
+    return front
 
 
 def _borders(counts: list[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.corpus import Corpus
 from data.layout import Reader, build
-from data.plan import RowPlan, StreamState, plan_rows
+from data.plan import RowPlan, StreamState, plan_places, plan_rows
 from data.workers import context, forking
 from nmm.batch import PackedBatch
 from nmm.config import DataConfig
@@ -81,12 +81,13 @@ class Plans:
 
     def __iter__(self) -> Iterator[Plan]:
         loader = self.loader
-        planned = plan_rows(loader.corpus, loader.config, loader.state)
+        places = plan_places(loader.corpus, loader.config, loader.state)
         per_step, size = loader.config.global_rows, loader.micro_batch
-        while len(step := list(islice(planned, per_step))) == per_step:
-            rows, state = [row for row, _ in step], step[-1][1]
+        while len(step := list(islice(places, per_step))) == per_step:
+            window, last = step[-1]
+            state = window.state_after(last)
             for start in range(loader.rank * size, per_step, loader.world * size):
-                yield rows[start : start + size], state
+                yield [window.row(row) for window, row in step[start : start + size]], state
 
 
 class MicroBatches(Dataset):

@@ -1,64 +1,179 @@
-"""From documents to rows: cutting what is longer than the context, and packing pieces best-fit."""
+"""From documents to rows: cutting what is longer than the context, and filling rows with pieces."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from data.documents import segment_tokens
 
 MIN_FILL = (3, 4)
+CLOSING_PIECES = 4
 
 
-def pieces(
-    segments: np.ndarray, *, image_tokens: int, context_tokens: int
-) -> list[tuple[int, int]]:
-    """[start, stop) of every piece in a document's token sequence, begin and end included.
+@dataclass(frozen=True)
+class Cuts:
+    """The pieces of n documents: document i has [border[i], border[i+1]) of them.
 
-    A document that fits is one piece. Otherwise a piece ends at the last segment border, if that
-    leaves it three quarters full, else at a text token; an image is never cut. With a context of 8,
-    images of 3, and a document of 4 tokens, an image and 6 tokens:
+    border       int64[n+1]
+    start, stop  int32[p]    tokens [start, stop) of the document's sequence
+    """
+
+    border: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+
+def uncut(lengths: np.ndarray) -> Cuts:
+    """Every document as one piece."""
+    return Cuts(np.arange(len(lengths) + 1), np.zeros_like(lengths), lengths)
+
+
+def cut(
+    lengths: np.ndarray,
+    *,
+    segment: np.ndarray,
+    border: np.ndarray,
+    image_tokens: int,
+    context_tokens: int,
+) -> Cuts:
+    """The pieces of documents of `lengths` tokens, begin and end included.
+
+    Document i has the segments [border[i], border[i+1]) of `segment`, as in an index. A document
+    that fits is one piece. Otherwise a piece ends at the last segment border, if that leaves it
+    three quarters full, else at a text token; an image is never cut. With a context of 8, images
+    of 3, and a document of 4 tokens, an image and 6 tokens:
 
         b x x x x I I I | y y y y y y e        pieces (0, 8), (8, 15)
     """
-    ends = 1 + np.cumsum(segment_tokens(segments, image_tokens))
-    total = int(ends[-1]) + 1
-    cuts = [0]
-    while total - cuts[-1] > context_tokens:
-        cuts.append(_cut(segments, ends, start=cuts[-1], limit=cuts[-1] + context_tokens))
-    return list(zip(cuts, [*cuts[1:], total], strict=True))
+    ends = np.cumsum(segment_tokens(segment, image_tokens), dtype=np.int64)
+    before = np.concatenate([[0], ends])[border[:-1]]
+    is_image = np.append(segment < 0, False)
+    # All documents that are still too long get their next cut at once.
+    long = np.flatnonzero(lengths > context_tokens)
+    start = np.zeros(len(long), np.int64)
+    owners, cuts = [], []
+    while len(long):
+        limit = start + context_tokens
+        first, last = border[long], border[long + 1]
+        # NOTE: empty texts of the next document share the end; they must not count.
+        at = np.minimum(np.searchsorted(ends, before[long] + limit - 1, side="right"), last)
+        edge = np.where(at > first, 1 + ends[at - 1] - before[long], 1)
+        inside_image = (at < last) & is_image[at]
+        full, of = MIN_FILL
+        start = np.where(inside_image | (of * (edge - start) >= full * context_tokens), edge, limit)
+        assert (start > limit - context_tokens).all(), "an image does not fit the context"
+        owners.append(long)
+        cuts.append(start)
+        left = lengths[long] - start > context_tokens
+        long, start = long[left], start[left]
+    return _in_order(lengths, owners, cuts) if owners else uncut(lengths)
 
 
-def _cut(segments: np.ndarray, ends: np.ndarray, *, start: int, limit: int) -> int:
-    """Where the piece from `start` ends, at most at `limit`; `ends` are the segments' ends."""
-    segment = int(np.searchsorted(ends, limit, side="right"))
-    border = int(ends[segment - 1]) if segment else 1
-    inside_image = segment < len(segments) and segments[segment] < 0
-    full, of = MIN_FILL
-    if inside_image or of * (border - start) >= full * (limit - start):
-        assert border > start, f"an image does not fit a context of {limit - start} tokens"
-        return border
-    return limit
+def _in_order(lengths: np.ndarray, owners: list[np.ndarray], cuts: list[np.ndarray]) -> Cuts:
+    """Rounds of cuts become pieces by document."""
+    owner, at = np.concatenate(owners), np.concatenate(cuts)
+    pieces = 1 + np.bincount(owner, minlength=len(lengths))
+    border = np.concatenate([[0], np.cumsum(pieces)])
+    stop, is_last = np.empty(border[-1], np.int32), np.zeros(border[-1], bool)
+    is_last[border[1:] - 1] = True
+    stop[is_last] = lengths
+    stop[~is_last] = at[np.argsort(owner, kind="stable")]
+    start = np.concatenate([[0], stop[:-1]])
+    start[border[:-1]] = 0
+    return Cuts(border, start.astype(np.int32), stop)
 
 
-def best_fit(lengths: list[int], row_tokens: int) -> list[list[int]]:
-    """Items of every row: the longest first, each into the fullest row that has room for it."""
+def fill_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
+    """Pieces of every row, nearly full: in order, with the last one or two chosen to fit exactly.
+
+    Pieces are taken as they come until about CLOSING_PIECES more would fill the row. From there
+    on, one or two that end it exactly are looked for among all; without any, the largest that fits
+    is taken. So rows hold the mixture of the stream, and none of like pieces only. In rows of 40:
+
+        9 7 12 5 8 6 11 ...        9 7 12 come first; 12 = 6 + 6 or 7 + 5 or 12 closes the row
+    """
+    if not len(lengths):
+        return []
+    assert lengths.max() <= row_tokens, f"a piece of {lengths.max()} tokens in rows of {row_tokens}"
+    pool = _Pool(lengths, row_tokens)
+    reach = CLOSING_PIECES * int(lengths.sum(dtype=np.int64)) // len(lengths)
     rows: list[list[int]] = []
-    rows_with: dict[int, list[int]] = {}
-    # Bit n is set while a row with n free tokens is open: the lowest from `length` up fits best.
-    spaces = 0
-    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[item]
-        assert length <= row_tokens, f"a piece of {length} tokens in rows of {row_tokens}"
-        fitting = spaces >> length
-        if fitting:
-            left = (fitting & -fitting).bit_length() - 1
-            open_rows = rows_with[length + left]
-            row = open_rows.pop()
-            if not open_rows:
-                spaces ^= 1 << (length + left)
-        else:
-            left, row = row_tokens - length, len(rows)
-            rows.append([])
-        rows[row].append(item)
-        if left:
-            rows_with.setdefault(left, []).append(row)
-            spaces |= 1 << left
+    while pool.present:
+        row, left = pool.take_next(row_tokens, down_to=reach)
+        while left and (length := pool.best(left)):
+            row.append(pool.items[length].pop())
+            pool.is_left[row[-1]] = 0
+            left -= length
+        if row:
+            rows.append(row)
     return rows
+
+
+class _Pool:
+    """Pieces that no row has yet, by their place in the stream and by length.
+
+    Bit n of `present` is set while a piece of n tokens may be left, as is bit row_tokens - n of
+    `mirror`: shifted against each other, the two show all pairs of a given sum at once.
+    """
+
+    def __init__(self, lengths: np.ndarray, row_tokens: int) -> None:
+        self.lengths, self.row_tokens = lengths.tolist(), row_tokens
+        self.is_left = bytearray(b"\1") * len(lengths)
+        self.next = 0
+        by_length = np.argsort(lengths, kind="stable")
+        found, first = np.unique(lengths[by_length], return_index=True)
+        borders = [*first.tolist(), len(lengths)]
+        items = by_length.tolist()
+        self.items = {
+            length: items[start:stop][::-1]
+            for length, start, stop in zip(found.tolist(), borders, borders[1:], strict=False)
+        }
+        present = np.zeros(row_tokens + 1, bool)
+        present[found] = True
+        self.present, self.mirror = _bits(present), _bits(present[::-1])
+
+    def take_next(self, left: int, *, down_to: int) -> tuple[list[int], int]:
+        """Pieces in the order of the stream, and the `left` tokens that they leave of a row."""
+        row: list[int] = []
+        lengths, is_left, item = self.lengths, self.is_left, self.next
+        while left > down_to and item < len(lengths):
+            if is_left[item]:
+                if lengths[item] > left:
+                    break
+                is_left[item] = 0
+                row.append(item)
+                left -= lengths[item]
+            item += 1
+        self.next = item
+        return row, left
+
+    def best(self, left: int) -> int:
+        """Length of a piece that fills `left` tokens, alone or with another; else the longest."""
+        if self.present >> left & 1 and self._has(left):
+            return left
+        # Bit n: there are pieces of n and of left - n. The most even pair keeps the rare lengths.
+        half = (left + 1) // 2
+        while pairs := (self.present & self.mirror >> (self.row_tokens - left)) >> half:
+            length = (pairs & -pairs).bit_length() - 1 + half
+            if self._has(length) and self._has(left - length):
+                return length
+        while fitting := self.present & ((2 << left) - 1):
+            length = fitting.bit_length() - 1
+            if self._has(length):
+                return length
+        return 0
+
+    def _has(self, length: int) -> bool:
+        """Is a piece of this length left? If so, it is the last of its items; if not, say so."""
+        items = self.items[length]
+        while items and not self.is_left[items[-1]]:
+            items.pop()
+        if not items:
+            self.present ^= 1 << length
+            self.mirror ^= 1 << (self.row_tokens - length)
+        return bool(items)
+
+
+def _bits(flags: np.ndarray) -> int:
+    """A number with bit n set where flag n is."""
+    return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")

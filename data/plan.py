@@ -1,11 +1,17 @@
 """Rows planned from lengths alone: row r is a pure function of (fingerprint, config, seed, r)."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
-from data import order, pack
+import numpy as np
+
+from data import index, mixture, order, pack
 from data.corpus import Corpus
+from data.mixture import Stage
+from data.order import Run, SourceOrder, Taken
 from nmm.config import DataConfig
 
 ROW_SHUFFLE = 2**63
@@ -28,13 +34,17 @@ RowPlan = list[Piece]
 class StreamState:
     """Where the stream stands: `row` rows of window `window` are served.
 
-    `documents` and `tokens` were consumed of every source before that window.
+    Before that window there were `rows` rows, and `documents` and `tokens` were consumed of every
+    source. `stage` weight changes are made; each source's share counts from its token `origin`.
     """
 
     window: int
     row: int
+    rows: int
+    stage: int
     documents: list[int]
     tokens: list[int]
+    origin: list[int]
 
     def to_dict(self) -> dict:
         """A small dictionary for JSON."""
@@ -44,6 +54,46 @@ class StreamState:
     def from_dict(stored: dict) -> "StreamState":
         return StreamState(**stored)
 
+    @staticmethod
+    def start(sources: int) -> "StreamState":
+        return StreamState(0, 0, 0, 0, *([0] * sources for _ in range(3)))
+
+
+class Window:
+    """The planned rows of one window, as arrays; a row becomes Python objects when asked for."""
+
+    def __init__(self, run: Run, *, before: StreamState, after: Taken, config: DataConfig) -> None:
+        """Rows are shuffled, because the last of a window hold what was left."""
+        lengths = run.stop - run.start
+        packed = pack.fill_rows(lengths, config.row_tokens)
+        shuffled = order.permutation(
+            len(packed), seed=config.seed, stream=(before.window, 0, ROW_SHUFFLE)
+        )
+        rows = [packed[row] for row in shuffled.tolist()]
+        self.pieces = np.fromiter(chain.from_iterable(rows), np.int64, len(lengths))
+        self.border = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+        self.owner = np.repeat(np.arange(len(run)), np.diff(run.border))
+        self.run, self.before, self.after = run, before, after
+
+    def __len__(self) -> int:
+        return len(self.border) - 1
+
+    def row(self, number: int) -> RowPlan:
+        pieces = self.pieces[self.border[number] : self.border[number + 1]]
+        run, owner = self.run, self.owner[pieces]
+        columns = (run.source[owner], run.shard[owner], run.document[owner])
+        places = (run.start[pieces], run.stop[pieces])
+        lists = (column.tolist() for column in (*columns, *places))
+        return [Piece(*values) for values in zip(*lists, strict=True)]
+
+    def state_after(self, number: int) -> StreamState:
+        before, after = self.before, self.after
+        if number + 1 < len(self):
+            return replace(before, row=number + 1)
+        rows = before.rows + len(self)
+        places = (after.documents, after.tokens, after.origin)
+        return StreamState(before.window + 1, 0, rows, before.stage, *places)
+
 
 def plan_rows(
     corpus: Corpus,
@@ -52,52 +102,97 @@ def plan_rows(
     *,
     only: Sequence[int] | None = None,
 ) -> Iterator[tuple[RowPlan, StreamState]]:
-    """Rows after `state` (None: the start), each with the state after it; `only` picks sources."""
+    """Rows after `state` (None: the start), each with the state after it.
+
+    `only` picks sources, with their first weights and without caps on their repetition.
+    """
+    for window, row in plan_places(corpus, config, state, only=only):
+        yield window.row(row), window.state_after(row)
+
+
+def plan_places(
+    corpus: Corpus,
+    config: DataConfig,
+    state: StreamState | None = None,
+    *,
+    only: Sequence[int] | None = None,
+) -> Iterator[tuple[Window, int]]:
+    """The rows of `plan_rows` as (window, number in it), which cost nothing until asked for."""
     sources = list(only) if only is not None else list(range(len(corpus.sources)))
-    state = state or StreamState(0, 0, [0] * len(sources), [0] * len(sources))
-    windows = order.windows(
-        [_order(corpus, source, seed=config.seed) for source in sources],
-        [corpus.sources[source].weight for source in sources],
+    stages = mixture.stages(config) if only is None else mixture.stages(config)[:1]
+    orders = [_order(corpus, source, config=config, capped=only is None) for source in sources]
+    state = state or StreamState.start(len(sources))
+    skip = state.row
+    state = replace(state, row=0)
+    while True:
+        window = _plan_window(orders, stages, sources=sources, before=state, config=config)
+        if not len(window):
+            return
+        for row in range(skip, len(window)):
+            yield window, row
+        state, skip = window.state_after(len(window) - 1), 0
+
+
+def _plan_window(
+    orders: list[SourceOrder],
+    stages: list[Stage],
+    *,
+    sources: list[int],
+    before: StreamState,
+    config: DataConfig,
+) -> Window:
+    """The window at `before`, after the weight changes that are due; it ends where the next is."""
+    weights = [[stage.weights[source] for source in sources] for stage in stages]
+    at, taken = before.stage, Taken(before.documents, before.tokens, before.origin)
+    while at + 1 < len(stages) and stages[at + 1].row <= before.rows:
+        taken = mixture.change_weights(taken, weights[at])
+        at += 1
+    rows_left = stages[at + 1].row - before.rows if at + 1 < len(stages) else None
+    run, after = order.window(
+        orders,
+        weights[at],
         size=config.window_documents,
-        repeat=config.repeat,
-        documents=state.documents,
-        tokens=state.tokens,
+        max_tokens=None if rows_left is None else rows_left * config.row_tokens,
+        before=taken,
     )
-    number, before, skip = state.window, (state.documents, state.tokens), state.row
-    for run, documents, tokens in windows:
-        rows = _pack(run, corpus=corpus, config=config, window=number)
-        following = StreamState(number + 1, 0, documents, tokens)
-        for row in range(skip, len(rows)):
-            last = row + 1 == len(rows)
-            yield rows[row], following if last else StreamState(number, row + 1, *before)
-        number, before, skip = number + 1, (documents, tokens), 0
+    now = replace(before, stage=at, origin=taken.origin)
+    return Window(run, before=now, after=after, config=config)
 
 
-def _order(corpus: Corpus, source: int, *, seed: int) -> order.SourceOrder:
-    lengths = [shard.lengths for shard in corpus.sources[source].shards]
-    return order.SourceOrder(lengths, seed=seed, source=source)
+def _order(corpus: Corpus, source: int, *, config: DataConfig, capped: bool) -> SourceOrder:
+    chosen = corpus.sources[source]
+    epochs = chosen.epochs(repeat=config.repeat) if capped else None if config.repeat else 1
+
+    def read(shards: np.ndarray) -> Run:
+        return read_shards(corpus, source, shards.tolist(), context_tokens=config.context_tokens)
+
+    counts = chosen.documents_of_shards
+    limit = None if epochs is None else math.ceil(epochs) * chosen.documents
+    return SourceOrder(counts, read=read, seed=config.seed, source=source, limit=limit)
 
 
-def _pack(run: order.Run, *, corpus: Corpus, config: DataConfig, window: int) -> list[RowPlan]:
-    """The rows of one window, shuffled, because best-fit puts like lengths into the same rows."""
-    items = _pieces(run, corpus=corpus, config=config)
-    rows = pack.best_fit([piece.stop - piece.start for piece in items], config.row_tokens)
-    shuffled = order.permutation(len(rows), seed=config.seed, stream=(window, 0, ROW_SHUFFLE))
-    return [[items[item] for item in rows[row]] for row in shuffled.tolist()]
-
-
-def _pieces(run: order.Run, *, corpus: Corpus, config: DataConfig) -> list[Piece]:
-    items: list[Piece] = []
-    columns = (run.source, run.shard, run.document, run.length)
-    for source, shard, document, length in zip(
-        *(column.tolist() for column in columns), strict=True
-    ):
-        if length <= config.context_tokens:
-            items.append(Piece(source, shard, document, 0, length))
-            continue
-        segments = corpus.sources[source].shards[shard].index.segments(document)
-        cuts = pack.pieces(
-            segments, image_tokens=corpus.image.tokens, context_tokens=config.context_tokens
+def read_shards(corpus: Corpus, source: int, shards: list[int], *, context_tokens: int) -> Run:
+    """The documents of some shards of a source, one shard after the other."""
+    indexes = [corpus.sources[source].shards[shard].index for shard in shards]
+    counts = [len(each) for each in indexes]
+    lengths = np.concatenate([each.lengths(corpus.image.tokens) for each in indexes])
+    if (lengths > context_tokens).any():
+        segment, border = index.join_segments(indexes)
+        cuts = pack.cut(
+            lengths,
+            segment=segment,
+            border=border,
+            image_tokens=corpus.image.tokens,
+            context_tokens=context_tokens,
         )
-        items += [Piece(source, shard, document, start, stop) for start, stop in cuts]
-    return items
+    else:
+        cuts = pack.uncut(lengths)
+    return Run(
+        source=np.full(len(lengths), source, np.int32),
+        shard=np.repeat(np.array(shards, np.int32), counts),
+        document=np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
+        length=lengths,
+        border=cuts.border,
+        start=cuts.start,
+        stop=cuts.stop,
+    )

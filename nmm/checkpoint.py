@@ -34,10 +34,11 @@ ORDER_KEYS = (
     "window_documents",
     "seed",
     "repeat",
+    "weight_changes",
 )
 
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Where the tokens come from, in which shares, and how they are packed into rows."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -21,23 +22,44 @@ class Kind(Enum):
 
 @dataclass
 class SourceConfig:
-    """One corpus: `train` and `held_out` are globs of .tar shards, `weight` its share of tokens."""
+    """One corpus: `train` and `held_out` are globs of .tar shards, `weight` its share of tokens.
+
+    Its documents are read at most `max_epochs` times; null: once, or with data.repeat without end.
+    """
 
     kind: Kind = MISSING
     train: str = MISSING
     held_out: str = MISSING
     weight: float = MISSING
+    max_epochs: float | None = None
+
+
+@dataclass
+class WeightChange:
+    """After `step` steps the sources in `weights` get these weights; the others keep theirs."""
+
+    step: int = MISSING
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        positive(data__weight_changes__step=self.step)
+        for name, weight in self.weights.items():
+            if not 0 < weight < math.inf:
+                raise UserError(
+                    f"data.weight_changes gives {name} the weight {weight} after step "
+                    f"{self.step}; set it above 0."
+                )
 
 
 @dataclass
 class DataConfig:
-    """Rows of `row_tokens` tokens hold documents of at most `context_tokens`, packed best-fit.
+    """Rows of `row_tokens` tokens hold documents of at most `context_tokens`.
 
     A step consumes `global_rows` rows, whatever the number of processes; `window_documents`
     documents are packed at a time, in an order drawn from `seed`. `tokenizer` is the path of a
     sentencepiece model. `repeat` allows more than one epoch. `workers` processes read and decode
     for each training process. A run stops when more than `max_bad_fraction` of its documents turn
-    out to be unreadable.
+    out to be unreadable. `weight_changes` are in the order of their steps.
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -50,6 +72,7 @@ class DataConfig:
     repeat: bool = False
     workers: int = 2
     max_bad_fraction: float = 0.01
+    weight_changes: list[WeightChange] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         positive(data__context_tokens=self.context_tokens, data__row_tokens=self.row_tokens)
@@ -58,6 +81,7 @@ class DataConfig:
         fraction(data__max_bad_fraction=self.max_bad_fraction)
         for name, source in self.sources.items():
             positive(**{f"data__sources__{name}__weight": source.weight})
+            positive(**{f"data__sources__{name}__max_epochs": source.max_epochs})
         if len(self.sources) > MAX_SOURCES:
             raise UserError(
                 f"data.sources has {len(self.sources)} entries; join some, to have {MAX_SOURCES} "
@@ -70,3 +94,20 @@ class DataConfig:
                 f"data.row_tokens is {self.row_tokens} and data.context_tokens is "
                 f"{self.context_tokens}; make the row a multiple of the context."
             )
+        self._check_weight_changes()
+
+    def _check_weight_changes(self) -> None:
+        step = 0
+        for change in self.weight_changes:
+            if change.step <= step:
+                raise UserError(
+                    f"data.weight_changes has step {change.step} behind step {step}; "
+                    "let every step be larger than the one before."
+                )
+            unknown = sorted(change.weights.keys() - self.sources.keys())
+            if unknown or not change.weights:
+                raise UserError(
+                    f"data.weight_changes gives weights to {', '.join(unknown) or 'no source'} "
+                    f"after step {change.step}; name some of {', '.join(self.sources)}."
+                )
+            step = change.step

@@ -1,0 +1,72 @@
+"""A file of named arrays that opens without reading them: one line of JSON, then the bytes.
+
+    {"documents": 2, ..., "columns": {"crc": ["<u4", 0, 2], ...}, "bytes": 72, "crc": 123}\\n
+    crc....................start...
+
+The JSON is padded with spaces so that the arrays begin at a multiple of ALIGN bytes, as does each
+of them; a column is [type, offset from there, items]. `bytes` and `crc` are those of all behind
+the line.
+"""
+
+import json
+import mmap
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ALIGN = 64
+MAX_HEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first line of a file; its arrays begin at byte `start`."""
+
+    values: dict
+    start: int
+
+
+def write(path: Path, *, values: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Write the file; it appears complete or not at all."""
+    columns: dict[str, tuple[str, int, int]] = {}
+    body = bytearray()
+    for name, array in arrays.items():
+        body += bytes(-len(body) % ALIGN)
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        columns[name] = (little.dtype.str, len(body), len(array))
+        body += little.tobytes()
+    head = {**values, "columns": columns, "bytes": len(body), "crc": zlib.crc32(body)}
+    line = json.dumps(head).encode()
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    with part.open("wb") as file:
+        file.write(line + b" " * (-(len(line) + 1) % ALIGN) + b"\n")
+        file.write(body)
+    part.replace(path)
+
+
+def read_head(path: Path) -> Head:
+    """The values of a file; raises ValueError when it is not one, or not whole, and OSError."""
+    with path.open("rb") as file:
+        line = file.readline(MAX_HEAD_BYTES)
+        size = os.fstat(file.fileno()).st_size
+    values = json.loads(line)
+    if not isinstance(values, dict) or len(line) + values.get("bytes", -1) != size:
+        raise ValueError(f"{path} is not whole")
+    return Head(values, len(line))
+
+
+def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """The values and the arrays, mapped into memory and read-only; ValueError for damage."""
+    head = read_head(path)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if zlib.crc32(memoryview(mapped)[head.start :]) != head.values["crc"]:
+        raise ValueError(f"{path} holds other bytes than were written")
+    arrays = {
+        name: np.frombuffer(mapped, kind, count=items, offset=head.start + offset)
+        for name, (kind, offset, items) in head.values["columns"].items()
+    }
+    return head.values, arrays
