@@ -12,56 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
-from data import index
 from data.corpus import Corpus
 from data.plan import StreamState, plan_places
 from data.tokenizer import Tokenizer
 from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
-
-
-def segments_of(kind: Kind, rng: np.random.Generator, documents: int) -> tuple[np.ndarray, ...]:
-    """Segments and borders of documents whose lengths are like those of web data."""
-    if kind is Kind.text:
-        words = np.clip(rng.lognormal(6.3, 1.2, documents), 5, 60_000).astype(np.int32)
-        return words, np.arange(documents + 1)
-    pairs = np.ones(documents, int) if kind is Kind.caption else rng.integers(1, 9, documents)
-    mean, deviation = (3.6, 0.6) if kind is Kind.caption else (4.0, 1.0)
-    segment = np.full(2 * pairs.sum(), -1, np.int32)
-    segment[1::2] = np.clip(rng.lognormal(mean, deviation, pairs.sum()), 3, 4000)
-    return segment, np.concatenate([[0], np.cumsum(2 * pairs)])
-
-
-def write_indexes(
-    directory: Path, *, kind: Kind, shards: int, documents: int, tokenizer: Tokenizer
-) -> None:
-    """Empty shards of the right size, and indexes with made-up lengths, beside each other."""
-    directory.mkdir()
-    for number in range(shards):
-        rng = np.random.default_rng([number, len(kind.value)])
-        segment, border = segments_of(kind, rng, documents)
-        stop = np.cumsum(rng.integers(1, 200, documents) * 512)
-        made = index.assemble(
-            kind=kind,
-            tokenizer_hash=tokenizer.hash,
-            shard_bytes=int(stop[-1]),
-            dropped=[],
-            segment=segment,
-            border=border,
-            start=np.concatenate([[0], stop[:-1]]),
-            stop=stop,
-            crc=rng.integers(0, 2**32, documents, np.uint32),
-            key_bytes=np.frombuffer(
-                b"".join(f"{key:09d}".encode() for key in range(documents)), np.uint8
-            ),
-            key_border=9 * np.arange(documents + 1),
-        )
-        path = directory / f"{kind.value}-{number:06d}.tar"
-        with path.open("wb") as file:
-            file.truncate(made.shard_bytes)
-        made.save(path)
+from tests.lengths import write_indexes
 
 
 def train_tokenizer(path: Path) -> Path:

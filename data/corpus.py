@@ -25,6 +25,8 @@ OPEN_SHARDS = 2 * BLOCK_SHARDS + 4
 class Shard:
     path: Path
     index: ShardIndex
+    lengths: np.ndarray
+    """int32[N]: tokens of every document in a row."""
 
 
 class Shards(Sequence[Shard]):
@@ -37,7 +39,7 @@ class Shards(Sequence[Shard]):
     def __init__(self, paths: list[Path], *, kind: Kind, tokenizer: Tokenizer, image: int) -> None:
         """Check every index by its first line; `image` are the tokens of one. Raises UserError."""
         self.paths = [str(path) for path in paths]
-        self.kind, self.tokenizer = kind, tokenizer
+        self.kind, self.tokenizer, self.image = kind, tokenizer, image
         totals = [index.read_totals(path, kind=kind, tokenizer=tokenizer) for path in paths]
         self.documents = np.array([each.documents for each in totals], np.int64)
         self.text_tokens = sum(each.text_tokens for each in totals)
@@ -68,12 +70,12 @@ class Shards(Sequence[Shard]):
     def _load(self, number: int) -> Shard:
         path = Path(self.paths[number])
         loaded = index.load(path, kind=self.kind, tokenizer=self.tokenizer)
-        if bytes.fromhex(loaded.totals.digest) != self.digests[number]:
+        if bytes.fromhex(loaded.digest) != self.digests[number]:
             raise UserError(
                 f"{path} was indexed again with another result while this run was reading it; "
                 f"start the run again."
             )
-        return Shard(path, loaded)
+        return Shard(path, loaded, loaded.lengths(self.image))
 
     def __getstate__(self) -> dict:
         """Another process opens its own indexes."""

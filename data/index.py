@@ -47,7 +47,8 @@ class ShardIndex:
 
     start, stop  int64[N]    bytes [start, stop) of the shard, from the first header of the document
     crc          uint32[N]   crc32 of these bytes
-    text, images int32[N]    text tokens and images of every document
+    text_counts  int32[N]    text tokens of every document
+    image_counts int32[N]    images of every document
     segment      int32[S]    of all documents: tokens of a text, or documents.IMAGE_SEGMENT
     border       int64[N+1]  document i has segments [border[i], border[i+1])
     key_bytes    uint8[K]    keys as UTF-8; document i has bytes [key_border[i], key_border[i+1])
@@ -63,8 +64,8 @@ class ShardIndex:
     start: np.ndarray
     stop: np.ndarray
     crc: np.ndarray
-    text: np.ndarray
-    images: np.ndarray
+    text_counts: np.ndarray
+    image_counts: np.ndarray
     segment: np.ndarray
     border: np.ndarray
     key_bytes: np.ndarray
@@ -85,7 +86,19 @@ class ShardIndex:
 
     def lengths(self, image_tokens: int) -> np.ndarray:
         """int32[N]: tokens of every document in a row, with begin, end and image positions."""
-        return 2 + self.text + image_tokens * self.images
+        return 2 + self.text_counts + image_tokens * self.image_counts
+
+    @property
+    def text_tokens(self) -> int:
+        return self.totals.text_tokens
+
+    @property
+    def images(self) -> int:
+        return self.totals.images
+
+    @property
+    def digest(self) -> str:
+        return self.totals.digest
 
     def save(self, shard: Path) -> None:
         """Write the file beside the shard; it appears complete or not at all."""
@@ -102,7 +115,7 @@ class ShardIndex:
 
 
 DIGESTED = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
-ARRAYS = (*DIGESTED, "text", "images")
+ARRAYS = (*DIGESTED, "text_counts", "image_counts")
 
 
 def index_shard(path: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
@@ -147,12 +160,12 @@ def read_totals(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> Totals:
             ) from None
         raise UserError(f"{shard} has no index; {remedy}") from None
     except (OSError, ValueError):
-        raise UserError(f"{path} is damaged, or of an older format; {remedy}") from None
+        raise UserError(f"{path} is damaged; {remedy}") from None
     for what, stored, value in (
-        ("format", head["format"], FORMAT),
-        ("kind", head["kind"], kind.value),
-        ("shard size in bytes", head["shard_bytes"], shard_bytes),
-        ("tokenizer", head["tokenizer"], tokenizer.hash),
+        ("format", head.get("format"), FORMAT),
+        ("kind", head.get("kind"), kind.value),
+        ("shard size in bytes", head.get("shard_bytes"), shard_bytes),
+        ("tokenizer", head.get("tokenizer"), tokenizer.hash),
     ):
         if stored != value:
             raise UserError(f"{path} is stale: its {what} is {stored}, now it is {value}; {remedy}")
@@ -268,8 +281,8 @@ def assemble(
         ),
         dropped=dropped,
         **arrays,
-        text=text,
-        images=images,
+        text_counts=text,
+        image_counts=images,
     )
 
 

@@ -172,7 +172,7 @@ def window(
         for order, consumed in zip(orders, before.documents, strict=True)
     ]
     if not all(len(head) for head in heads):
-        return heads[0].part(0, 0), before
+        return heads[0].pick(np.zeros(0, np.int64)), before
     spent = [np.cumsum(head.length, dtype=np.int64) for head in heads]
     times = [
         (2 * (tokens - origin) + 2 * sums - head.length) / (2 * weight)

@@ -8,6 +8,8 @@ from data.documents import segment_tokens
 
 MIN_FILL = (3, 4)
 CLOSING_PIECES = 4
+STRATA = 8
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,14 @@ def _in_order(lengths: np.ndarray, owners: list[np.ndarray], cuts: list[np.ndarr
 
 
 def fill_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
-    """Pieces of every row, nearly full: in order, with the last one or two chosen to fit exactly.
+    """Pieces of every row, nearly full: in order, with the last ones chosen to fit exactly.
 
     Pieces are taken as they come until about CLOSING_PIECES more would fill the row. From there
-    on, one or two that end it exactly are looked for among all; without any, the largest that fits
-    is taken. So rows hold the mixture of the stream, and none of like pieces only. In rows of 40:
+    on, one or two that fill it exactly are looked for among all; without any, the longest that
+    fits is taken. So rows hold the mixture of the stream, and none holds long pieces only. In rows
+    of 40 the 9 comes first, 12 is the longest that fits, and 11 and 8 fill the row:
 
-        9 7 12 5 8 6 11 ...        9 7 12 come first; 12 = 6 + 6 or 7 + 5 or 12 closes the row
+        9 7 12 5 8 6 11 4        9 12 11 8 | 7 5 6 4
     """
     if not len(lengths):
         return []
@@ -107,6 +110,29 @@ def fill_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
         if row:
             rows.append(row)
     return rows
+
+
+def deal(tokens: np.ndarray) -> np.ndarray:
+    """int64[R]: an order of rows in which every stretch holds the mixture of all of them.
+
+    `tokens` int64[R, S] are those of every source in every row. Rows are laid along a line on which
+    neighbours are alike: in strata by the source that differs most between rows, and to and fro by
+    the next one within each. Steps of the golden ratio visit such a line evenly from the first on.
+    All is done in whole numbers, so that every machine finds the same order.
+    """
+    rows = len(tokens)
+    spread = rows * (tokens**2).sum(axis=0) - tokens.sum(axis=0) ** 2
+    first, second = tokens[:, np.argsort(-spread, kind="stable")[[0, min(1, len(spread) - 1)]]].T
+    stratum = _ranks(first) * STRATA // max(rows, 1)
+    line = np.lexsort((np.where(stratum % 2, -second, second), stratum))
+    return line[_ranks(np.arange(rows, dtype=np.uint64) * GOLDEN)]
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """The place of every value in their ascending order."""
+    ranks = np.empty(len(values), np.int64)
+    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return ranks
 
 
 class _Pool:

@@ -14,8 +14,6 @@ from data.mixture import Stage
 from data.order import Run, SourceOrder, Taken
 from nmm.config import DataConfig
 
-ROW_SHUFFLE = 2**63
-
 
 class Piece(NamedTuple):
     """Tokens [start, stop) of a document's sequence; the others are places in the corpus."""
@@ -63,17 +61,21 @@ class Window:
     """The planned rows of one window, as arrays; a row becomes Python objects when asked for."""
 
     def __init__(self, run: Run, *, before: StreamState, after: Taken, config: DataConfig) -> None:
-        """Rows are shuffled, because the last of a window hold what was left."""
-        lengths = run.stop - run.start
-        packed = pack.fill_rows(lengths, config.row_tokens)
-        shuffled = order.permutation(
-            len(packed), seed=config.seed, stream=(before.window, 0, ROW_SHUFFLE)
-        )
-        rows = [packed[row] for row in shuffled.tolist()]
-        self.pieces = np.fromiter(chain.from_iterable(rows), np.int64, len(lengths))
-        self.border = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-        self.owner = np.repeat(np.arange(len(run)), np.diff(run.border))
         self.run, self.before, self.after = run, before, after
+        self.owner = np.repeat(np.arange(len(run)), np.diff(run.border))
+        rows = pack.fill_rows(run.stop - run.start, config.row_tokens)
+        rows = [rows[row] for row in pack.deal(self._tokens(rows)).tolist()]
+        self.pieces = np.fromiter(chain.from_iterable(rows), np.int64, len(self.owner))
+        self.border = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+
+    def _tokens(self, rows: list[list[int]]) -> np.ndarray:
+        """int64[R, S]: tokens of every source in every row."""
+        run, sources = self.run, int(self.run.source.max(initial=0)) + 1
+        pieces = np.fromiter(chain.from_iterable(rows), np.int64, len(self.owner))
+        row = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        cell = row * sources + run.source[self.owner[pieces]]
+        tokens = np.bincount(cell, (run.stop - run.start)[pieces], minlength=len(rows) * sources)
+        return tokens.astype(np.int64).reshape(len(rows), sources)
 
     def __len__(self) -> int:
         return len(self.border) - 1
@@ -173,11 +175,11 @@ def _order(corpus: Corpus, source: int, *, config: DataConfig, capped: bool) -> 
 
 def read_shards(corpus: Corpus, source: int, shards: list[int], *, context_tokens: int) -> Run:
     """The documents of some shards of a source, one shard after the other."""
-    indexes = [corpus.sources[source].shards[shard].index for shard in shards]
-    counts = [len(each) for each in indexes]
-    lengths = np.concatenate([each.lengths(corpus.image.tokens) for each in indexes])
+    opened = [corpus.sources[source].shards[shard] for shard in shards]
+    counts = [len(shard.index) for shard in opened]
+    lengths = np.concatenate([shard.lengths for shard in opened])
     if (lengths > context_tokens).any():
-        segment, border = index.join_segments(indexes)
+        segment, border = index.join_segments([shard.index for shard in opened])
         cuts = pack.cut(
             lengths,
             segment=segment,

@@ -13,7 +13,7 @@ import pytest
 
 from data import index, tar
 from data.documents import parse
-from data.index import index_shard, load
+from data.index import index_shard, load, read_totals
 from data.prepare import index as command
 from data.prepare.index import index_shards
 from data.tar import document_bytes
@@ -221,6 +221,10 @@ def test_a_stale_index_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
         stored.write_bytes(whole[:size])
         with pytest.raises(UserError, match="is damaged; run"):
             load(path, kind=Kind.caption, tokenizer=tokenizer)
+    for place in (20, len(whole) // 2, len(whole) - 1):
+        stored.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"(is damaged|is stale).*; run"):
+            load(path, kind=Kind.caption, tokenizer=tokenizer)
     stored.write_bytes(whole)
     other = corpora.train_tokenizer(tmp_path / "other.model", vocab_size=320)
     with pytest.raises(UserError, match="its tokenizer is"):
@@ -229,6 +233,30 @@ def test_a_stale_index_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
         file.write(bytes(512))
     with pytest.raises(UserError, match="its shard size in bytes is"):
         load(path, kind=Kind.caption, tokenizer=tokenizer)
+
+
+def test_an_index_says_its_totals_in_its_first_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Sums and the longest document are those of the arrays, for any tokens of an image."""
+    corpora.write_shards(
+        tmp_path, kind=Kind.interleaved, name="x", documents=40, per_shard=40, seed=0
+    )
+    shard = tmp_path / "x-000000.tar"
+    made = index_shard(shard, kind=Kind.interleaved, tokenizer=tokenizer)
+    made.save(shard)
+    with (tmp_path / "x-000000.tar.index").open("rb") as file:
+        head = json.loads(file.readline())
+    assert (head["format"], head["documents"], head["images"]) == (index.FORMAT, 40, made.images)
+    totals = read_totals(shard, kind=Kind.interleaved, tokenizer=tokenizer)
+    assert totals == made.totals
+    stored = load(shard, kind=Kind.interleaved, tokenizer=tokenizer)
+    for name in index.ARRAYS:
+        mapped, array = vars(stored)[name], vars(made)[name]
+        assert (mapped.dtype, mapped.tolist()) == (array.dtype, array.tolist()), name
+        assert not mapped.flags.writeable
+    for image_tokens in (0, 1, 16, 10_000):
+        lengths = stored.lengths(image_tokens)
+        assert totals.tokens(image_tokens) == lengths.sum()
+        assert totals.longest_tokens(image_tokens) == lengths.max()
 
 
 def test_changed_bytes_and_failing_reads_stop_the_run(

@@ -52,8 +52,8 @@ def table(indexes: list[ShardIndex]) -> str:
     rows = [
         ("shards", len(indexes), ""),
         ("documents", sum(len(index) for index in indexes), ""),
-        ("text tokens", sum(index.totals.text_tokens for index in indexes), ""),
-        ("images", sum(index.totals.images for index in indexes), ""),
+        ("text tokens", sum(index.text_tokens for index in indexes), ""),
+        ("images", sum(index.images for index in indexes), ""),
         ("dropped", dropped.total(), ""),
         *(
             (f"  {reason}", count, f"first: {examples[reason]}")
