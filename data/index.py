@@ -12,33 +12,11 @@ import numpy as np
 from data import columns, documents, images, tar
 from data.documents import BadSample
 from data.tokenizer import Tokenizer
+from data.totals import Totals
 from nmm.config import Kind
 from nmm.errors import UserError
 
 FORMAT = 2
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What the first line of an index says; `longest` leads to the longest document.
-
-    longest   (images, text tokens) of every document that no other exceeds in both
-    digest    sha256 of all that is known of the documents
-    """
-
-    documents: int
-    text_tokens: int
-    images: int
-    longest: list[tuple[int, int]]
-    digest: str
-
-    def tokens(self, image_tokens: int) -> int:
-        """Tokens of all documents in rows: text, image positions, begins and ends."""
-        return self.text_tokens + image_tokens * self.images + 2 * self.documents
-
-    def longest_tokens(self, image_tokens: int) -> int:
-        """Tokens of the longest document in a row; 0 without any."""
-        return max((2 + text + image_tokens * images for images, text in self.longest), default=0)
 
 
 @dataclass(frozen=True)
@@ -169,7 +147,7 @@ def read_totals(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> Totals:
     ):
         if stored != value:
             raise UserError(f"{path} is stale: its {what} is {stored}, now it is {value}; {remedy}")
-    return _totals(head)
+    return Totals.from_head(head)
 
 
 def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
@@ -201,12 +179,6 @@ def join_segments(indexes: list[ShardIndex]) -> tuple[np.ndarray, np.ndarray]:
     borders = [each.border[1:] + size for each, size in zip(indexes, sizes[:-1], strict=True)]
     segment = np.concatenate([each.segment for each in indexes])
     return segment, np.concatenate([[0], *borders])
-
-
-def _totals(head: dict) -> Totals:
-    longest = [(images, text) for images, text in head["longest"]]
-    counts = {name: head[name] for name in ("documents", "text_tokens", "images", "digest")}
-    return Totals(**counts, longest=longest)
 
 
 def _remedy(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> str:
@@ -272,27 +244,12 @@ def assemble(
         kind=kind,
         tokenizer_hash=tokenizer_hash,
         shard_bytes=shard_bytes,
-        totals=Totals(
-            documents=len(text),
-            text_tokens=int(text.sum(dtype=np.int64)),
-            images=int(images.sum(dtype=np.int64)),
-            longest=_longest(text, images),
-            digest=digest.hexdigest(),
-        ),
+        totals=Totals.count(text, images, digest=digest.hexdigest()),
         dropped=dropped,
         **arrays,
         text_counts=text,
         image_counts=images,
     )
-
-
-def _longest(text: np.ndarray, images: np.ndarray) -> list[tuple[int, int]]:
-    """(images, text tokens) of the documents that no other exceeds in both, most images first."""
-    front: list[tuple[int, int]] = []
-    for document in np.lexsort((-text, -images)).tolist():
-        if not front or text[document] > front[-1][1]:
-            front.append((int(images[document]), int(text[document])))
-    return front
 
 
 def _borders(counts: list[int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import time
 import tracemalloc
 from collections import Counter
@@ -195,6 +196,15 @@ def test_opening_reads_only_totals(directory: Path) -> None:
         assert source.documents == sum(map(len, read))
         assert source.images == sum(shard.index.images for shard in source.shards)
         assert len(source.shards._open) == corpora_of.OPEN_SHARDS
+
+
+def test_another_process_opens_its_own_indexes(directory: Path) -> None:
+    config = configured(directory)
+    corpus = opened(config)
+    rows = list(islice(plan_rows(corpus, config), 50))
+    sent = pickle.dumps(corpus)
+    assert len(sent) < 200_000
+    assert list(islice(plan_rows(pickle.loads(sent), config), 50)) == rows
 
 
 def test_an_index_that_changes_under_a_run_stops_it(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_another_tokenizer_is_refused_by_name(
         ("data.sources.text.weight=0", r"data.sources.text.weight is 0.0; set it above 0"),
         ("engine.micro_batch=3", r"data.global_rows is 8, engine.micro_batch is 3"),
         ("data.repeat=false", r"schedule needs 307,200 tokens but the corpus serves [\d,]+"),
-        ("data.sources.text.max_epochs=1", r"text is asked for [\d,]+ tokens .* max_epochs is 1;"),
+        ("data.sources.text.max_epochs=1", r"text is asked for [\d,]+ tokens .*max_epochs is 1;"),
         ("data.weight_changes=[{step:5,weights:{x:1}}]", r"gives weights to x after step 5"),
         ("model.vocab_size=64", r"model.vocab_size is 64 but the tokenizer"),
         ("model.heads=3", r"model.heads is 3 and model.width is 32"),

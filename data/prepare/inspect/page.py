@@ -63,7 +63,7 @@ def _mixture(facts: Facts) -> str:
         "<h2>Mixture: asked and planned</h2>"
         f"<p>Exact shares of the {total:,} tokens in the first {len(facts.fills):,} rows; the line "
         f"marks what was asked. These are whole windows of {facts.config.window_documents:,} "
-        "documents: inside a window the rows are shuffled.</p>"
+        "documents: inside a window the rows are dealt evenly.</p>"
         "<table><tr><th>source</th><th>weight</th><th>asked</th><th>planned</th>"
         "<th>difference<br>in points</th><th>tokens</th><th></th></tr>"
         f"{''.join(lines)}</table>"
