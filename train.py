@@ -139,13 +139,13 @@ def make_plan(settings: Config, *, world: World) -> RunPlan:
     )
     corpus.check_budget(phases.total_steps * step_tokens, repeat=data.repeat)
     trained_on, tested_on = (
-        {str(shard.path) for source in split_of.sources for shard in source.shards}
+        {path for source in split_of.sources for path in source.paths}
         for split_of in (corpus, held_out)
     )
     if both := sorted(trained_on & tested_on):
         raise UserError(
-            f"data.sources names {both[0]} in train and in held_out; change one of the two globs, so "
-            f"that nothing is tested on what it was trained on."
+            f"data.sources names {both[0]} in train and in held_out; change one of the two globs, "
+            f"so that nothing is tested on what it was trained on."
         )
     return RunPlan(config.run_directory(settings.run).absolute(), corpus, held_out, split, phases)
 

@@ -96,6 +96,7 @@ class Source:
     weight: float
     max_epochs: float | None
     shards: Sequence[Shard]
+    paths: list[str]
     documents_of_shards: np.ndarray
     text_tokens: int
     images: int
@@ -225,6 +226,7 @@ def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
         weight=source.weight,
         max_epochs=source.max_epochs,
         shards=shards,
+        paths=shards.paths,
         documents_of_shards=shards.documents,
         text_tokens=shards.text_tokens,
         images=shards.images,
