@@ -1,20 +1,22 @@
 """The corpus of a run: its sources with their indexed shards, and how far they reach."""
 
-import glob
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from glob import glob
 from typing import overload
 
 import numpy as np
 
 from data import index, mixture
+from data.cache import Cache
 from data.index import ShardIndex
 from data.mixture import Stage
 from data.order import BLOCK_SHARDS
+from data.store import Store, is_url, name_of
 from data.tokenizer import Tokenizer
+from data.totals import Totals
 from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
 from nmm.errors import UserError
 
@@ -23,10 +25,17 @@ OPEN_SHARDS = 2 * BLOCK_SHARDS + 4
 
 @dataclass(frozen=True)
 class Shard:
-    path: Path
+    """`path` is a path or a URL, read through `store`."""
+
+    path: str
+    store: Store
     index: ShardIndex
     lengths: np.ndarray
     """int32[N]: tokens of every document in a row."""
+
+    @property
+    def name(self) -> str:
+        return name_of(self.path)
 
 
 class Shards(Sequence[Shard]):
@@ -36,11 +45,15 @@ class Shards(Sequence[Shard]):
     that the rows of a window need.
     """
 
-    def __init__(self, paths: list[Path], *, kind: Kind, tokenizer: Tokenizer, image: int) -> None:
+    def __init__(
+        self, paths: list[str], *, kind: Kind, tokenizer: Tokenizer, image: int, store: Store
+    ) -> None:
         """Check every index by its first line; `image` are the tokens of one. Raises UserError."""
-        self.paths = [str(path) for path in paths]
+        self.paths, self.store = paths, store
         self.kind, self.tokenizer, self.image = kind, tokenizer, image
-        totals = [index.read_totals(path, kind=kind, tokenizer=tokenizer) for path in paths]
+        self.sizes = store.sizes(paths)
+        store.find_indexes(paths)
+        totals = [self._totals(number) for number in range(len(paths))]
         self.documents = np.array([each.documents for each in totals], np.int64)
         self.text_tokens = sum(each.text_tokens for each in totals)
         self.images = sum(each.images for each in totals)
@@ -68,14 +81,29 @@ class Shards(Sequence[Shard]):
         return shard
 
     def _load(self, number: int) -> Shard:
-        path = Path(self.paths[number])
-        loaded = index.load(path, kind=self.kind, tokenizer=self.tokenizer)
+        path = self.paths[number]
+        loaded = index.load(
+            path,
+            kind=self.kind,
+            tokenizer=self.tokenizer,
+            store=self.store,
+            shard_bytes=self.sizes[number] if is_url(path) else None,
+        )
         if bytes.fromhex(loaded.digest) != self.digests[number]:
             raise UserError(
                 f"{path} was indexed again with another result while this run was reading it; "
                 f"start the run again."
             )
-        return Shard(path, loaded, loaded.lengths(self.image))
+        return Shard(path, self.store, loaded, loaded.lengths(self.image))
+
+    def _totals(self, number: int) -> Totals:
+        return index.read_totals(
+            self.paths[number],
+            kind=self.kind,
+            tokenizer=self.tokenizer,
+            store=self.store,
+            shard_bytes=self.sizes[number],
+        )
 
     def __getstate__(self) -> dict:
         """Another process opens its own indexes."""
@@ -141,14 +169,21 @@ class Corpus:
         """Check the indexes of all shards of `split`, "train" or "held_out"; raises UserError."""
         tokenizer = Tokenizer(config.tokenizer)
         tokenizer.check_capacity(vocab_size)
+        store = Store.of(config)
         digest = hashlib.sha256(tokenizer.hash.encode())
-        sources = []
+        sources, sizes = [], []
         for name, source in config.sources.items():
-            shards = _open_shards(name, source, tokenizer=tokenizer, image=image, split=split)
+            shards = _open_shards(
+                name, source, tokenizer=tokenizer, image=image, split=split, store=store
+            )
+            urls = zip(shards.paths, shards.sizes, strict=True)
+            sizes.append(sorted(size for path, size in urls if is_url(path)))
             digest.update(f"\n{name}\n{source.kind.value}\n".encode())
             for each in shards.digests:
                 digest.update(each.hex().encode())
             sources.append(_source(name, source, shards))
+        if store.cache:
+            _check_cache(sizes, cache=store.cache)
         return Corpus(
             sources,
             tokenizer,
@@ -204,12 +239,18 @@ class Corpus:
 
 
 def _open_shards(
-    name: str, source: SourceConfig, *, tokenizer: Tokenizer, image: ImageConfig, split: str
+    name: str,
+    source: SourceConfig,
+    *,
+    tokenizer: Tokenizer,
+    image: ImageConfig,
+    split: str,
+    store: Store,
 ) -> Shards:
     assert split in ("train", "held_out"), split
     pattern = source.train if split == "train" else source.held_out
-    paths = find_shards(pattern, key=f"data.sources.{name}.{split}")
-    shards = Shards(paths, kind=source.kind, tokenizer=tokenizer, image=image.tokens)
+    paths = find_shards(pattern, key=f"data.sources.{name}.{split}", store=store)
+    shards = Shards(paths, kind=source.kind, tokenizer=tokenizer, image=image.tokens, store=store)
     if not shards.documents.sum():
         raise UserError(
             f"data.sources.{name}.{split} is {pattern}, whose shards hold no usable document, so "
@@ -235,13 +276,24 @@ def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
     )
 
 
-def find_shards(pattern: str, *, key: str) -> list[Path]:
-    """The .tar files of a glob, sorted; raises UserError, which names the `key`, without any."""
-    paths = sorted(Path(path) for path in glob.glob(pattern) if path.endswith(".tar"))
+def _check_cache(sizes: list[list[int]], *, cache: Cache) -> None:
+    """Refuse a cache that cannot hold what one window reads: it would never hit.
+
+    A window reads the block of shards that the order mixes, and at its end also the next block.
+    `sizes` are those of the URLs of every source, the largest last.
+    """
+    if any(sizes):
+        at_once = sum(sum(of_source[-2 * BLOCK_SHARDS :]) for of_source in sizes)
+        cache.check(sum(map(sum, sizes)), at_once_bytes=at_once)
+
+
+def find_shards(pattern: str, *, key: str, store: Store) -> list[str]:
+    """The .tar files of a pattern, sorted; raises UserError, which names the `key`, without any."""
+    paths = [path for path in store.expand(pattern, key=key) if name_of(path).endswith(".tar")]
     if paths:
         return paths
-    directory = Path(pattern).parent
-    if not glob.glob(str(directory)):
+    directory = pattern.rpartition("/")[0] or "."
+    if not is_url(pattern) and "{" not in directory and not glob(directory):
         raise UserError(
             f"{key} is {pattern}, but the directory {directory} does not exist; correct the path, "
             f"or make the demo corpus with `python -m data.prepare.demo`."

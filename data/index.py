@@ -11,6 +11,7 @@ import numpy as np
 
 from data import columns, documents, images, tar
 from data.documents import BadSample
+from data.store import LOCAL, Store, is_url
 from data.tokenizer import Tokenizer
 from data.totals import Totals
 from nmm.config import Kind
@@ -78,8 +79,9 @@ class ShardIndex:
     def digest(self) -> str:
         return self.totals.digest
 
-    def save(self, shard: Path) -> None:
-        """Write the file beside the shard; it appears complete or not at all."""
+    def save(self, shard: Path | str, *, store: Store = LOCAL) -> None:
+        """Write the file where `store` keeps it; it appears complete or not at all."""
+        path = store.index_path(str(shard))
         head = {
             "format": FORMAT,
             "kind": self.kind.value,
@@ -89,7 +91,8 @@ class ShardIndex:
         }
         arrays = {name: vars(self)[name] for name in ARRAYS}
         dropped = np.frombuffer(json.dumps(self.dropped).encode(), np.uint8)
-        columns.write(_index_path(shard), values=head, arrays={**arrays, "dropped": dropped})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns.write(path, values=head, arrays={**arrays, "dropped": dropped})
 
 
 DIGESTED = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
@@ -124,11 +127,22 @@ def index_shard(path: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
     )
 
 
-def read_totals(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> Totals:
-    """The totals of a shard from the first line of its index; raises UserError like `load`."""
-    remedy = _remedy(shard, kind=kind, tokenizer=tokenizer)
-    path = _index_path(shard)
-    shard_bytes = shard.stat().st_size
+def read_totals(
+    shard: Path | str,
+    *,
+    kind: Kind,
+    tokenizer: Tokenizer,
+    store: Store = LOCAL,
+    shard_bytes: int | None = None,
+) -> Totals:
+    """The totals of a shard from the first line of its index; raises UserError like `load`.
+
+    `shard_bytes` is the size of the shard, for who knows it already.
+    """
+    shard = str(shard)
+    remedy = _remedy(shard, kind=kind, tokenizer=tokenizer, store=store)
+    path = store.find_index(shard)
+    shard_bytes = store.size(shard) if shard_bytes is None else shard_bytes
     try:
         head = columns.read_head(path).values
     except FileNotFoundError:
@@ -150,18 +164,27 @@ def read_totals(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> Totals:
     return Totals.from_head(head)
 
 
-def load(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
-    """The index of a shard, its arrays mapped into memory.
+def load(
+    shard: Path | str,
+    *,
+    kind: Kind,
+    tokenizer: Tokenizer,
+    store: Store = LOCAL,
+    shard_bytes: int | None = None,
+) -> ShardIndex:
+    """The index of a shard, its arrays mapped into memory; `shard_bytes` as for `read_totals`.
 
     Raises UserError when it is missing, damaged, or belongs to something else.
     """
-    totals = read_totals(shard, kind=kind, tokenizer=tokenizer)
-    path = _index_path(shard)
+    totals = read_totals(
+        shard, kind=kind, tokenizer=tokenizer, store=store, shard_bytes=shard_bytes
+    )
+    path = store.index_path(str(shard))
     try:
         head, arrays = columns.read(path)
         dropped = [(reason, key) for reason, key in json.loads(arrays.pop("dropped").tobytes())]
     except (OSError, ValueError):
-        remedy = _remedy(shard, kind=kind, tokenizer=tokenizer)
+        remedy = _remedy(str(shard), kind=kind, tokenizer=tokenizer, store=store)
         raise UserError(f"{path} is damaged; {remedy}") from None
     return ShardIndex(
         kind=kind,
@@ -181,10 +204,11 @@ def join_segments(indexes: list[ShardIndex]) -> tuple[np.ndarray, np.ndarray]:
     return segment, np.concatenate([[0], *borders])
 
 
-def _remedy(shard: Path, *, kind: Kind, tokenizer: Tokenizer) -> str:
+def _remedy(shard: str, *, kind: Kind, tokenizer: Tokenizer, store: Store) -> str:
+    place = f" --index-dir {store.index_dir}" if is_url(shard) else ""
     return (
         f"run `python -m data.prepare.index --kind {kind.value} --shards '{shard}' "
-        f"--tokenizer {tokenizer.path}`."
+        f"--tokenizer {tokenizer.path}{place}`."
     )
 
 
@@ -254,10 +278,6 @@ def assemble(
 
 def _borders(counts: list[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _index_path(shard: Path) -> Path:
-    return shard.with_name(shard.name + ".index")
 
 
 def _no_document(path: Path, *, kind: Kind, found: tar.Scan, dropped: list[tuple[str, str]]) -> str:

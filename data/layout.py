@@ -118,7 +118,7 @@ def read_document(shard: Shard, number: int) -> dict[str, bytes]:
     """Extension -> bytes of the members of a shard's document; raises UserError."""
     place = shard.index
     start, stop, crc = (int(column[number]) for column in (place.start, place.stop, place.crc))
-    return tar.document_bytes(shard.path, start=start, stop=stop, crc=crc)
+    return tar.document_bytes(shard.path, start=start, stop=stop, crc=crc, store=shard.store)
 
 
 def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
@@ -149,10 +149,10 @@ def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
 
 def _key(piece: Piece, *, corpus: Corpus) -> str:
     shard = corpus.sources[piece.source].shards[piece.shard]
-    return f"{shard.path.name}/{shard.index.key(piece.document)}"
+    return f"{shard.name}/{shard.index.key(piece.document)}"
 
 
 def _dropped(piece: Piece, *, corpus: Corpus, reason: str) -> Dropped:
     source = corpus.sources[piece.source]
     shard = source.shards[piece.shard]
-    return Dropped(source.name, shard.path.name, shard.index.key(piece.document), reason)
+    return Dropped(source.name, shard.name, shard.index.key(piece.document), reason)

@@ -192,7 +192,7 @@ def _caption_documents(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
                     decode(image, corpus.image.side_pixels)
                 except BadSample:
                     continue
-                yield f"{shard.path.name}/{shard.index.key(number)}", image, text
+                yield f"{shard.name}/{shard.index.key(number)}", image, text
 
 
 def write_captions(captioned: Sequence[Captioned], directory: Path, *, side_pixels: int) -> None:

@@ -16,6 +16,7 @@ from data.documents import parse
 from data.index import index_shard, load, read_totals
 from data.prepare import index as command
 from data.prepare.index import index_shards
+from data.store import Store
 from data.tar import document_bytes
 from data.tokenizer import Tokenizer
 from nmm.config import Kind
@@ -259,9 +260,7 @@ def test_an_index_says_its_totals_in_its_first_line(tmp_path: Path, tokenizer: T
         assert totals.longest_tokens(image_tokens) == lengths.max()
 
 
-def test_changed_bytes_and_failing_reads_stop_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_bytes_and_failing_reads_stop_the_run(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", GOOD)
     raw = path.read_bytes()
     crc = zlib.crc32(raw[:1024])
@@ -271,9 +270,8 @@ def test_changed_bytes_and_failing_reads_stop_the_run(
     with pytest.raises(UserError, match="has changed since it was indexed"):
         document_bytes(path, start=0, stop=1024, crc=crc)
     path.unlink()
-    monkeypatch.setattr(tar, "RETRY_SECONDS", (0.01, 0.01))
-    with pytest.raises(UserError, match=r"No such file or directory\), after 2 retries"):
-        document_bytes(path, start=0, stop=1024, crc=crc)
+    with pytest.raises(UserError, match=r"No such file or directory\), after 2 tries"):
+        document_bytes(path, start=0, stop=1024, crc=crc, store=Store(tries=2))
 
 
 def test_processes_make_the_same_index_and_skip_what_is_fresh(

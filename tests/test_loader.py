@@ -180,7 +180,7 @@ def test_tokens_and_labels_are_conserved(config: DataConfig) -> None:
         assert batch.image.max() == source.images
         assert set(batch.source[batch.document > 0].tolist()) == {number}
         assert dict(Counter(key for row in batch.keys for key in row)).keys() == {
-            f"{shard.path.name}/{shard.index.key(i)}"
+            f"{shard.name}/{shard.index.key(i)}"
             for shard in source.shards
             for i in range(len(shard.index))
         }
@@ -222,7 +222,7 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
     assert batch.image[0].tolist() == [0] + [1] * 16 + [0] * (first + second + 5 - 17)
     assert batch.position[0].tolist() == [*range(first), *range(second), *[0] * 5]
     assert batch.modality[0].tolist() == [1] + [2] * 16 + [1] * (first + second - 17) + [0] * 5
-    assert batch.keys == [[f"{caption.path.name}/000000", f"{text.path.name}/000001"]]
+    assert batch.keys == [[f"{caption.name}/000000", f"{text.name}/000001"]]
     types = {
         f.name: getattr(batch, f.name).dtype
         for f in fields(batch)

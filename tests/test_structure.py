@@ -46,6 +46,8 @@ ISLAND_RANK = 2
 HOMES = {
     "deepspeed": "nmm.engine",
     "webdataset": "data",
+    "fsspec": "data.remote",
+    "aiohttp": "data.remote",
     "wandb": "nmm.log",
     "matplotlib": "nmm.plot",
     "hydra": "nmm.config",

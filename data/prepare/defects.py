@@ -7,7 +7,7 @@ import sys
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,6 +18,7 @@ import numpy as np
 from data import documents, images, tar
 from data.documents import IMAGE_EXTENSIONS, BadSample
 from data.prepare.findings import Finding
+from data.store import LOCAL
 from nmm.config import Kind
 from nmm.errors import UserError
 
@@ -59,9 +60,14 @@ class ShardReport:
         self.findings.append(Finding(self.shard, key, reason, detail))
 
 
-def examine(path: Path, *, kind: Kind) -> ShardReport:
-    """Everything about one shard; never raises for what lies in it."""
-    report = ShardReport(str(path))
+def examine(shard: Path | str, *, kind: Kind) -> ShardReport:
+    """Everything about one shard; never raises for what lies in it, only where a URL fails."""
+    with LOCAL.local(str(shard)) as path:
+        return _examine(path, kind=kind, name=str(shard))
+
+
+def _examine(path: Path, *, kind: Kind, name: str) -> ShardReport:
+    report = ShardReport(name)
     try:
         report.bytes = path.stat().st_size
         found = tar.scan(path)
@@ -232,7 +238,7 @@ def repeated(reports: list[ShardReport]) -> list[Finding]:
     return findings
 
 
-def gaps(paths: list[Path]) -> list[Finding]:
+def gaps(paths: Sequence[Path | str]) -> list[Finding]:
     """Runs of numbers that are missing between the shards NAME-000003.tar, NAME-000007.tar, ..."""
     numbers: dict[tuple[str, int], list[int]] = {}
     for path in paths:

@@ -5,19 +5,29 @@
 Writes DIR/train-000000.tar.index beside DIR/train-000000.tar, and so on, and prints what was found
 and what was dropped, by reason. Shards whose index is fresh are skipped. Index again after changing
 the tokenizer.
+
+Shards may be URLs (s3://, gs://, https://), named by a brace range or, in object stores, by a glob:
+
+    python -m data.prepare.index --kind caption --shards 's3://bucket/train-{000000..000999}.tar' \\
+        --tokenizer PATH --index-dir corpora/indexes
+
+Every shard is copied to TMPDIR while it is read. The index of s3://bucket/a/X.tar is
+INDEX_DIR/bucket/a/X.tar.index; training finds it there with data.index_dir, or beside the shard.
 """
 
 import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from data.corpus import find_shards
 from data.index import ShardIndex, index_shard, load
+from data.store import LOCAL, Store
 from data.tokenizer import Tokenizer
 from data.workers import context, forking
 from nmm.config import Kind
@@ -25,20 +35,22 @@ from nmm.errors import UserError
 
 
 def index_shards(
-    shards: list[Path],
+    shards: Sequence[Path | str],
     *,
     kind: Kind,
     tokenizer: Path | str,
+    store: Store = LOCAL,
     workers: int = 1,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ShardIndex]:
     """Index every shard that has no fresh index; raises UserError at the end if some failed."""
-    work = partial(_index_one, kind=kind, tokenizer=Tokenizer(tokenizer), force=force)
+    names = [str(shard) for shard in shards]
+    work = partial(_index_one, kind=kind, tokenizer=Tokenizer(tokenizer), force=force, store=store)
     if workers <= 1:
-        return _collect(map(work, shards), total=len(shards), progress=progress)
+        return _collect(map(work, names), total=len(names), progress=progress)
     with forking(), ProcessPoolExecutor(workers, mp_context=context()) as pool:
-        return _collect(pool.map(work, shards), total=len(shards), progress=progress)
+        return _collect(pool.map(work, names), total=len(names), progress=progress)
 
 
 def table(indexes: list[ShardIndex]) -> str:
@@ -64,18 +76,20 @@ def table(indexes: list[ShardIndex]) -> str:
 
 
 def _index_one(
-    shard: Path, *, kind: Kind, tokenizer: Tokenizer, force: bool
+    shard: str, *, kind: Kind, tokenizer: Tokenizer, force: bool, store: Store
 ) -> ShardIndex | UserError:
-    if not force:
-        try:
-            return load(shard, kind=kind, tokenizer=tokenizer)
-        except UserError:
-            pass  # missing or stale: that is what we are here for
     try:
-        index = index_shard(shard, kind=kind, tokenizer=tokenizer)
+        size = store.size(shard)
+        if not force:
+            with suppress(UserError):  # missing or stale: that is what we are here for
+                return load(shard, kind=kind, tokenizer=tokenizer, store=store, shard_bytes=size)
+        with store.local(shard) as file:
+            index = index_shard(file, kind=kind, tokenizer=tokenizer)
+        index.save(shard, store=store)
     except UserError as error:
         return error
-    index.save(shard)
+    except OSError as error:
+        return UserError(f"{shard} cannot be indexed: {error}; make the folder writable.")
     return index
 
 
@@ -119,22 +133,27 @@ def main(argv: list[str] | None = None) -> None:
         "texts in reading order, text = text only (docs/data-format.md)",
     )
     parser.add_argument(
-        "--shards", required=True, help="glob of the .tar files; quote it: 'DIR/train-*.tar'"
+        "--shards",
+        required=True,
+        help="glob or brace range of the .tar files; quote it: 'DIR/train-*.tar'",
     )
     parser.add_argument(
         "--tokenizer", required=True, help="the sentencepiece model that training will use"
     )
+    parser.add_argument("--index-dir", help="where the indexes of shards that are URLs go")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )
     parser.add_argument("--force", action="store_true", help="index again what has a fresh index")
     options = parser.parse_args(argv)
     try:
-        shards = find_shards(options.shards, key="--shards")
+        store = Store(index_dir=options.index_dir)
+        shards = find_shards(options.shards, key="--shards", store=store)
         indexes = index_shards(
             shards,
             kind=Kind(options.kind),
             tokenizer=options.tokenizer,
+            store=store,
             workers=min(options.workers, len(shards)),
             force=options.force,
             progress=_show,

@@ -13,7 +13,7 @@ space). Pad is 0, unknown 1, begin 2, end 3. The same shards and options give th
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -23,15 +23,18 @@ import sentencepiece
 from data import tar
 from data.corpus import find_shards
 from data.documents import BadSample, parse
+from data.store import LOCAL
 from nmm.config import Kind
 from nmm.errors import UserError
 
 LEAST_PER_SHARD = 50_000
 LONGEST_LINE_BYTES = 1 << 24
 
+Sources = Sequence[tuple[Kind, Sequence[Path | str]]]
+
 
 def make(
-    sources: list[tuple[Kind, list[Path]]],
+    sources: Sources,
     *,
     vocab_size: int,
     characters: int,
@@ -80,7 +83,9 @@ def train(texts: Iterable[str], *, vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def sample(kind: Kind, shards: list[Path], *, characters: int, rng: Random) -> Iterator[str]:
+def sample(
+    kind: Kind, shards: Sequence[Path | str], *, characters: int, rng: Random
+) -> Iterator[str]:
     """Texts of about `characters` in all, spread over the shards and over the documents of each.
 
     A small sample of a large corpus opens only as many shards as give it 50,000 characters each.
@@ -100,10 +105,10 @@ def sample(kind: Kind, shards: list[Path], *, characters: int, rng: Random) -> I
             return
 
 
-def _texts(kind: Kind, shard: Path) -> Iterator[str]:
+def _texts(kind: Kind, shard: Path | str) -> Iterator[str]:
     """The text of each of a shard's documents; one that cannot be read has none."""
-    with shard.open("rb") as file:
-        for place in tar.scan(shard).samples:
+    with LOCAL.local(str(shard)) as path, path.open("rb") as file:
+        for place in tar.scan(path).samples:
             if place.fault:
                 continue
             file.seek(place.start)
@@ -114,9 +119,9 @@ def _texts(kind: Kind, shard: Path) -> Iterator[str]:
             yield "\n".join(part for part in parts if isinstance(part, str))
 
 
-def _sources(arguments: list[str]) -> list[tuple[Kind, list[Path]]]:
+def _sources(arguments: list[str]) -> list[tuple[Kind, list[str]]]:
     """Kind and shards of every KIND=GLOB."""
-    found: list[tuple[Kind, list[Path]]] = []
+    found: list[tuple[Kind, list[str]]] = []
     for argument in arguments:
         kind, _, pattern = argument.partition("=")
         if kind not in Kind.__members__ or not pattern:
@@ -124,11 +129,11 @@ def _sources(arguments: list[str]) -> list[tuple[Kind, list[Path]]]:
                 f"--source is {argument}; write KIND='GLOB' with a KIND of "
                 f"{', '.join(Kind.__members__)}."
             )
-        found.append((Kind[kind], find_shards(pattern, key=f"--source {kind}")))
+        found.append((Kind[kind], find_shards(pattern, key=f"--source {kind}", store=LOCAL)))
     return found
 
 
-def _collect(sources: list[tuple[Kind, list[Path]]], *, characters: int, seed: int) -> list[str]:
+def _collect(sources: Sources, *, characters: int, seed: int) -> list[str]:
     """Texts of all sources, an equal share of `characters` from each; prints what each gave."""
     texts: list[str] = []
     for index, (kind, shards) in enumerate(sources):

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -22,6 +22,7 @@ from data.corpus import find_shards
 from data.prepare import defects
 from data.prepare.defects import ShardReport
 from data.prepare.findings import DEFECTS, NOTES, Finding
+from data.store import LOCAL
 from data.workers import context, forking
 from nmm.config import Kind
 from nmm.errors import UserError
@@ -50,7 +51,7 @@ class Report:
 
 
 def validate(
-    shards: list[Path],
+    shards: Sequence[Path | str],
     *,
     kind: Kind,
     workers: int = 1,
@@ -76,7 +77,7 @@ def validate(
 def _collect(
     results: Iterable[ShardReport],
     *,
-    shards: list[Path],
+    shards: Sequence[Path | str],
     kind: Kind,
     progress: Callable[[int, int], None],
 ) -> Report:
@@ -189,7 +190,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         help="layout of the samples (docs/data-format.md)",
     )
     parser.add_argument(
-        "--shards", required=True, help="glob of the .tar files; quote it: 'DIR/train-*.tar'"
+        "--shards", required=True, help="glob or range of .tar files; quote it: 'DIR/train-*.tar'"
     )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
@@ -204,7 +205,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = _options(argv)
     try:
-        shards = find_shards(options.shards, key="--shards")
+        shards = find_shards(options.shards, key="--shards", store=LOCAL)
         report = validate(
             shards,
             kind=Kind(options.kind),

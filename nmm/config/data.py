@@ -60,6 +60,10 @@ class DataConfig:
     sentencepiece model. `repeat` allows more than one epoch. `workers` processes read and decode
     for each training process. A run stops when more than `max_bad_fraction` of its documents turn
     out to be unreadable. `weight_changes` are in the order of their steps.
+
+    Shards may be URLs. Their indexes are below `index_dir`. With a `cache_dir` they are copied
+    there whole, at most `cache_gigabytes` (10^9 bytes) at a time, else read by document. A read is
+    tried `read_tries` times; a server that is silent for `read_timeout_seconds` has failed.
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -73,12 +77,19 @@ class DataConfig:
     workers: int = 2
     max_bad_fraction: float = 0.01
     weight_changes: list[WeightChange] = field(default_factory=list)
+    index_dir: str | None = None
+    cache_dir: str | None = None
+    cache_gigabytes: float = 100.0
+    read_tries: int = 10
+    read_timeout_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         positive(data__context_tokens=self.context_tokens, data__row_tokens=self.row_tokens)
         positive(data__global_rows=self.global_rows, data__window_documents=self.window_documents)
         at_least(0, data__workers=self.workers, data__seed=self.seed)
         fraction(data__max_bad_fraction=self.max_bad_fraction)
+        positive(data__cache_gigabytes=self.cache_gigabytes, data__read_tries=self.read_tries)
+        positive(data__read_timeout_seconds=self.read_timeout_seconds)
         for name, source in self.sources.items():
             positive(**{f"data__sources__{name}__weight": source.weight})
             positive(**{f"data__sources__{name}__max_epochs": source.max_epochs})

@@ -157,7 +157,7 @@ def _draw(number: int, row: RowPlan, batch: PackedBatch, *, reader: Reader) -> D
         pieces.append(
             DrawnPiece(
                 piece=piece,
-                key=f"{shard.path.name}/{shard.index.key(piece.document)}",
+                key=f"{shard.name}/{shard.index.key(piece.document)}",
                 start=start,
                 document_tokens=int(shard.lengths[piece.document]),
                 parts=parts,
