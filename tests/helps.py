@@ -13,20 +13,29 @@ import runpy
 import sys
 from pathlib import Path
 
-import torch  # noqa: F401 - for the processes that are forked
+import hydra  # noqa: F401 - for the processes that are forked, as torch is
+import torch  # noqa: F401
 
 
 def become(command: list[str], *, number: int, directory: Path) -> None:
+    """Run a command to its end; only an exception that it does not catch comes back from here."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(directory / f"{number}.{name}", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)
-    if command[0] == "-m":
-        sys.argv = command[1:]
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
-    sys.exit(0)
+    code: object = 0
+    try:
+        if command[0] == "-m":
+            sys.argv = command[1:]
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = command
+            runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 1)  # taking torch down takes as long as a start
 
 
 def main() -> None:
