@@ -1,16 +1,31 @@
 """Held-out losses: the mean over kinds, the same on any split, and images that change owners."""
 
 import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from data.loader import held_out_batches
-from nmm.config import ModelConfig
-from nmm.evaluate import add_losses, loss_by_kind, with_images_of_others
+from nmm import evaluate
+from nmm.checkpoint import Trained, read_run
+from nmm.config import Kind, ModelConfig
+from nmm.errors import UserError
+from nmm.evaluate import (
+    add_losses,
+    image_gap,
+    loss_by_kind,
+    of_run,
+    open_held_out,
+    with_images_of_others,
+)
+from nmm.log import read_rows
 from nmm.model import build
 from nmm.tally import Tally
-from tests import corpora
+from tests import corpora, runs
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(width=32, depth=1, heads=2, vocab_size=corpora.VOCAB_SIZE, image=corpora.IMAGE)
@@ -73,3 +88,80 @@ def test_a_batch_with_images_of_one_document_only_is_left_out() -> None:
     alone.pixels = batch.pixels[: int(alone.image.max())]
     assert story == 1
     assert with_images_of_others(alone) is None
+
+
+@pytest.fixture
+def trained() -> Trained:
+    return read_run(runs.undisturbed(), device=CPU)
+
+
+def test_the_image_gap_is_the_loss_of_captions_before_and_after_a_swap(trained: Trained) -> None:
+    corpus = open_held_out(trained)
+    own, other = image_gap(trained, corpus, rows_per_source=4)
+    last = read_rows(runs.undisturbed() / "evals.jsonl")[-1]
+    assert own == pytest.approx(last["loss/source/caption"], rel=1e-5)
+    by_hand = Tally.zeros(len(corpus.sources), device=CPU)
+    for source, (_, batches) in zip(
+        corpus.sources, of_run(trained, corpus, rows_per_source=4), strict=True
+    ):
+        for batch in batches if source.kind is Kind.caption else ():
+            turned = [batch.pixels[-1:], batch.pixels[:-1]]  # a caption has one image
+            swapped = dataclasses.replace(batch, pixels=torch.cat(turned))
+            add_losses(by_hand, trained.model, [swapped], device=CPU)
+    assert other == pytest.approx(by_hand.loss(), rel=1e-6)
+    assert other != pytest.approx(own, rel=1e-4)
+
+
+def test_a_model_that_does_not_look_has_no_image_gap(trained: Trained) -> None:
+    with torch.no_grad():
+        trained.model.patch.weight.zero_()
+    own, other = image_gap(trained, open_held_out(trained), rows_per_source=4)
+    assert own == other
+
+
+def test_an_image_gap_without_captions_is_refused(trained: Trained) -> None:
+    corpus = open_held_out(trained)
+    others = [source for source in corpus.sources if source.kind is not Kind.caption]
+    with pytest.raises(UserError, match=r"--image-gap found no two held-out documents of kind cap"):
+        image_gap(trained, dataclasses.replace(corpus, sources=others), rows_per_source=4)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+    evaluate.main()
+
+
+def test_the_command_prints_the_losses_of_the_last_evaluation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(monkeypatch, "--run", runs.undisturbed(), "--image-gap", "--json")
+    printed = json.loads(capsys.readouterr().out)
+    last = read_rows(runs.undisturbed() / "evals.jsonl")[-1]
+    losses = {key: value for key, value in last.items() if key.startswith(("loss", "step"))}
+    gap = {key: printed.pop(key) for key in ("caption/own_images", "caption/other_images")}
+    assert printed == pytest.approx(losses, rel=1e-4)
+    assert gap["caption/own_images"] == pytest.approx(losses["loss/source/caption"], rel=1e-4)
+    command(monkeypatch, "--run", runs.undisturbed(), "--rows-per-source", 4)
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.endswith(f"step {runs.STEPS}: held-out loss in nats per token")
+    table = {key: float(value) for key, value in map(str.split, lines)}
+    assert table == pytest.approx({k: v for k, v in losses.items() if k != "step"}, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--run", "NONE"], r"^error: \S+none/config.yaml does not exist; give the directory of a"),
+        (["--run", "UNTRAINED"], r"^error: \S+untrained has no complete checkpoint; train it"),
+        (["--run", "NONE", "--rows-per-source", "0"], r"^error: --rows-per-source is 0; set it to"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "untrained").mkdir()
+    shutil.copy(runs.undisturbed() / "config.yaml", tmp_path / "untrained")
+    places = {"NONE": tmp_path / "none", "UNTRAINED": tmp_path / "untrained"}
+    with pytest.raises(SystemExit, match=said) as refusal:
+        command(monkeypatch, *(places.get(word, word) for word in arguments))
+    assert "\n" not in str(refusal.value)

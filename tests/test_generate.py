@@ -1,5 +1,10 @@
 """Generation: greedy text is the argmax of full forwards in any batch; only text ids come out."""
 
+import json
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +13,9 @@ from data.documents import Parts
 from data.tokenizer import Tokenizer
 from nmm.batch import PackedBatch
 from nmm.config import ModelConfig
-from nmm.generate import generate
+from nmm.generate import generate, main
 from nmm.model import Model, build
-from tests import corpora
+from tests import corpora, runs
 
 MODEL = ModelConfig(width=32, depth=2, heads=2, vocab_size=corpora.VOCAB_SIZE, image=corpora.IMAGE)
 
@@ -77,3 +82,70 @@ def test_padding_ids_are_never_written(tokenizer: Tokenizer) -> None:
     assert written == again
     assert all(tokenizer.encode(text) or text == "" for text in written)
     assert any(written)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["generate", *map(str, arguments)])
+    main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--run", "NONE", "--prompt", "a"],
+            r"none/config.yaml does not exist; give the directory",
+        ),
+        (["--run", "UNTRAINED", "--prompt", "a"], r"untrained has no complete checkpoint; train"),
+        (["--run", "WHOLE"], r"nothing to continue; give --image, --prompt or --held-out"),
+        (["--run", "WHOLE", "--held-out", "0"], r"--held-out is 0; give 1 or more"),
+        (["--run", "WHOLE", "--held-out", "2", "--prompt", "a"], r"--held-out is 2; .*without"),
+        (["--run", "WHOLE", "--image", "NONE"], r"--image \S+none cannot be read \(No such file"),
+        (["--run", "WHOLE", "--image", "FOLDER"], r"--image \S+ cannot be read \(Is a directory"),
+        (["--run", "WHOLE", "--image", "PAGE"], r"--image \S+page.jpg cannot be decoded \(\w+\)"),
+        (["--run", "WHOLE", "--image", "CUT"], r"--image \S+cut.jpg cannot be decoded \(\w+\)"),
+        (["--run", "WHOLE", "--prompt", "a", "--max-tokens", "0"], r"--max-tokens is 0"),
+        (["--run", "WHOLE", "--prompt", "a", "--temperature", "-1"], r"--temperature is -1.0"),
+        (["--run", "WHOLE", "--prompt", "a", "--temperature", "nan"], r"--temperature is nan"),
+        (["--run", "WHOLE", "--prompt", "a", "--seed", "-1"], r"--seed is -1"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "untrained").mkdir()
+    shutil.copy(runs.undisturbed() / "config.yaml", tmp_path / "untrained")
+    (tmp_path / "page.jpg").write_text("<html>")
+    picture = corpora.jpeg(np.random.default_rng(0), width=256, height=256)
+    (tmp_path / "cut.jpg").write_bytes(picture[: len(picture) - 300])
+    places = {
+        "NONE": tmp_path / "none",
+        "UNTRAINED": tmp_path / "untrained",
+        "WHOLE": runs.undisturbed(),
+        "FOLDER": tmp_path,
+        "PAGE": tmp_path / "page.jpg",
+        "CUT": tmp_path / "cut.jpg",
+    }
+    with pytest.raises(SystemExit, match=f"^error: .*{said}") as refusal:
+        command(monkeypatch, *(places.get(word, word) for word in arguments))
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_command_continues_the_prompt_and_captions_held_out_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "whole"
+    shutil.copytree(runs.undisturbed(), run)
+    (tmp_path / "cat.jpg").write_bytes(corpora.jpeg(np.random.default_rng(0)))
+    for image in ((), ("--image", tmp_path / "cat.jpg")):
+        command(monkeypatch, "--run", run, "--prompt", "two green", "--max-tokens", 6, *image)
+        written = capsys.readouterr().out
+        assert written.startswith("two green")
+        assert len(written) > len("two green\n")
+    command(monkeypatch, "--run", run, "--held-out", 3, "--max-tokens", 4)
+    captions = [json.loads(line) for line in (run / "captions.jsonl").read_text().splitlines()]
+    assert len(captions) == len({caption["key"] for caption in captions}) == 3
+    assert all(
+        set(caption["reference"].strip(".").split()) <= {*corpora.WORDS} for caption in captions
+    )
+    assert (run / "captions.png").stat().st_size > 0

@@ -50,6 +50,37 @@ def test_a_failure_of_wandb_is_said_once_and_switches_it_off(
     assert said.count("wandb is switched off for this run") == 1
 
 
+def test_wandb_failing_in_the_middle_is_said_once_and_training_rows_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody else ends the run of wandb, which then refuses every further row."""
+    import wandb
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    offline = LogConfig(wandb=WandbMode.offline)
+    log = RunLog(tmp_path, offline, is_main=True, settings={}, first_step=0, total_steps=3)
+    row = {"tokens": 8, "loss/modality/text": 3.0, "tokens_per_second": 9.0, "lr": 0.1}
+    rows = [{"step": step, "seconds": 1.0, **row} for step in (1, 2, 3)]
+    log.losses(rows[0])
+    assert capsys.readouterr().err == ""
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))  # it did begin
+    wandb.finish()
+    log.losses(rows[1])
+    log.evaluation({"step": 2, "loss": 4.0})
+    log.losses(rows[2])
+    log.close()
+    assert capsys.readouterr().err.count("wandb is switched off for this run") == 1
+    assert read_rows(tmp_path / "losses.jsonl") == rows
+    assert read_rows(tmp_path / "evals.jsonl") == [{"step": 2, "loss": 4.0}]
+    console = (tmp_path / "console.log").read_text()
+    assert [line.split("/")[0] for line in console.splitlines()] == [
+        "step 1",
+        "step 2",
+        "held-out loss at step 2: 4.000  ()",
+        "step 3",
+    ]
+
+
 def test_the_console_says_what_a_person_wants_to_know(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,18 @@ def test_output_lists_the_terms_of_the_sum() -> None:
     torch.testing.assert_close(out.token_losses, losses.detach(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [MIXED, TEXT, NO_LABELS])
+def test_logits_are_computed_at_labelled_positions_only(rows: list) -> None:
+    config = small()
+    model, batch = build(config, seed=0), pack(rows, config=config, row_tokens=ROW_TOKENS)
+    seen: list[torch.Size] = []
+    model.head.register_forward_hook(lambda head, given, out: seen.append(given[0].shape))
+    model(batch)
+    labels = int((batch.labels != NO_LABEL).sum())
+    assert seen == [(labels, config.width)]
+    assert labels < (batch.document > 0).sum()  # so that the head of every position would show
+
+
 def test_without_images_the_patch_embedding_gets_zeros() -> None:
     config = small()
     model, batch = build(config, seed=0), pack(TEXT, config=config, row_tokens=ROW_TOKENS)

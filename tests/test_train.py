@@ -1,7 +1,6 @@
 """The program itself: killed and resumed, it logs the losses of an undisturbed run to the bit."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -11,95 +10,28 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import train
 from data.prepare.index import index_shards
-from data.shards import ShardWriter
 from nmm import checkpoint, parallel, rundir
 from nmm.config import compose, load
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.parallel import World
-from tests import corpora
-
-MACHINE_KEYS = {"seconds", "tokens_per_second", "mfu", "wall_time"}
-STEPS = 300
+from tests import corpora, runs
+from tests.runs import STEPS, WHOLE, command, environment, overrides, rows, run
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three sources with images; a caption's JPEG is cut short, which only decoding can find."""
-    directory = tmp_path_factory.mktemp("corpus")
-    for kind in corpora.KINDS:
-        for split, documents in (("train", 90), ("held_out", 20)):
-            corpora.write_shards(
-                directory / kind.value,
-                kind=kind,
-                name=split,
-                documents=documents,
-                per_shard=30,
-                seed=split == "train",
-            )
-    rng = np.random.default_rng(0)
-    with ShardWriter(directory / "caption", name="train-bad", documents_per_shard=1) as writer:
-        picture = corpora.jpeg(rng, width=256, height=256)
-        writer.caption("cut", image=picture[: len(picture) - 300], text=corpora.sentence(rng, 5))
-    for kind in corpora.KINDS:
-        shards = sorted((directory / kind.value).glob("*.tar"))
-        index_shards(shards, kind=kind, tokenizer=corpora.tokenizer_path())
-    return directory
+def corpus() -> Path:
+    return runs.corpus()
 
 
-def command(corpus: Path, runs: Path, *overrides: str) -> list[str]:
-    """A run with checkpoints every 5 steps; the smallest source repeats several times."""
-    sources = [
-        f"data.sources.{kind.value}.{key}={corpus}/{kind.value}/{key}*.tar"
-        for kind in corpora.KINDS
-        for key in ("train", "held_out")
-    ]
-    return [
-        sys.executable,
-        "train.py",
-        *sources,
-        f"data.tokenizer={corpora.tokenizer_path()}",
-        f"run.dir={runs}",
-        "model.width=32",
-        "model.depth=2",
-        "model.heads=2",
-        "model.vocab_size=512",
-        "model.image.side_pixels=16",
-        "model.image.patch_pixels=4",
-        "data.context_tokens=64",
-        "data.row_tokens=128",
-        "data.global_rows=8",
-        "data.window_documents=64",
-        "data.repeat=true",
-        "engine.precision=fp32",
-        "engine.micro_batch=4",
-        f"schedule.total_steps={STEPS}",
-        "checkpoint.every_steps=5",
-        "evaluation.every_steps=100",
-        "evaluation.at_start=true",
-        "evaluation.rows_per_source=4",
-        *overrides,
-    ]
-
-
-def run(arguments: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=200)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def rows(path: Path) -> list[dict]:
-    """The rows of a log without the keys that say how fast the machine was; refuses half lines."""
-    parsed = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in MACHINE_KEYS} for row in parsed]
+@pytest.fixture(scope="module")
+def undisturbed() -> Path:
+    return runs.undisturbed()
 
 
 def kill_after(arguments: list[str], *, first: Path, seconds: float) -> int:
@@ -113,15 +45,6 @@ def kill_after(arguments: list[str], *, first: Path, seconds: float) -> int:
     time.sleep(seconds)
     process.kill()
     return process.wait()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run that nobody stopped."""
-    runs = tmp_path_factory.mktemp("runs")
-    done = run(command(corpus, runs, "run.name=whole", "log.wandb=off", "data.workers=0"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return runs / "whole"
 
 
 def test_killed_three_times_and_resumed_equals_undisturbed(
@@ -179,7 +102,7 @@ def test_a_document_that_cannot_be_decoded_is_counted_and_listed_each_epoch(
 def test_the_same_command_again_says_finished(corpus: Path, undisturbed: Path) -> None:
     whole = undisturbed
     before = (whole / "losses.jsonl").read_bytes()
-    done = run(command(corpus, whole.parent, "run.name=whole", "log.wandb=off", "data.workers=0"))
+    done = run(command(corpus, whole.parent, *WHOLE))
     assert (done.returncode, "is finished" in done.stdout) == (0, True), done.stderr
     assert (whole / "losses.jsonl").read_bytes() == before
 
@@ -191,9 +114,8 @@ def test_a_checkpoint_without_its_marker_is_not_loaded(
     checkpoint = whole / "checkpoints" / f"step_{STEPS:08d}"
     (checkpoint / "COMPLETE").rename(tmp_path / "COMPLETE")
     try:
-        overrides = ("run.name=whole", "log.wandb=off", "data.workers=0")
         before = rows(whole / "losses.jsonl")
-        done = run(command(corpus, whole.parent, *overrides))
+        done = run(command(corpus, whole.parent, *WHOLE))
         assert f"after step {STEPS - 5} of {STEPS}" in done.stdout, done.stderr
         assert rows(whole / "losses.jsonl") == before
     finally:
@@ -225,7 +147,7 @@ def test_a_config_that_contradicts_the_checkpoint_is_refused(
 ) -> None:
     whole = undisturbed
     override = override.replace("OTHER", f"{corpus}/text/train-000000.tar")
-    arguments = command(corpus, whole.parent, "run.name=whole", override)[2:]
+    arguments = overrides(corpus, whole.parent, "run.name=whole", override)
     with pytest.raises(UserError, match=said):
         plan_and_begin(arguments, world=world)
 
@@ -240,8 +162,8 @@ def test_another_tokenizer_is_refused_by_name(
     for kind in corpora.KINDS:
         shards = sorted((copy / kind.value).glob("*.tar"))
         index_shards(shards, kind=kind, tokenizer=other)
-    overrides = ("run.name=whole", f"data.tokenizer={other}")
-    arguments = command(copy, undisturbed.parent, *overrides)[2:]
+    given = ("run.name=whole", f"data.tokenizer={other}")
+    arguments = overrides(copy, undisturbed.parent, *given)
     with pytest.raises(UserError, match=r"data.tokenizer \(sha256\) is .* but .* made with"):
         plan_and_begin(arguments, world=world)
 
@@ -282,7 +204,7 @@ def test_what_a_user_can_get_wrong_is_refused_before_work_starts(
     empty.touch()
     override = override.replace("SHARED", f"{corpus}/text/train-000000.tar")
     words = override.replace("EMPTY", str(empty)).split()
-    arguments = command(corpus, tmp_path, "run.name=new", *words)[2:]
+    arguments = overrides(corpus, tmp_path, "run.name=new", *words)
     with pytest.raises(UserError, match=said.replace("EMPTY", str(empty))) as refusal:
         plan_and_begin(arguments, world=world)
     assert "\n" not in str(refusal.value)
@@ -340,7 +262,7 @@ def test_damage_and_loss_are_said_in_a_sentence(
     for name, damage, said in cases:
         shutil.copytree(undisturbed, tmp_path / name)
         damage(tmp_path / name)
-        arguments = command(corpus, tmp_path, f"run.name={name}")[2:]
+        arguments = overrides(corpus, tmp_path, f"run.name={name}")
         with pytest.raises(UserError, match=said):
             plan_and_begin(arguments, world=world)
 
@@ -371,8 +293,8 @@ def test_the_deepspeed_launcher_runs_it_with_two_processes(
 ) -> None:
     """The same losses with two processes as with one; the launcher's --local_rank does no harm."""
     whole = undisturbed
-    overrides = ("run.name=two", "schedule.total_steps=40", "schedule.warmup_steps=30")
-    program = command(corpus, tmp_path, *overrides)[1:]
+    given = ("run.name=two", "schedule.total_steps=40", "schedule.warmup_steps=30")
+    program = command(corpus, tmp_path, *given)[1:]
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
     done = run([*launcher, "--master_port", str(free_port()), *program])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -394,8 +316,8 @@ def world() -> Iterator[World]:
     parallel.stop()
 
 
-def plan_and_begin(overrides: list[str], *, world: World) -> None:
+def plan_and_begin(arguments: list[str], *, world: World) -> None:
     """What train.py does before it builds anything."""
-    settings = load(compose(overrides))
+    settings = load(compose(arguments))
     plan = train.make_plan(settings, world=world)
     train.begin(plan, settings, world=world)

@@ -1,0 +1,107 @@
+"""A small run of train.py that nobody disturbs, once per session, and how to start others."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from data.prepare.index import index_shards
+from data.shards import ShardWriter
+from tests import corpora
+
+MACHINE_KEYS = {"seconds", "tokens_per_second", "mfu", "wall_time"}
+STEPS = 300
+
+
+@cache
+def corpus() -> Path:
+    """Three sources with images; a caption's JPEG is cut short, which only decoding can find."""
+    directory = corpora.scratch() / "run-corpus"
+    for kind in corpora.KINDS:
+        for split, documents in (("train", 90), ("held_out", 20)):
+            corpora.write_shards(
+                directory / kind.value,
+                kind=kind,
+                name=split,
+                documents=documents,
+                per_shard=30,
+                seed=split == "train",
+            )
+    rng = np.random.default_rng(0)
+    with ShardWriter(directory / "caption", name="train-bad", documents_per_shard=1) as writer:
+        picture = corpora.jpeg(rng, width=256, height=256)
+        writer.caption("cut", image=picture[: len(picture) - 300], text=corpora.sentence(rng, 5))
+    for kind in corpora.KINDS:
+        shards = sorted((directory / kind.value).glob("*.tar"))
+        index_shards(shards, kind=kind, tokenizer=corpora.tokenizer_path())
+    return directory
+
+
+def overrides(corpus: Path, runs: Path, *more: str) -> list[str]:
+    """A run with checkpoints every 5 steps; the smallest source repeats several times."""
+    sources = [
+        f"data.sources.{kind.value}.{key}={corpus}/{kind.value}/{key}*.tar"
+        for kind in corpora.KINDS
+        for key in ("train", "held_out")
+    ]
+    return [
+        *sources,
+        f"data.tokenizer={corpora.tokenizer_path()}",
+        f"run.dir={runs}",
+        "model.width=32",
+        "model.depth=2",
+        "model.heads=2",
+        "model.vocab_size=512",
+        "model.image.side_pixels=16",
+        "model.image.patch_pixels=4",
+        "data.context_tokens=64",
+        "data.row_tokens=128",
+        "data.global_rows=8",
+        "data.window_documents=64",
+        "data.repeat=true",
+        "engine.precision=fp32",
+        "engine.micro_batch=4",
+        f"schedule.total_steps={STEPS}",
+        "checkpoint.every_steps=5",
+        "evaluation.every_steps=100",
+        "evaluation.at_start=true",
+        "evaluation.rows_per_source=4",
+        *more,
+    ]
+
+
+def command(corpus: Path, runs: Path, *more: str) -> list[str]:
+    return [sys.executable, "train.py", *overrides(corpus, runs, *more)]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=200)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+WHOLE = ("run.name=whole", "log.wandb=off", "data.workers=0")
+
+
+@cache
+def undisturbed() -> Path:
+    """The directory of a run that nobody stopped, made with the overrides WHOLE.
+
+    Tests may start it again, which must change nothing.
+    """
+    runs = corpora.scratch() / "runs"
+    done = run(command(corpus(), runs, *WHOLE))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs / "whole"
+
+
+def rows(path: Path) -> list[dict]:
+    """The rows of a log without the keys that say how fast the machine was; refuses half lines."""
+    parsed = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in MACHINE_KEYS} for row in parsed]

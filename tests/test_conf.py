@@ -1,0 +1,51 @@
+"""The files of conf/: at most 30 lines each, and only what differs from the dataclasses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from nmm.config import Config
+from nmm.config.root import CONF
+
+GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
+# A file that is named for a value says it, whatever the default is.
+NAMED_FOR = {"engine/zero1.yaml": {"zero_stage"}}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} becomes {"a.b": 1}."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        leaves |= inner
+    return leaves
+
+
+def repeated(path: Path) -> set[str]:
+    """The keys of a group file that repeat a default."""
+    default = OmegaConf.structured(Config)[path.parent.name]
+    given = OmegaConf.load(path)
+    merged = flat(OmegaConf.to_container(OmegaConf.merge(default, given), enum_to_str=True))
+    defaults = flat(OmegaConf.to_container(default, enum_to_str=True))
+    keys = flat(OmegaConf.to_container(given))
+    return {key for key in keys if key in defaults and merged[key] == defaults[key]}
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_file_holds_only_differences(path: Path) -> None:
+    assert repeated(path) == NAMED_FOR.get(f"{path.parent.name}/{path.name}", set())
+
+
+def test_a_repeated_default_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "model" / "wide.yaml"
+    path.parent.mkdir()
+    path.write_text("width: 256\ndepth: 4\nattention: auto\nimage: {side_pixels: 64}\n")
+    assert repeated(path) == {"depth", "attention", "image.side_pixels"}
+
+
+def test_no_file_is_longer_than_30_lines() -> None:
+    lines = {str(path): len(path.read_text().splitlines()) for path in CONF.rglob("*.yaml")}
+    assert len(lines) > len(GROUPS) > 10
+    assert {path: count for path, count in lines.items() if count > 30} == {}
