@@ -290,6 +290,14 @@ def _check_cache(sizes: list[list[int]], *, cache: Cache) -> None:
 def find_shards(pattern: str, *, key: str, store: Store) -> list[str]:
     """The .tar files of a pattern, sorted; raises UserError, which names the `key`, without any."""
     paths = [path for path in store.expand(pattern, key=key) if name_of(path).endswith(".tar")]
+    indexed = (
+        set() if is_url(pattern) else {i.removesuffix(".index") for i in glob(f"{pattern}.index")}
+    )
+    if gone := sorted(indexed - set(paths)):
+        raise UserError(
+            f"{key} is {pattern}, but {gone[0]} is gone while its index is there; bring it back, "
+            f"or delete {gone[0]}.index."
+        )
     if paths:
         return paths
     directory = pattern.rpartition("/")[0] or "."

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from data import index, tar
+from data.corpus import find_shards
 from data.documents import parse
 from data.index import index_shard, load, read_totals
 from data.prepare import index as command
 from data.prepare.index import index_shards
-from data.store import Store
+from data.store import LOCAL, Store
 from data.tar import document_bytes
 from data.tokenizer import Tokenizer
 from nmm.config import Kind
@@ -347,3 +348,12 @@ def test_tokenizer_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
         UserError, match=f"model.vocab_size is 300 but .* needs {tokenizer.ids.size} ids"
     ):
         tokenizer.check_capacity(300)
+
+
+def test_a_shard_that_is_gone_while_its_index_is_there_is_missed(tmp_path: Path) -> None:
+    corpora.write_shards(tmp_path, kind=Kind.text, name="train", documents=6, per_shard=2, seed=0)
+    shards = sorted(tmp_path.glob("*.tar"))
+    index_shards([str(path) for path in shards], kind=Kind.text, tokenizer=corpora.tokenizer_path())
+    shards[1].unlink()
+    with pytest.raises(UserError, match=r"train-000001.tar is gone while its index is there"):
+        find_shards(f"{tmp_path}/train-*.tar", key="--shards", store=LOCAL)
