@@ -11,7 +11,7 @@ from torch import Tensor
 
 import train
 from data.loader import Loader
-from nmm import checkpoint, parallel
+from nmm import begin, checkpoint, parallel
 from nmm.checkpoint import Progress
 from nmm.config import Config, compose, load
 from nmm.engine import Engine, read_weights
@@ -65,7 +65,7 @@ def poison(engine: Engine) -> None:
 
 def poisoned_run(asked: Config, progress: Progress, *, world: World) -> Path:
     """The directory of a run whose step BAD has a gradient that is not a number."""
-    plan = train.make_plan(asked, world=world)
+    plan = begin.make_plan(asked, world=world)
     plan.directory.mkdir()
     engine = train.build_engine(plan, asked, world=world)
     poison(engine)

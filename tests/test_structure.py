@@ -30,6 +30,7 @@ RANKS = {
     "data": 2,
     "nmm.parallel": 3,
     "nmm.engine": 4,
+    "nmm.begin": 5,
     "nmm.checkpoint": 5,
     "nmm.evaluate": 5,
     "nmm.generate": 5,

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from data.prepare.index import index_shards
-from nmm import checkpoint, parallel, rundir
+from nmm import begin, checkpoint, parallel, rundir
 from nmm.config import compose, load
 from nmm.errors import UserError
 from nmm.log import read_rows
@@ -319,5 +318,5 @@ def world() -> Iterator[World]:
 def plan_and_begin(arguments: list[str], *, world: World) -> None:
     """What train.py does before it builds anything."""
     settings = load(compose(arguments))
-    plan = train.make_plan(settings, world=world)
-    train.begin(plan, settings, world=world)
+    plan = begin.make_plan(settings, world=world)
+    begin.begin(plan, settings, world=world)
