@@ -98,6 +98,7 @@ def loop(
         if due(step, every=settings.log.every_steps, last=total_steps):
             rows = loss_row(progress, result, settings, sources=sources)
             log.losses({**now, **rows, **speed(result, settings, started=started, world=world)})
+            progress.logged_step = step
         if due(step, every=settings.evaluation.every_steps, last=total_steps):
             log.evaluation({**now, **evaluation(engine, plan, progress, settings, world=world)})
         if due(step, every=settings.checkpoint.every_steps, last=total_steps):

@@ -70,30 +70,37 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> tuple[Progress, P
         tokenizer_hash=plan.corpus.tokenizer.hash,
         processes=world.size,
     )
+    progress = checkpoint.read_progress(newest) if newest else None
     if world.is_main:
-        refuse_lost_evidence(plan.directory, newest=newest, settings=settings)
-    if newest is None:
+        every_steps = settings.checkpoint.every_steps
+        refuse_lost_evidence(plan.directory, progress=progress, every_steps=every_steps)
+    if newest is None or progress is None:
         return Progress(identity=identity), None
-    progress = checkpoint.read_progress(newest)
     checkpoint.refuse_contradiction(progress.identity, identity, checkpoint=newest)
     refuse_jump(progress, settings, plan=plan)
     return progress, newest
 
 
-def refuse_lost_evidence(directory: Path, *, newest: Path | None, settings: Config) -> None:
-    """Do not begin anew, or go on, over a run whose checkpoints or log somebody removed."""
-    rows = read_rows(directory / "losses.jsonl")
-    last = rows[-1]["step"] if rows else 0
-    if newest is None and last > settings.checkpoint.every_steps:
+def refuse_lost_evidence(directory: Path, *, progress: Progress | None, every_steps: int) -> None:
+    """Do not begin anew, or go on, over a run whose checkpoints or log somebody removed.
+
+    Checkpoints are due every `every_steps`. All logs are read, so that damage shows before work.
+    """
+    rows, *_ = (read_rows(directory / f"{name}.jsonl") for name in ("losses", "evals", "dropped"))
+    path = directory / "losses.jsonl"
+    if progress is None and rows and rows[-1]["step"] > every_steps:
         raise UserError(
-            f"{directory / 'losses.jsonl'} reaches step {last} but there is no checkpoint to "
-            f"continue from; restore {directory / 'checkpoints'}, or start another run with "
-            f"run.name=NEW."
+            f"{path} reaches step {rows[-1]['step']} but there is no checkpoint to continue from; "
+            f"restore {directory / 'checkpoints'}, or start another run with run.name=NEW."
         )
-    if newest is not None and not rows and int(newest.name[-8:]) >= settings.log.every_steps:
+    if progress is None:
+        return
+    last = max((row["step"] for row in rows if row["step"] <= progress.step), default=0)
+    if last < progress.logged_step:
         raise UserError(
-            f"{directory / 'losses.jsonl'} has no rows but there is the checkpoint {newest.name}; "
-            f"restore the log, or start another run with run.name=NEW."
+            f"{path} ends at step {last} but the checkpoint of step {progress.step} was made when "
+            f"it reached {progress.logged_step}; restore the log, or start another run with "
+            f"run.name=NEW."
         )
 
 

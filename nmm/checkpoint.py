@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from data.plan import StreamState
 from nmm.config import CheckpointConfig, Config, Resume, read_yaml
 from nmm.engine import Engine, read_weights
 from nmm.errors import UserError
@@ -38,6 +39,18 @@ ORDER_KEYS = (
 )
 
 
+# What torch and DeepSpeed raise on files that are cut, missing, or hold something else.
+DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    UnpicklingError,
+)
 FORMAT = 2
 
 
@@ -45,11 +58,13 @@ FORMAT = 2
 class Progress:
     """Everything of a run that is neither weights nor optimizer state.
 
-    `learning_rate` is that of the step last taken, `stream` the place in the data, `totals` the
-    cumulative keys of losses.jsonl; `identity` holds what must be the same when the run continues.
+    `logged_step` is that of the last row of losses.jsonl, `learning_rate` that of the step last
+    taken, `stream` the place in the data, `totals` the cumulative keys of losses.jsonl; `identity`
+    holds the values that must be the same when the run continues.
     """
 
     step: int = 0
+    logged_step: int = 0
     learning_rate: float = 0.0
     stream: dict[str, Any] | None = None
     totals: dict[str, int] = field(default_factory=dict)
@@ -80,26 +95,28 @@ def newest(directory: Path) -> Path | None:
 
 def read_progress(checkpoint: Path) -> Progress:
     """Read state.json; raises UserError for one that this version did not write."""
+    path = checkpoint / "state.json"
+    remedy = f"delete {checkpoint}, so that the run continues from the checkpoint before it."
     try:
-        stored = json.loads((checkpoint / "state.json").read_text())
+        stored = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint / 'state.json'} cannot be read ({error}); delete {checkpoint}, so that "
-            f"the run continues from the checkpoint before it."
-        ) from None
-    written = stored.pop("format", None)
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from None
+    if not isinstance(stored, dict) or "format" not in stored:
+        raise UserError(f"{path} is damaged (it has no format); {remedy}")
+    written = stored.pop("format")
     if written != FORMAT:
         raise UserError(
             f"{checkpoint} has format {written} but this version reads {FORMAT}; continue the run "
             f"with the version that started it (manifest.json names the commit)."
         )
     try:
-        return Progress(**stored)
+        progress = Progress(**stored)
+        StreamState.from_dict(progress.stream or {})
     except TypeError as error:
-        raise UserError(
-            f"{checkpoint / 'state.json'} is damaged ({error}); delete {checkpoint}, so that the "
-            f"run continues from the checkpoint before it."
-        ) from None
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+    if not isinstance(progress.step, int) or not isinstance(progress.identity, dict):
+        raise UserError(f"{path} is damaged (step or identity); {remedy}")
+    return progress
 
 
 def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None:
@@ -201,10 +218,10 @@ def load(engine: Engine, checkpoint: Path) -> None:
 
 @contextmanager
 def _damage_of(checkpoint: Path) -> Iterator[None]:
-    """Whatever torch and DeepSpeed raise on files that are cut or missing becomes one sentence."""
+    """A file that is no part of a checkpoint becomes one sentence."""
     try:
         yield
-    except (OSError, EOFError, RuntimeError, AssertionError, KeyError, UnpicklingError) as error:
+    except DAMAGE as error:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else ''}); "

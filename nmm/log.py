@@ -40,7 +40,7 @@ class JsonLog:
             kept = [
                 line
                 for line in _complete_lines(path)
-                if json.loads(line)["step"] <= keep_until_step
+                if _parsed(line, path=path)["step"] <= keep_until_step
             ]
             # Written beside and renamed, so that a kill here leaves the old file or the new one.
             beside = path.with_suffix(".cut")

@@ -76,9 +76,12 @@ def _starts(manifest: Path) -> list[dict]:
     if not manifest.exists():
         return []
     try:
-        return json.loads(manifest.read_text())["starts"]
+        starts = json.loads(manifest.read_text())["starts"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{manifest} is damaged; restore it, or move it away.") from None
+        starts = None
+    if not isinstance(starts, list):
+        raise UserError(f"{manifest} is damaged; restore it, or move it away.")
+    return starts
 
 
 def _replace(path: Path, text: str) -> None:

@@ -244,14 +244,28 @@ def test_damage_and_loss_are_said_in_a_sentence(
         (
             "format",
             lambda run: (run / "checkpoints" / steps / "state.json").write_text("{}"),
-            r"has format None but",
+            r"state.json is damaged \(it has no format\); delete",
         ),
         (
             "checkpoints",
             lambda run: shutil.rmtree(run / "checkpoints"),
             r"reaches step 300 but there is no checkpoint",
         ),
-        ("log", lambda run: (run / "losses.jsonl").write_text(""), r"losses.jsonl has no rows but"),
+        (
+            "log",
+            lambda run: (run / "losses.jsonl").write_text(""),
+            r"losses.jsonl ends at step 0 but the checkpoint of step 300",
+        ),
+        (
+            "short log",
+            lambda run: keep_lines(run / "losses.jsonl", count=100),
+            r"losses.jsonl ends at step 100 but the checkpoint of step 300",
+        ),
+        (
+            "evals",
+            lambda run: (run / "evals.jsonl").write_text("[1]\n"),
+            r"evals.jsonl has a line that is no row",
+        ),
         (
             "line",
             lambda run: (run / "losses.jsonl").write_text("nonsense\n"),
@@ -261,9 +275,13 @@ def test_damage_and_loss_are_said_in_a_sentence(
     for name, damage, said in cases:
         shutil.copytree(undisturbed, tmp_path / name)
         damage(tmp_path / name)
-        arguments = overrides(corpus, tmp_path, f"run.name={name}")
+        arguments = overrides(corpus, tmp_path, f"run.name='{name}'")
         with pytest.raises(UserError, match=said):
             plan_and_begin(arguments, world=world)
+
+
+def keep_lines(path: Path, *, count: int) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
 
 
 def test_a_run_directory_is_held_by_one_run(tmp_path: Path) -> None:

@@ -165,5 +165,9 @@ def read_yaml(path: Path) -> Config:
         stored = OmegaConf.load(path)
     except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path} cannot be read ({sentence(error)}); restore it.") from None
-    assert isinstance(stored, DictConfig), path
-    return load(stored)
+    if not isinstance(stored, DictConfig) or not stored:
+        raise UserError(f"{path} is no configuration; restore it.")
+    try:
+        return load(stored)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
