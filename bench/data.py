@@ -1,0 +1,255 @@
+"""Our data pipeline against plain webdataset, megatron-energon and mosaicml-streaming.
+
+    bench/install.sh                              # once: the peers' environments
+    python -m bench.data                          # synthetic photos of about 400x600
+    python -m bench.data --shards DIR --cores 2   # your caption shards: DIR/*.tar, KEY.jpg, KEY.txt
+
+All read the same documents on the same pinned cores, with one worker process per core, and give
+uint8 pixels of the same size and token ids; ours packs them into rows of 4,096 as well. Pipelines
+take turns, because other programs may load the machine: only ratios within a turn mean something.
+Printed are medians of the turns with their least and greatest value.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from bench import photos
+from data.prepare.index import index_shards
+from data.prepare.tokenizer import make
+from nmm.config import Kind
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH_DOCUMENTS = 16  # about the documents of one row, so that all hand over equally much at a time
+SIDE_PIXELS = 224
+VOCAB_SIZE = 320
+SAMPLE_SECONDS = 0.05
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    name: str
+    module: str
+    python: Path
+    shards: str
+
+
+@dataclass
+class Turn:
+    """What one pipeline did in one turn."""
+
+    figures: dict
+    resumed: dict
+    peak_bytes: int
+
+    @property
+    def exact(self) -> bool:
+        return self.figures["following"] == self.resumed["following"]
+
+
+def pipelines() -> list[Pipeline]:
+    """Ours first; those whose environment is not made are left out and named."""
+    here = Path(sys.executable)
+    energon, streaming = (
+        ROOT / f"bench/.venv-{peer}/bin/python" for peer in ("energon", "streaming")
+    )
+    known = [
+        Pipeline("ours", "ours", here, "ours"),
+        Pipeline("webdataset + Pillow", "plain", here, "tars"),
+        Pipeline("webdataset + our decoder", "plain_fast", here, "tars"),
+        Pipeline("megatron-energon", "energon", energon, "energon"),
+        Pipeline("mosaicml-streaming", "streaming", streaming, "mds"),
+    ]
+    for pipeline in known:
+        if not pipeline.python.exists():
+            print(f"left out: {pipeline.name}; make its environment with bench/install.sh")
+    return [pipeline for pipeline in known if pipeline.python.exists()]
+
+
+def prepare(shards: Path, work: Path, *, chosen: list[Pipeline]) -> dict:
+    """What each pipeline needs once, in WORK and outside of the timing; returns the job."""
+    tars = sorted(shards.glob("*.tar"))
+    for name in ("ours", "tars", "energon"):
+        (work / name).mkdir()
+        for tar in tars:
+            (work / name / tar.name).symlink_to(tar.resolve())
+    tokenizer = work / "tokenizer.model"
+    make([(Kind.caption, tars)], vocab_size=VOCAB_SIZE, characters=500_000, seed=0, out=tokenizer)
+    ours = sorted((work / "ours").glob("*.tar"))
+    indexes = index_shards(ours, kind=Kind.caption, tokenizer=tokenizer)
+    for pipeline in chosen:
+        if pipeline.module == "energon":
+            _quiet([pipeline.python.with_name("energon"), "prepare", work / "energon", *ENERGON])
+        if pipeline.module == "streaming":
+            convert = [pipeline.python, "-m", "bench.peers.streaming", "convert"]
+            _quiet([*convert, work / "tars", work / "mds"])
+    return {
+        "tokenizer": str(tokenizer),
+        "documents": sum(map(len, indexes)),
+        "batch": BATCH_DOCUMENTS,
+        "side_pixels": SIDE_PIXELS,
+    }
+
+
+ENERGON = (
+    *("--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CaptioningSample"),
+    *("--field-map", json.dumps({"image": "jpg", "caption": "txt"})),
+)
+
+
+def take_turn(pipeline: Pipeline, *, job: dict, work: Path, cores: list[int]) -> Turn:
+    """One epoch, and a restart at 80 % of it in a new process."""
+    path = work / f"{pipeline.module}.json"
+    path.write_text(
+        json.dumps(
+            {
+                **job,
+                "name": pipeline.name,
+                "shards": str(work / pipeline.shards),
+                "workers": len(cores),
+            }
+        )
+    )
+    pinned = ["taskset", "-c", ",".join(map(str, cores)), pipeline.python]
+    command = [*map(str, pinned), "-m", f"bench.peers.{pipeline.module}"]
+    figures, peak_bytes = _measured([*command, "epoch", str(path)])
+    resumed, _ = _measured([*command, "resume", str(path)])
+    for name in ("documents",):
+        assert figures[name] == job[name], f"{pipeline.name}: {figures[name]} {name}"
+    return Turn(figures, resumed, peak_bytes)
+
+
+def check_equal_work(turns: dict[str, list[Turn]]) -> None:
+    """All had the same documents: as many text tokens, and pixels of the same mean brightness."""
+    ours = turns["ours"][0].figures
+    for name, (turn, *_) in turns.items():
+        figures = turn.figures
+        assert figures["text_tokens"] == ours["text_tokens"], (name, figures, ours)
+        assert abs(figures["mean_pixel"] - ours["mean_pixel"]) < 2, (name, figures, ours)
+
+
+def table(turns: dict[str, list[Turn]], *, cores: int) -> str:
+    lines = [
+        "| pipeline | images/s per core | ours is faster by | start-up s | resume at 80 % s "
+        "| goes on exactly | peak memory MB | fill |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    ours = [turn.figures["documents_per_second"] for turn in turns["ours"]]
+    for name, taken in turns.items():
+        rates = [turn.figures["documents_per_second"] for turn in taken]
+        ratios = [mine / other for mine, other in zip(ours, rates, strict=True)]
+        fill = taken[0].figures["fill"]
+        cells = [
+            f"{name} {taken[0].figures['version']}",
+            _spread([rate / cores for rate in rates], digits=0),
+            "" if name == "ours" else _spread(ratios, digits=2),
+            _spread([turn.figures["start_seconds"] for turn in taken], digits=2),
+            _spread([turn.resumed["resume_seconds"] for turn in taken], digits=2),
+            "yes" if all(turn.exact for turn in taken) else "no",
+            _spread([turn.peak_bytes / 1e6 for turn in taken], digits=0),
+            "" if fill is None else f"{fill:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float], *, digits: int) -> str:
+    least, middle, most = (f"{f(values):,.{digits}f}" for f in (min, median, max))
+    return f"**{middle}** ({least}-{most})"
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def _quiet(command: list) -> None:
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=_environment(), capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"error: {' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+
+
+def _measured(command: list[str]) -> tuple[dict, int]:
+    """The figures that a command prints last, and the peak of its processes' memory together."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        peak = [0]
+        watch = threading.Thread(target=_watch, args=(process, peak))
+        watch.start()
+        output, _ = process.communicate()
+        watch.join()
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"error: {' '.join(command)}\n{errors.read()[-3000:]}")
+    return json.loads(output.splitlines()[-1]), peak[0]
+
+
+def _watch(process: subprocess.Popen, peak: list[int]) -> None:
+    while process.poll() is None:
+        peak[0] = max(peak[0], _tree_bytes(process.pid))
+        time.sleep(SAMPLE_SECONDS)
+
+
+def _tree_bytes(pid: int) -> int:
+    """Resident memory of a process and all below it; pages that they share count for each."""
+    try:
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0  # it has ended meanwhile
+    return resident + sum(_tree_bytes(int(child)) for child in children)
+
+
+def run(shards: Path, *, cores: int, repeats: int) -> None:
+    available = sorted(os.sched_getaffinity(0))
+    if cores > len(available):
+        sys.exit(f"error: --cores is {cores}, but this process may use {len(available)}.")
+    chosen = pipelines()
+    with tempfile.TemporaryDirectory(prefix="nmm-bench-") as directory:
+        work = Path(directory)
+        job = prepare(shards, work, chosen=chosen)
+        turns: dict[str, list[Turn]] = {pipeline.name: [] for pipeline in chosen}
+        for repeat in range(repeats):
+            for pipeline in chosen:
+                turn = take_turn(pipeline, job=job, work=work, cores=available[-cores:])
+                turns[pipeline.name].append(turn)
+                rate = turn.figures["documents_per_second"] / cores
+                print(f"turn {repeat + 1}/{repeats}  {pipeline.name:<26}{rate:>8,.0f}", flush=True)
+        check_equal_work(turns)
+    print(f"\n{job['documents']:,} documents, {cores} cores, {repeats} turns\n")
+    print(table(turns, cores=cores))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="caption shards (synthetic)")
+    parser.add_argument("--documents", type=int, default=1024, help="synthetic ones (%(default)s)")
+    parser.add_argument("--cores", type=int, default=1, help="to pin to (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each (%(default)s)")
+    options = parser.parse_args()
+    if options.shards is not None:
+        run(options.shards, cores=options.cores, repeats=options.repeats)
+        return
+    with tempfile.TemporaryDirectory(prefix="nmm-photos-") as directory:
+        photos.write(Path(directory), documents=options.documents)
+        run(Path(directory), cores=options.cores, repeats=options.repeats)
+
+
+if __name__ == "__main__":
+    main()
