@@ -156,8 +156,11 @@ def _resize(rgb: np.ndarray, side_pixels: int) -> np.ndarray:
     rgb = np.ascontiguousarray(rgb)
     if rgb.shape[0] == side_pixels:
         return rgb
-    # NOTE: a copy, because torch refuses to wrap the read-only arrays that Pillow hands out.
-    channels_last = torch.tensor(rgb).permute(2, 0, 1)[None]
+    # Torch refuses to wrap the read-only arrays that Pillow hands out.
+    writeable = rgb if rgb.flags.writeable else rgb.copy()
+    # NOTE: in this order the strides are those of channels-last, and the kernel takes the pixels as
+    # they lie. With `permute(2, 0, 1)[None]` it splits them into planes first: half as fast.
+    channels_last = torch.from_numpy(writeable)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
         channels_last, size=(side_pixels, side_pixels), mode="bicubic", antialias=True
     )
