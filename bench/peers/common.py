@@ -4,8 +4,10 @@ A pipeline is a module of this package with `open_stream(job, state)`; it runs i
 its own as `python -m bench.peers.NAME epoch|resume JOB.json` and prints one line of JSON.
 """
 
+import gc
 import importlib.metadata
 import json
+import resource
 import sys
 import time
 import zlib
@@ -86,7 +88,7 @@ def batches(pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[Batc
         yield Batch(pixels, int((ids >= 0).sum()))
 
 
-def main(open_stream: Opener, *, package: str, launched: float | None = None) -> None:
+def main(open_stream: Opener, *, package: str) -> None:
     """Run what the command line says and print the figures."""
     torch.set_num_threads(1)
     what, path = sys.argv[1:]
@@ -99,7 +101,7 @@ def main(open_stream: Opener, *, package: str, launched: float | None = None) ->
 
 def _epoch(open_stream: Opener, job: Job, state_file: Path) -> dict:
     """One epoch; the rate is that of all batches but the first, whose time is the start-up."""
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), _cpu_seconds()
     stream, state = open_stream(job, None)
     first = next(stream)
     began = time.perf_counter()
@@ -116,9 +118,12 @@ def _epoch(open_stream: Opener, job: Job, state_file: Path) -> dict:
             saved = state()
     seconds = time.perf_counter() - began
     torch.save(saved, state_file)
+    del stream, state, batch
+    gc.collect()  # ends the worker processes, whose time counts only then
     return {
         "start_seconds": began - start,
         "documents_per_second": (documents - len(first.pixels)) / seconds,
+        "cpu_seconds": _cpu_seconds() - cpu,
         "documents": documents,
         "text_tokens": text_tokens,
         "following": following,
@@ -133,6 +138,12 @@ def _resume(open_stream: Opener, job: Job, state_file: Path) -> dict:
     stream, _ = open_stream(job, torch.load(state_file, weights_only=False))
     first = next(stream)
     return {"resume_seconds": time.perf_counter() - start, "following": _digest(first)}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those below it that have ended."""
+    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in spent)
 
 
 def _mean(batch: Batch) -> float:
