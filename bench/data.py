@@ -28,10 +28,22 @@ from data.prepare.tokenizer import make
 from nmm.config import Kind
 
 ROOT = Path(__file__).resolve().parent.parent
-BATCH_DOCUMENTS = 16  # about the documents of one row, so that all hand over equally much at a time
+BATCH_DOCUMENTS = 64  # about the documents of our four rows: all hand over equally much at a time
 SIDE_PIXELS = 224
 VOCAB_SIZE = 320
 SAMPLE_SECONDS = 0.05
+COLUMNS = (
+    "pipeline",
+    "images/s per core",
+    "ours / it",
+    "CPU ms per image",
+    "it / ours",
+    "start-up s",
+    "resume at 80 % s",
+    "goes on exactly",
+    "peak memory MB",
+    "fill",
+)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -123,26 +135,23 @@ def take_turn(pipeline: Pipeline, *, job: dict, work: Path, cores: list[int]) ->
     command = [*map(str, pinned), "-m", f"bench.peers.{pipeline.module}"]
     figures, peak_bytes = _measured([*command, "epoch", str(path)])
     resumed, _ = _measured([*command, "resume", str(path)])
-    for name in ("documents",):
-        assert figures[name] == job[name], f"{pipeline.name}: {figures[name]} {name}"
+    assert 0 <= figures["documents"] - job["documents"] < 2 * job["batch"], (pipeline.name, figures)
     return Turn(figures, resumed, peak_bytes)
 
 
 def check_equal_work(turns: dict[str, list[Turn]]) -> None:
-    """All had the same documents: as many text tokens, and pixels of the same mean brightness."""
+    """All had the same documents: text tokens and mean brightness of each agree within 2 %."""
     ours = turns["ours"][0].figures
     for name, (turn, *_) in turns.items():
-        figures = turn.figures
-        assert figures["text_tokens"] == ours["text_tokens"], (name, figures, ours)
-        assert abs(figures["mean_pixel"] - ours["mean_pixel"]) < 2, (name, figures, ours)
+        theirs = turn.figures
+        for what in ("text_tokens", "pixel_sum"):
+            ratio = theirs[what] / theirs["documents"] / (ours[what] / ours["documents"])
+            assert abs(ratio - 1) < 0.02, (name, what, theirs, ours)
 
 
 def table(turns: dict[str, list[Turn]], *, cores: int) -> str:
-    lines = [
-        "| pipeline | documents/s and images/s per core | ours / it | CPU ms per document | it / ours "
-        "| start-up s | resume at 80 % s | goes on exactly | peak memory MB | fill |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Markdown; one image per document, so documents/s are images/s."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     our_rates, our_cpu = _rates(turns["ours"], cores), _cpu_ms(turns["ours"])
     for name, taken in turns.items():
         rates, cpu = _rates(taken, cores), _cpu_ms(taken)
@@ -240,7 +249,7 @@ def run(shards: Path, *, cores: int, repeats: int) -> None:
                 rate = turn.figures["documents_per_second"] / cores
                 print(f"turn {repeat + 1}/{repeats}  {pipeline.name:<26}{rate:>8,.0f}", flush=True)
         check_equal_work(turns)
-    print(f"\n{job['documents']:,} documents, {cores} cores, {repeats} turns\n")
+    print(f"\n{job['documents']:,} documents, cores: {cores}, turns: {repeats}\n")
     print(table(turns, cores=cores))
 
 

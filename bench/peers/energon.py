@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from megatron.energon import (  # pyright: ignore[reportMissingImports]
+from megatron.energon import (
     CaptioningSample,
     DefaultTaskEncoder,
     SampleDecoder,

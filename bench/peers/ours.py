@@ -9,7 +9,7 @@ from nmm.batch import Modality
 from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
 
 PATCH_PIXELS = 14
-ROW_TOKENS, CONTEXT_TOKENS = 4096, 1024
+ROWS, ROW_TOKENS, CONTEXT_TOKENS = 4, 4096, 1024
 
 
 def open_stream(job: Job, state: object) -> Stream:
@@ -19,13 +19,14 @@ def open_stream(job: Job, state: object) -> Stream:
         tokenizer=job.tokenizer,
         context_tokens=CONTEXT_TOKENS,
         row_tokens=ROW_TOKENS,
-        global_rows=1,
+        global_rows=ROWS,
+        repeat=True,  # rows across the end of an epoch, so that the last step is whole too
     )
     image = ImageConfig(side_pixels=job.side_pixels, patch_pixels=PATCH_PIXELS)
     corpus = Corpus.open(config, image=image, vocab_size=2**20, split="train")
     assert state is None or isinstance(state, dict)
     loader = Loader(
-        corpus, config, rank=0, world=1, micro_batch=1, workers=job.workers, state=state
+        corpus, config, rank=0, world=1, micro_batch=ROWS, workers=job.workers, state=state
     )
     last: dict = {}
 
@@ -38,8 +39,8 @@ def open_stream(job: Job, state: object) -> Stream:
             fill = float((batch.document > 0).float().mean())
             yield Batch(batch.pixels, text - 2 * documents, fill)
             left -= documents
-            if not left:
-                return  # the stream itself ends with an error, because training must not reach it
+            if left <= 0:
+                return
 
     return epoch(), lambda: dict(last)
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 try:
-    import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import torchvision  # noqa: F401
 except RuntimeError:
     # streaming imports torchvision for data sets that we do not use, and a torchvision built for
     # GPUs refuses a torch without, for want of two operators; their names are enough for it.
@@ -23,7 +23,7 @@ except RuntimeError:
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from streaming import (  # pyright: ignore[reportMissingImports]
+from streaming import (
     MDSWriter,
     StreamingDataLoader,
     StreamingDataset,
