@@ -13,25 +13,21 @@ Printed are medians of the turns with their least and greatest value.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from bench import photos
+from bench.processes import ROOT, measured, quiet
 from data.prepare.index import index_shards
 from data.prepare.tokenizer import make
 from nmm.config import Kind
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH_DOCUMENTS = 64  # about the documents of our four rows: all hand over equally much at a time
 SIDE_PIXELS = 224
 VOCAB_SIZE = 320
-SAMPLE_SECONDS = 0.05
 COLUMNS = (
     "pipeline",
     "images/s per core",
@@ -44,7 +40,6 @@ COLUMNS = (
     "peak memory MB",
     "fill",
 )
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -100,10 +95,10 @@ def prepare(shards: Path, work: Path, *, chosen: list[Pipeline]) -> dict:
     indexes = index_shards(ours, kind=Kind.caption, tokenizer=tokenizer)
     for pipeline in chosen:
         if pipeline.module == "energon":
-            _quiet([pipeline.python.with_name("energon"), "prepare", work / "energon", *ENERGON])
+            quiet([pipeline.python.with_name("energon"), "prepare", work / "energon", *ENERGON])
         if pipeline.module == "streaming":
             convert = [pipeline.python, "-m", "bench.peers.streaming", "convert"]
-            _quiet([*convert, work / "tars", work / "mds"])
+            quiet([*convert, work / "tars", work / "mds"])
     return {
         "tokenizer": str(tokenizer),
         "documents": sum(map(len, indexes)),
@@ -133,8 +128,8 @@ def take_turn(pipeline: Pipeline, *, job: dict, work: Path, cores: list[int]) ->
     )
     pinned = ["taskset", "-c", ",".join(map(str, cores)), pipeline.python]
     command = [*map(str, pinned), "-m", f"bench.peers.{pipeline.module}"]
-    figures, peak_bytes = _measured([*command, "epoch", str(path)])
-    resumed, _ = _measured([*command, "resume", str(path)])
+    figures, peak_bytes = measured([*command, "epoch", str(path)])
+    resumed, _ = measured([*command, "resume", str(path)])
     assert 0 <= figures["documents"] - job["documents"] < 2 * job["batch"], (pipeline.name, figures)
     return Turn(figures, resumed, peak_bytes)
 
@@ -186,51 +181,6 @@ def _cpu_ms(turns: list[Turn]) -> list[float]:
 def _spread(values: list[float], *, digits: int) -> str:
     least, middle, most = (f"{f(values):,.{digits}f}" for f in (min, median, max))
     return f"**{middle}** ({least}-{most})"
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def _quiet(command: list) -> None:
-    done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=_environment(), capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"error: {' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
-
-
-def _measured(command: list[str]) -> tuple[dict, int]:
-    """The figures that a command prints last, and the peak of its processes' memory together."""
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        peak = [0]
-        watch = threading.Thread(target=_watch, args=(process, peak))
-        watch.start()
-        output, _ = process.communicate()
-        watch.join()
-        if process.returncode:
-            errors.seek(0)
-            sys.exit(f"error: {' '.join(command)}\n{errors.read()[-3000:]}")
-    return json.loads(output.splitlines()[-1]), peak[0]
-
-
-def _watch(process: subprocess.Popen, peak: list[int]) -> None:
-    while process.poll() is None:
-        peak[0] = max(peak[0], _tree_bytes(process.pid))
-        time.sleep(SAMPLE_SECONDS)
-
-
-def _tree_bytes(pid: int) -> int:
-    """Resident memory of a process and all below it; pages that they share count for each."""
-    try:
-        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return 0  # it has ended meanwhile
-    return resident + sum(_tree_bytes(int(child)) for child in children)
 
 
 def run(shards: Path, *, cores: int, repeats: int) -> None:
