@@ -55,8 +55,9 @@ def pack(batch: PackedBatch) -> Parcel:
         if isinstance(value, Tensor)
     ]
     parts.sort(key=lambda part: found[part.name].storage_offset() * part.dtype.itemsize)
+    blocks = {found[part.name].untyped_storage().data_ptr() for part in parts}
+    assert len(blocks) == 1, "the tensors lie in several blocks"
     block = torch.empty(0, dtype=torch.uint8).set_(batch.tokens.untyped_storage())
-    assert block.numel() == sum(map(_bytes, parts)), "the tensors lie in several blocks"
     return Parcel(block, parts, batch.keys, batch.dropped)
 
 

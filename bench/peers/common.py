@@ -1,14 +1,10 @@
 """What every pipeline of bench/data.py shares: its job, the clock, and the peers' plain image code.
 
-A pipeline is a module of this package with `open_stream(job, state)`; it runs in an environment of
-its own as `python -m bench.peers.NAME epoch|resume JOB.json` and prints one line of JSON.
+A pipeline is a module of this package with `open_stream(job, state)`; bench/peers/run.py runs it.
 """
 
 import gc
-import importlib.metadata
-import json
 import resource
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -88,18 +84,7 @@ def batches(pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[Batc
         yield Batch(pixels, int((ids >= 0).sum()))
 
 
-def main(open_stream: Opener, *, package: str) -> None:
-    """Run what the command line says and print the figures."""
-    torch.set_num_threads(1)
-    what, path = sys.argv[1:]
-    job = Job(**json.loads(Path(path).read_text()))
-    state_file = Path(path).with_suffix(f".{job.workers}.state")
-    measure = {"epoch": _epoch, "resume": _resume}[what]
-    figures = measure(open_stream, job, state_file)
-    print(json.dumps({**figures, "version": importlib.metadata.version(package)}), flush=True)
-
-
-def _epoch(open_stream: Opener, job: Job, state_file: Path) -> dict:
+def measure_epoch(open_stream: Opener, job: Job, state_file: Path) -> dict:
     """One epoch; the rate is that of all batches but the first, whose time is the start-up."""
     start, cpu = time.perf_counter(), _cpu_seconds()
     stream, state = open_stream(job, None)
@@ -132,7 +117,7 @@ def _epoch(open_stream: Opener, job: Job, state_file: Path) -> dict:
     }
 
 
-def _resume(open_stream: Opener, job: Job, state_file: Path) -> dict:
+def measure_resume(open_stream: Opener, job: Job, state_file: Path) -> dict:
     """The time to the first batch after the state, which is read within it."""
     start = time.perf_counter()
     stream, _ = open_stream(job, torch.load(state_file, weights_only=False))

@@ -12,7 +12,7 @@ from megatron.energon import (
     get_train_dataset,
 )
 
-from bench.peers.common import CaptionCode, Job, Stream, batches, collate, main
+from bench.peers.common import CaptionCode, Job, Stream, batches, collate
 
 SHUFFLED_DOCUMENTS = 100
 
@@ -52,7 +52,3 @@ def open_stream(job: Job, state: object) -> Stream:
         yield from loader
 
     return batches(pairs()), loader.save_state_rank
-
-
-if __name__ == "__main__":
-    main(open_stream, package="megatron-energon")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from bench.peers.common import Batch, Job, Stream, main
+from bench.peers.common import Batch, Job, Stream
 from data.corpus import Corpus
 from data.loader import Loader
 from nmm.batch import Modality
@@ -20,6 +20,7 @@ def open_stream(job: Job, state: object) -> Stream:
         context_tokens=CONTEXT_TOKENS,
         row_tokens=ROW_TOKENS,
         global_rows=ROWS,
+        window_documents=min(4096, job.documents),  # so that an epoch is served before another
         repeat=True,  # rows across the end of an epoch, so that the last step is whole too
     )
     image = ImageConfig(side_pixels=job.side_pixels, patch_pixels=PATCH_PIXELS)
@@ -43,7 +44,3 @@ def open_stream(job: Job, state: object) -> Stream:
                 return
 
     return epoch(), lambda: dict(last)
-
-
-if __name__ == "__main__":
-    main(open_stream, package="torch")

@@ -13,7 +13,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from bench.peers.common import CaptionCode, Job, Stream, batches, collate, main
+from bench.peers.common import CaptionCode, Job, Stream, batches, collate
 
 SHUFFLED_DOCUMENTS = 100
 
@@ -54,7 +54,3 @@ def _skip(samples: Iterable, *, batches: int, size: int) -> Iterator:
 
 def _pair(sample: tuple[bytes, bytes], *, code: CaptionCode) -> tuple:
     return code.pair((Image.open(BytesIO(sample[0])), sample[1].decode()))
-
-
-if __name__ == "__main__":
-    main(open_stream, package="webdataset")

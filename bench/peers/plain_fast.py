@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from bench.peers.common import CaptionCode, Job, Stream, main
+from bench.peers.common import CaptionCode, Job, Stream
 from bench.peers.plain import stream
 from data import images
 
@@ -13,7 +13,3 @@ def open_stream(job: Job, state: object) -> Stream:
 
 def _pair(sample: tuple[bytes, bytes], *, code: CaptionCode) -> tuple:
     return images.decode(sample[0], code.side), code.ids(sample[1].decode())
-
-
-if __name__ == "__main__":
-    main(open_stream, package="simplejpeg")

@@ -1,7 +1,4 @@
-"""mosaicml-streaming with the same Pillow code, from shards converted to its own format (MDS).
-
-`python -m bench.peers.streaming convert FROM TO` converts a directory of caption shards.
-"""
+"""mosaicml-streaming with the same Pillow code, from shards converted to its own format (MDS)."""
 
 import sys
 import tarfile
@@ -29,7 +26,7 @@ from streaming import (
     StreamingDataset,
 )
 
-from bench.peers.common import CaptionCode, Job, Stream, batches, collate, main
+from bench.peers.common import CaptionCode, Job, Stream, batches, collate
 
 
 class Captions(StreamingDataset):
@@ -54,6 +51,7 @@ def open_stream(job: Job, state: Any) -> Stream:
 
 
 def convert(source: Path, target: Path) -> None:
+    """Write the caption shards of a directory as MDS."""
     with MDSWriter(out=str(target), columns={"image": "bytes", "text": "str"}) as writer:
         for shard in sorted(source.glob("*.tar")):
             samples: dict[str, dict] = {}
@@ -65,10 +63,3 @@ def convert(source: Path, target: Path) -> None:
                     samples.setdefault(key, {})[extension] = file.read()
             for sample in samples.values():
                 writer.write({"image": sample["jpg"], "text": sample["txt"].decode()})
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "convert":
-        convert(Path(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        main(open_stream, package="mosaicml-streaming")
