@@ -6,10 +6,10 @@ export OMP_WAIT_POLICY ?= passive
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check fmt clean
+.PHONY: help env demo test check fmt bench-data clean
 
 help: ## explain the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: ## make the Python environment, or bring it up to date
 	@launch/install.sh
@@ -29,6 +29,10 @@ fmt: env ## format the code and apply the safe lint fixes
 	$(python) -m ruff format
 	$(python) -m ruff check --fix
 
+bench-data: env ## the data pipeline against other loaders, each in an environment of its own under bench/
+	@bench/install.sh
+	$(python) -m bench.data
+
 clean: ## delete the environment and the caches; runs/ and data/corpora/ stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) bench/.venv-* .pytest_cache .ruff_cache
 	find . -path ./runs -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -85,24 +85,23 @@ def sequence(
         image   0 1 1 0 0
         labels  . . x e .
     """
-    ids = tokenizer.ids
-    tokens, image, counts, images = [ids.bos], [0], [], 0
-    for part in parts:
-        if isinstance(part, str):
-            text = tokenizer.encode(part)
-            tokens += text
-            image += [0] * len(text)
-            counts.append(len(text))
-        else:
+    ids, found = tokenizer.ids, [tokenizer.encode(p) if isinstance(p, str) else None for p in parts]
+    counts = np.array([IMAGE_SEGMENT if text is None else len(text) for text in found], np.int32)
+    size = 2 + int(segment_tokens(counts, image_tokens).sum())
+    tokens, image = np.full(size, ids.image, np.int64), np.zeros(size, np.int32)
+    labels = np.full(size, NO_LABEL, np.int64)
+    tokens[0], start, images = ids.bos, 1, 0
+    for text in found:
+        stop = start + (image_tokens if text is None else len(text))
+        if text is None:
             images += 1
-            tokens += [ids.image] * image_tokens
-            image += [images] * image_tokens
-            counts.append(IMAGE_SEGMENT)
-    token_array = np.array([*tokens, ids.eos], np.int64)
-    image_array = np.array([*image, 0], np.int32)
-    labels = np.full_like(token_array, NO_LABEL)
-    labels[:-1] = np.where(image_array[1:] == 0, token_array[1:], NO_LABEL)
-    return Sequence(token_array, image_array, labels), np.array(counts, np.int32)
+            image[start:stop] = images
+        else:
+            tokens[start:stop] = text
+            labels[start - 1 : stop - 1] = tokens[start:stop]
+        start = stop
+    tokens[-1] = labels[-2] = ids.eos
+    return Sequence(tokens, image, labels), counts
 
 
 def _caption(members: dict[str, bytes]) -> Parts:

@@ -16,6 +16,9 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 ORIENTATION_TAG = 0x0112
 JPEG_START = b"\xff\xd8\xff"
+START_OF_SCAN = b"\xda"
+EXIF_SIGN = b"Exif\0\0"
+EXIF_WITHIN_BYTES = 65536
 # What Pillow raises on malformed files, seen or documented; OSError alone misses a sixth of them.
 DECODER_ERRORS = (
     OSError,
@@ -79,7 +82,22 @@ def _decode_jpeg(data: bytes, side_pixels: int) -> np.ndarray | None:
         )
     except ValueError:
         return None
-    return _upright(rgb, _orientation_of(data)) if b"Exif\0\0" in data[:65536] else rgb
+    return _upright(rgb, _orientation_of(data)) if _may_have_exif(data) else rgb
+
+
+def _may_have_exif(data: bytes) -> bool:
+    """False only if no segment before the pixels is EXIF; to search the bytes takes 4 times longer.
+
+    A segment is FF, its marker, two bytes of length that count themselves, and its data.
+    """
+    at = 2
+    while at < EXIF_WITHIN_BYTES and data[at : at + 1] == b"\xff":
+        if data[at + 1 : at + 2] == START_OF_SCAN:
+            return False
+        if data.startswith(EXIF_SIGN, at + 4):
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at < EXIF_WITHIN_BYTES  # what is no segment is for Pillow to judge
 
 
 def _decode_pillow(data: bytes) -> np.ndarray:
@@ -156,8 +174,11 @@ def _resize(rgb: np.ndarray, side_pixels: int) -> np.ndarray:
     rgb = np.ascontiguousarray(rgb)
     if rgb.shape[0] == side_pixels:
         return rgb
-    # NOTE: a copy, because torch refuses to wrap the read-only arrays that Pillow hands out.
-    channels_last = torch.tensor(rgb).permute(2, 0, 1)[None]
+    # Torch refuses to wrap the read-only arrays that Pillow hands out.
+    writeable = rgb if rgb.flags.writeable else rgb.copy()
+    # NOTE: in this order the strides are those of channels-last, and the kernel takes the pixels as
+    # they lie. With `permute(2, 0, 1)[None]` it splits them into planes first: half as fast.
+    channels_last = torch.from_numpy(writeable)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
         channels_last, size=(side_pixels, side_pixels), mode="bicubic", antialias=True
     )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import documents, images, tar
+from data import block, documents, images, tar
+from data.block import Part
 from data.corpus import Corpus, Shard
 from data.documents import BadSample, Sequence
 from data.plan import Piece, RowPlan
@@ -72,8 +73,9 @@ class Page:
         self.corpus = corpus
         self.tokens = np.full(shape, corpus.tokenizer.ids.pad, np.int64)
         self.labels = np.full(shape, NO_LABEL, np.int64)
-        self.modality, self.source = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
         self.document, self.image, self.position = (np.zeros(shape, np.int32) for _ in range(3))
+        self.modality, self.source = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        self.counting = np.arange(row_tokens, dtype=np.int32)
         self.pixels: list[np.ndarray] = []
         self.keys: list[list[str]] = [[] for _ in range(rows)]
         self.dropped: list[Dropped] = []
@@ -82,36 +84,52 @@ class Page:
         """Put a piece at the positions `here` of a row, as the row's next document."""
         self.keys[row].append(_key(piece, corpus=self.corpus))
         sequence, there = document.sequence, slice(piece.start, piece.stop)
-        in_document = sequence.image[there]
-        is_image = in_document > 0
         self.tokens[row, here] = sequence.tokens[there]
         self.labels[row, here] = sequence.labels[there]
-        self.modality[row, here] = np.where(is_image, Modality.image, Modality.text)
+        self.modality[row, here] = Modality.text
         self.source[row, here] = piece.source
         self.document[row, here] = len(self.keys[row])
-        self.position[row, here] = np.arange(piece.stop - piece.start)
-        if is_image.any():
-            first, last = in_document[is_image][[0, -1]]
-            self.image[row, here] = np.where(
-                is_image, in_document - first + 1 + len(self.pixels), 0
-            )
-            self.pixels += document.pixels[first - 1 : last]
+        self.position[row, here] = self.counting[: piece.stop - piece.start]
+        if document.pixels:
+            self._place_images(document, sequence.image[there], row=row, here=here)
+
+    def _place_images(
+        self, document: Document, in_document: np.ndarray, *, row: int, here: slice
+    ) -> None:
+        """`in_document` are a piece's 1-based numbers of the document's images, 0 for text."""
+        is_image = in_document > 0
+        numbers = in_document[is_image]
+        if not len(numbers):
+            return
+        first, last = int(numbers[0]), int(numbers[-1])
+        self.modality[row, here][is_image] = Modality.image
+        self.image[row, here][is_image] = numbers + (len(self.pixels) + 1 - first)
+        self.pixels += document.pixels[first - 1 : last]
 
     def batch(self) -> PackedBatch:
+        arrays = {
+            "tokens": self.tokens,
+            "labels": self.labels,
+            "document": self.document,
+            "image": self.image,
+            "position": self.position,
+            "modality": self.modality,
+            "source": self.source,
+        }
         side = self.corpus.image.side_pixels
-        no_pixels = np.zeros((0, side, side, 3), np.uint8)
-        return PackedBatch(
-            tokens=torch.from_numpy(self.tokens),
-            modality=torch.from_numpy(self.modality),
-            source=torch.from_numpy(self.source),
-            document=torch.from_numpy(self.document),
-            image=torch.from_numpy(self.image),
-            position=torch.from_numpy(self.position),
-            labels=torch.from_numpy(self.labels),
-            pixels=torch.from_numpy(np.stack(self.pixels) if self.pixels else no_pixels),
-            keys=self.keys,
-            dropped=self.dropped,
-        )
+        parts = [
+            *(
+                Part(name, torch.from_numpy(array).dtype, array.shape)
+                for name, array in arrays.items()
+            ),
+            Part("pixels", torch.uint8, (len(self.pixels), side, side, 3)),
+        ]
+        tensors = block.tensors(parts)
+        for name, array in arrays.items():
+            tensors[name].numpy()[:] = array
+        if self.pixels:
+            np.stack(self.pixels, out=tensors["pixels"].numpy())
+        return PackedBatch(**tensors, keys=self.keys, dropped=self.dropped)
 
 
 def read_document(shard: Shard, number: int) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from itertools import islice
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.block import Parcel, pack, unpack
 from data.corpus import Corpus
 from data.layout import Reader, build
 from data.plan import RowPlan, StreamState, plan_places, plan_rows
@@ -59,7 +60,7 @@ class Loader:
             )  # ends its processes now; collected as part of a cycle they hang for seconds
         raise AssertionError("the corpus has ended; Corpus.check_budget had to refuse this budget")
 
-    def _batches(self) -> Iterator[tuple[PackedBatch | UserError, StreamState]]:
+    def _batches(self) -> Iterator[tuple[Parcel | UserError, StreamState]]:
         loader = DataLoader(
             MicroBatches(self.corpus, row_tokens=self.config.row_tokens),
             sampler=Plans(self),
@@ -96,10 +97,11 @@ class MicroBatches(Dataset):
     def __init__(self, corpus: Corpus, *, row_tokens: int) -> None:
         self.reader, self.row_tokens = Reader(corpus), row_tokens
 
-    def __getitem__(self, plan: Plan) -> tuple[PackedBatch | UserError, StreamState]:
+    def __getitem__(self, plan: Plan) -> tuple[Parcel | UserError, StreamState]:
         rows, state = plan
         try:
-            return build(rows, reader=self.reader, row_tokens=self.row_tokens), state
+            batch = build(rows, reader=self.reader, row_tokens=self.row_tokens)
+            return pack(batch), state
         except UserError as error:
             return error, state
 
@@ -133,10 +135,10 @@ def held_out_batches(
     return [(source.name, batches(number)) for number, source in enumerate(corpus.sources)]
 
 
-def _checked(batch: PackedBatch | UserError) -> PackedBatch:
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
+def _checked(parcel: Parcel | UserError) -> PackedBatch:
+    if isinstance(parcel, UserError):
+        raise parcel
+    return unpack(parcel)
 
 
 def _unchanged(item: object) -> object:

@@ -226,7 +226,7 @@ def _with_suffix(url: str, suffix: str) -> str:
 
 
 def _read_local(path: str, *, start: int, stop: int) -> bytes:
-    with Path(path).open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file:
         return _exactly(file, start=start, stop=stop)
 
 

@@ -6,6 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.documents import BadSample
@@ -137,3 +138,34 @@ def test_half_a_file_is_refused(form: str) -> None:
     for start in (b"", data[:4], b"<html></html>"):
         with pytest.raises(BadSample, match="image_header"):
             check_header(start)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(40, 31, 16), (9, 25, 16), (17, 17, 5)])
+def test_resizing_gives_the_pixels_of_plain_planes(height: int, width: int, side: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    cut = pixels[top : top + square, left : left + square]
+    planes = torch.from_numpy(cut.transpose(2, 0, 1).copy())[None]
+    resized = torch.nn.functional.interpolate(
+        planes, size=(side, side), mode="bicubic", antialias=True
+    )
+    expected = resized[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(decode(encoded(Image.fromarray(pixels), "PNG"), side), expected)
+
+
+def exif_jpeg(before: bytes = b"") -> bytes:
+    """A lying picture whose EXIF data say: turn it; `before` comes between start and EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(QUADRANTS), "JPEG", quality=95, subsampling=0, exif=exif)
+    return data[:2] + before + data[2:]
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"\xff\xfe\x00\x06note", b"\xff\xe2\x80\x00" + bytes(32766)]
+)
+def test_exif_is_found_behind_other_segments(before: bytes) -> None:
+    turned = np.rot90(QUADRANTS, -1)
+    assert difference(decode(exif_jpeg(before), 16), turned) < 6
+    assert difference(decode(exif_jpeg(before), 16), QUADRANTS) > 60

@@ -69,7 +69,10 @@ def files(*patterns: str) -> list[Path]:
     return sorted(
         path
         for path in below
-        if path.is_file() and "corpora" not in path.parts and any(map(path.match, patterns))
+        if path.is_file()
+        and "corpora" not in path.parts
+        and not any(part.startswith(".venv") for part in path.parts)
+        and any(map(path.match, patterns))
     )
 
 

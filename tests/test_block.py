@@ -1,0 +1,60 @@
+"""A batch between processes: one block, every tensor as it was."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from data.block import Part, pack, tensors, unpack
+from nmm.batch import Dropped, PackedBatch
+
+LISTS = ("keys", "dropped")
+
+
+def batch(*, rows: int, row_tokens: int, images: int) -> PackedBatch:
+    shape = (rows, row_tokens)
+    types = {
+        "tokens": torch.int64,
+        "labels": torch.int64,
+        "document": torch.int32,
+        "image": torch.int32,
+        "position": torch.int32,
+        "modality": torch.uint8,
+        "source": torch.uint8,
+    }
+    parts = [Part(name, dtype, shape) for name, dtype in types.items()]
+    made = tensors([*parts, Part("pixels", torch.uint8, (images, 3, 5, 3))])
+    generator = torch.Generator().manual_seed(rows)
+    for tensor in made.values():
+        tensor.random_(0, 100, generator=generator)
+    return PackedBatch(**made, keys=[["a/0"]], dropped=[Dropped("s", "a", "1", "bad")])
+
+
+@pytest.mark.parametrize(("rows", "row_tokens", "images"), [(2, 8, 3), (3, 7, 1), (1, 5, 0)])
+def test_a_batch_survives_the_passage(rows: int, row_tokens: int, images: int) -> None:
+    sent = batch(rows=rows, row_tokens=row_tokens, images=images)
+    found = unpack(pack(sent))
+    for field in fields(PackedBatch):
+        before, after = getattr(sent, field.name), getattr(found, field.name)
+        if isinstance(before, torch.Tensor):
+            assert (after.dtype, after.shape) == (before.dtype, before.shape)
+            assert after.is_contiguous()
+            assert torch.equal(after, before)
+        else:
+            assert after == before
+
+
+def test_a_batch_is_one_block() -> None:
+    sent = batch(rows=2, row_tokens=8, images=3)
+    tensor_fields = [getattr(sent, f.name) for f in fields(sent) if f.name not in LISTS]
+    assert {tensor.untyped_storage().data_ptr() for tensor in tensor_fields} == {
+        sent.tokens.untyped_storage().data_ptr()
+    }
+    assert pack(sent).block.numel() == sum(tensor.nbytes for tensor in tensor_fields)
+
+
+def test_tensors_of_several_blocks_are_no_parcel() -> None:
+    sent = batch(rows=1, row_tokens=8, images=1)
+    sent.pixels = sent.pixels.clone()
+    with pytest.raises(AssertionError, match="several blocks"):
+        pack(sent)
