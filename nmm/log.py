@@ -157,7 +157,7 @@ class Console:
             f"step {done}/{self.total_steps}  tokens {row['tokens']:,}  {shown}  "
             f"{row['tokens_per_second']:,.0f} tokens/s"
         )
-        short = "  ".join(f"{name} {_number(value)}" for name, value in losses.items())
+        short = "  ".join(f"loss {name} {_number(value)}" for name, value in losses.items())
         counts = (_short(row["tokens"]), _short(row["tokens_per_second"]))
         self._bar.set_postfix_str(f"{counts[0]} tokens  {short}  {counts[1]}/s", refresh=False)
         self._bar.update(done - self._bar.n)
