@@ -1,10 +1,12 @@
 """Ours: documents packed into rows of 4,096 positions, as training gets them."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 from bench.peers.common import Batch, Job, Stream
 from data.corpus import Corpus
 from data.loader import Loader
+from data.plan import plan_places
 from nmm.batch import Modality
 from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
 
@@ -20,8 +22,7 @@ def open_stream(job: Job, state: object) -> Stream:
         context_tokens=CONTEXT_TOKENS,
         row_tokens=ROW_TOKENS,
         global_rows=ROWS,
-        window_documents=min(4096, job.documents),  # so that an epoch is served before another
-        repeat=True,  # rows across the end of an epoch, so that the last step is whole too
+        repeat=False,
     )
     image = ImageConfig(side_pixels=job.side_pixels, patch_pixels=PATCH_PIXELS)
     corpus = Corpus.open(config, image=image, vocab_size=2**20, split="train")
@@ -29,18 +30,15 @@ def open_stream(job: Job, state: object) -> Stream:
     loader = Loader(
         corpus, config, rank=0, world=1, micro_batch=ROWS, workers=job.workers, state=state
     )
+    # The last rows, fewer than a step has, are left out, as in training.
+    steps = sum(1 for _ in plan_places(corpus, config, loader.state)) // ROWS
     last: dict = {}
 
     def epoch() -> Iterator[Batch]:
-        left = job.documents
-        for (batch,), after in loader:
+        for (batch,), after in islice(loader, steps):
             last.update(after)
-            documents = len(batch.pixels)
             text = int((batch.modality == Modality.text).sum())
             fill = float((batch.document > 0).float().mean())
-            yield Batch(batch.pixels, text - 2 * documents, fill)
-            left -= documents
-            if left <= 0:
-                return
+            yield Batch(batch.pixels, text - 2 * len(batch.pixels), fill)
 
     return epoch(), lambda: dict(last)
