@@ -26,6 +26,7 @@ from data.prepare.tokenizer import make
 from nmm.config import Kind
 
 BATCH_DOCUMENTS = 64  # about the documents of our four rows: all hand over equally much at a time
+LEAST_DOCUMENTS = 12 * BATCH_DOCUMENTS
 SIDE_PIXELS = 224
 VOCAB_SIZE = 320
 COLUMNS = (
@@ -191,6 +192,11 @@ def run(shards: Path, *, cores: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory(prefix="nmm-bench-") as directory:
         work = Path(directory)
         job = prepare(shards, work, chosen=chosen)
+        if job["documents"] < LEAST_DOCUMENTS:
+            sys.exit(
+                f"error: there are {job['documents']} documents, and behind 80 % of them no batch "
+                f"would follow to resume with; give {LEAST_DOCUMENTS} or more."
+            )
         turns: dict[str, list[Turn]] = {pipeline.name: [] for pipeline in chosen}
         for repeat in range(repeats):
             for pipeline in chosen:
