@@ -27,6 +27,6 @@ class EngineConfig:
         if self.zero_stage == 0 and self.precision is Precision.bf16:
             raise UserError(
                 "engine.zero_stage is 0 and engine.precision is bf16; DeepSpeed's optimizer for "
-                "this pair diverges from plain torch (it shifts Adam's bias correction): choose "
+                "this pair diverges from plain torch: choose "
                 "engine=zero1, or engine.precision=fp32."
             )
