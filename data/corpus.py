@@ -166,15 +166,23 @@ class Corpus:
 
     @staticmethod
     def open(config: DataConfig, *, image: ImageConfig, vocab_size: int, split: str) -> "Corpus":
-        """Check the indexes of all shards of `split`, "train" or "held_out"; raises UserError."""
+        """Check the indexes of all shards of `split`, "train" or "held_out"; raises UserError.
+
+        Sources without held-out shards are no part of that split.
+        """
+        assert split in ("train", "held_out"), split
         tokenizer = Tokenizer(config.tokenizer)
         tokenizer.check_capacity(vocab_size)
         store = Store.of(config)
         digest = hashlib.sha256(tokenizer.hash.encode())
         sources, sizes = [], []
         for name, source in config.sources.items():
+            pattern = source.train if split == "train" else source.held_out
+            if pattern is None:
+                continue
+            key = f"data.sources.{name}.{split}"
             shards = _open_shards(
-                name, source, tokenizer=tokenizer, image=image, split=split, store=store
+                pattern, key=key, source=source, tokenizer=tokenizer, image=image, store=store
             )
             urls = zip(shards.paths, shards.sizes, strict=True)
             sizes.append(sorted(size for path, size in urls if is_url(path)))
@@ -239,23 +247,20 @@ class Corpus:
 
 
 def _open_shards(
-    name: str,
-    source: SourceConfig,
+    pattern: str,
     *,
+    key: str,
+    source: SourceConfig,
     tokenizer: Tokenizer,
     image: ImageConfig,
-    split: str,
     store: Store,
 ) -> Shards:
-    assert split in ("train", "held_out"), split
-    pattern = source.train if split == "train" else source.held_out
-    paths = find_shards(pattern, key=f"data.sources.{name}.{split}", store=store)
+    paths = find_shards(pattern, key=key, store=store)
     shards = Shards(paths, kind=source.kind, tokenizer=tokenizer, image=image.tokens, store=store)
     if not shards.documents.sum():
         raise UserError(
-            f"data.sources.{name}.{split} is {pattern}, whose shards hold no usable document, so "
-            f"its weight of {source.weight:g} can never be served; correct it, or remove the "
-            f"source."
+            f"{key} is {pattern}, whose shards hold no usable document, so its weight of "
+            f"{source.weight:g} can never be served; correct it, or remove the source."
         )
     return shards
 

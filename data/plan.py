@@ -106,7 +106,8 @@ def plan_rows(
 ) -> Iterator[tuple[RowPlan, StreamState]]:
     """Rows after `state` (None: the start), each with the state after it.
 
-    `only` picks sources, with their first weights and without caps on their repetition.
+    `only` picks sources, with their first weights and without caps on their repetition; their
+    order does not depend on what other sources there are.
     """
     for window, row in plan_places(corpus, config, state, only=only):
         yield window.row(row), window.state_after(row)
@@ -122,7 +123,10 @@ def plan_places(
     """The rows of `plan_rows` as (window, number in it), which cost nothing until asked for."""
     sources = list(only) if only is not None else list(range(len(corpus.sources)))
     stages = mixture.stages(config) if only is None else mixture.stages(config)[:1]
-    orders = [_order(corpus, source, config=config, capped=only is None) for source in sources]
+    orders = [
+        _order(corpus, source, stream=stream, config=config, capped=only is None)
+        for stream, source in enumerate(sources)
+    ]
     state = state or StreamState.start(len(sources))
     skip = state.row
     state = replace(state, row=0)
@@ -161,7 +165,10 @@ def _plan_window(
     return Window(run, before=now, after=after, config=config)
 
 
-def _order(corpus: Corpus, source: int, *, config: DataConfig, capped: bool) -> SourceOrder:
+def _order(
+    corpus: Corpus, source: int, *, stream: int, config: DataConfig, capped: bool
+) -> SourceOrder:
+    """The order of a source; `stream` is the number that its randomness is drawn with."""
     chosen = corpus.sources[source]
     epochs = chosen.epochs(repeat=config.repeat) if capped else None if config.repeat else 1
 
@@ -170,7 +177,7 @@ def _order(corpus: Corpus, source: int, *, config: DataConfig, capped: bool) -> 
 
     counts = chosen.documents_of_shards
     limit = None if epochs is None else math.ceil(epochs) * chosen.documents
-    return SourceOrder(counts, read=read, seed=config.seed, source=source, limit=limit)
+    return SourceOrder(counts, read=read, seed=config.seed, source=stream, limit=limit)
 
 
 def read_shards(corpus: Corpus, source: int, shards: list[int], *, context_tokens: int) -> Run:

@@ -119,10 +119,12 @@ def document_bytes(
     """
     path = str(path)
     raw = _read(path, start=start, stop=stop, store=store)
-    if zlib.crc32(raw) != crc and is_url(path):
+    found = zlib.crc32(raw)
+    if found != crc and is_url(path):
         # A copy in the cache can be older than the index, and one answer can be wrong.
         raw = store.read(path, start=start, stop=stop, fresh=True)
-    if zlib.crc32(raw) != crc:
+        found = zlib.crc32(raw)
+    if found != crc:
         raise UserError(
             f"{path} has changed since it was indexed (bytes {start} to {stop} differ); "
             f"run `python -m data.prepare.index` on it with --force."

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nmm.config import Config
+from nmm.config import Config, Kind, compose, load
 from nmm.config.root import CONF
 
 GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
@@ -27,6 +27,7 @@ def repeated(path: Path) -> set[str]:
     """The keys of a group file that repeat a default."""
     default = OmegaConf.structured(Config)[path.parent.name]
     given = OmegaConf.load(path)
+    given.pop("defaults", None)
     merged = flat(OmegaConf.to_container(OmegaConf.merge(default, given), enum_to_str=True))
     defaults = flat(OmegaConf.to_container(default, enum_to_str=True))
     keys = flat(OmegaConf.to_container(given))
@@ -43,6 +44,25 @@ def test_a_repeated_default_is_found(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text("width: 256\ndepth: 4\nattention: auto\nimage: {side_pixels: 64}\n")
     assert repeated(path) == {"depth", "attention", "image.side_pixels"}
+
+
+@pytest.mark.parametrize("percent", [(45, 45, 10), (40, 20, 40), (30, 30, 40), (20, 40, 40)])
+def test_mixtures_have_the_shares_of_their_names(
+    percent: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions are split 60-25-15; one corpus of each kind is held out ("Scaling Laws for NMM")."""
+    monkeypatch.setenv("NMM_CORPORA", "/lake")
+    name = "_".join(map(str, percent))
+    sources = load(compose([f"data=mix_{name}", "schedule.total_steps=1"])).data.sources
+    caption, interleaved, text = (share / 100 for share in percent)
+    shares = [0.60 * caption, 0.25 * caption, 0.15 * caption, interleaved, text]
+    assert [source.weight for source in sources.values()] == pytest.approx(shares, abs=1e-12)
+    tested_on = {source.kind: source.held_out for source in sources.values() if source.held_out}
+    assert tested_on == {
+        Kind.caption: "/lake/hqitp/held_out-*.tar",
+        Kind.interleaved: "/lake/obelics/held_out-*.tar",
+        Kind.text: "/lake/dclm/held_out-*.tar",
+    }
 
 
 def test_no_file_is_longer_than_30_lines() -> None:

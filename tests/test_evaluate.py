@@ -12,7 +12,7 @@ import torch
 from data.loader import held_out_batches
 from nmm import evaluate
 from nmm.checkpoint import Trained, read_run
-from nmm.config import Kind, ModelConfig
+from nmm.config import DataConfig, Kind, ModelConfig
 from nmm.errors import UserError
 from nmm.evaluate import (
     add_losses,
@@ -48,6 +48,30 @@ def test_the_loss_is_the_same_however_it_is_split_over_processes() -> None:
     kinds = [rows[0][f"loss/kind/{kind.value}"] for kind in corpora.KINDS]
     assert rows[0]["loss"] == pytest.approx(sum(kinds) / 3)
     assert rows[0]["loss/kind/caption"] == rows[0]["loss/source/caption"]
+
+
+def test_a_source_without_held_out_shards_is_not_evaluated() -> None:
+    data, model = corpora.config(), build(MODEL, seed=0)
+
+    def losses(data: DataConfig) -> dict:
+        corpus = corpora.open_corpus(data, split="held_out")
+        tally = Tally.zeros(len(corpus.sources), device=CPU)
+        for _, batches in held_out_batches(corpus, data, rows_per_source=6, micro_batch=2):
+            add_losses(tally, model, batches, device=CPU)
+        return loss_by_kind(tally, corpus)
+
+    whole = losses(data)
+    sources = dict(data.sources)
+    sources["caption"] = dataclasses.replace(sources["caption"], held_out=None)
+    part = losses(dataclasses.replace(data, sources=sources))
+    assert {key for key in whole if key not in part} == {
+        "loss/source/caption",
+        "loss/kind/caption",
+    }
+    assert part["loss/source/text"] == pytest.approx(whole["loss/source/text"], rel=1e-12)
+    assert part["loss"] == pytest.approx(
+        (whole["loss/kind/interleaved"] + whole["loss/kind/text"]) / 2
+    )
 
 
 def test_every_image_gets_the_pixels_of_another_document() -> None:

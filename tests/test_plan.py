@@ -356,6 +356,13 @@ def test_a_source_without_documents_is_refused(tmp_path: Path) -> None:
         opened(configured(tmp_path))
 
 
+def test_a_corpus_without_any_held_out_shard_is_refused() -> None:
+    sources = corpora.config().sources
+    without = {name: replace(source, held_out=None) for name, source in sources.items()}
+    with pytest.raises(UserError, match="held_out: null in every entry"):
+        corpora.config(sources=without)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

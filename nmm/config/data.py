@@ -24,12 +24,13 @@ class Kind(Enum):
 class SourceConfig:
     """One corpus: `train` and `held_out` are globs of .tar shards, `weight` its share of tokens.
 
-    Its documents are read at most `max_epochs` times; null: once, or with data.repeat without end.
+    A source whose `held_out` is null is trained on and not evaluated. Its documents are read at
+    most `max_epochs` times; null: once, or with data.repeat without end.
     """
 
     kind: Kind = MISSING
     train: str = MISSING
-    held_out: str = MISSING
+    held_out: str | None = MISSING
     weight: float = MISSING
     max_epochs: float | None = None
 
@@ -93,6 +94,11 @@ class DataConfig:
         for name, source in self.sources.items():
             positive(**{f"data__sources__{name}__weight": source.weight})
             positive(**{f"data__sources__{name}__max_epochs": source.max_epochs})
+        if self.sources and all(source.held_out is None for source in self.sources.values()):
+            raise UserError(
+                "data.sources has held_out: null in every entry, so nothing can be evaluated; give "
+                "one of them held-out shards."
+            )
         if len(self.sources) > MAX_SOURCES:
             raise UserError(
                 f"data.sources has {len(self.sources)} entries; join some, to have {MAX_SOURCES} "

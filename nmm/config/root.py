@@ -137,7 +137,8 @@ def with_absolute_paths(config: Config) -> Config:
     absolute = deepcopy(config)
     absolute.data.tokenizer = _absolute(config.data.tokenizer)
     for source in absolute.data.sources.values():
-        source.train, source.held_out = _absolute(source.train), _absolute(source.held_out)
+        source.train = _absolute(source.train)
+        source.held_out = None if source.held_out is None else _absolute(source.held_out)
     return absolute
 
 
