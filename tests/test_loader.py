@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields, replace
@@ -129,6 +130,36 @@ def test_every_state_resumes_exactly(
         ):
             assert rows(batches) == rows(expected)
             assert after == expected_after
+
+
+def test_a_state_of_eight_ranks_continues_on_three(corpus: Corpus, config: DataConfig) -> None:
+    config = replace(config, global_rows=24)
+    reference = steps(corpus, config, count=6, world=8, micro_batch=1)
+    state = json.loads(json.dumps(reference[2][1]))
+    left = steps(corpus, config, count=3, world=3, micro_batch=2, state=state)
+    assert [rows(batches) for batches, _ in left] == [rows(batches) for batches, _ in reference[3:]]
+    assert [after for _, after in left] == [after for _, after in reference[3:]]
+
+
+def test_memory_does_not_follow_the_documents_read(corpus: Corpus, config: DataConfig) -> None:
+    """Thousands of documents more, over many epochs, leave nothing behind in the reader."""
+    loader = iter(Loader(corpus, config, rank=0, world=1, micro_batch=8, workers=0))
+
+    def peak(count: int) -> tuple[int, int]:
+        """Bytes at most, and documents, of the next `count` steps."""
+        tracemalloc.reset_peak()
+        keys = sum(len(row) for (batch,), _ in islice(loader, count) for row in batch.keys)
+        return tracemalloc.get_traced_memory()[1], keys
+
+    tracemalloc.start()
+    try:
+        early, _ = peak(100)
+        _, between = peak(250)
+        late, _ = peak(100)
+    finally:
+        tracemalloc.stop()
+    assert between > 5000
+    assert late < 1.1 * early
 
 
 def test_every_row_state_continues_the_plan(corpus: Corpus, config: DataConfig) -> None:
