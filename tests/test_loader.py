@@ -142,7 +142,7 @@ def test_a_state_of_eight_ranks_continues_on_three(corpus: Corpus, config: DataC
 
 
 def test_memory_does_not_follow_the_documents_read(corpus: Corpus, config: DataConfig) -> None:
-    """Thousands of documents more, over many epochs, leave nothing behind in the reader."""
+    """Nothing of a document stays: any trace of one would take more than 30 bytes."""
     loader = iter(Loader(corpus, config, rank=0, world=1, micro_batch=8, workers=0))
 
     def peak(count: int) -> tuple[int, int]:
@@ -153,13 +153,14 @@ def test_memory_does_not_follow_the_documents_read(corpus: Corpus, config: DataC
 
     tracemalloc.start()
     try:
+        peak(400)
         early, _ = peak(100)
-        _, between = peak(250)
+        _, between = peak(300)
         late, _ = peak(100)
     finally:
         tracemalloc.stop()
     assert between > 5000
-    assert late < 1.1 * early
+    assert late < early + 30 * between
 
 
 def test_every_row_state_continues_the_plan(corpus: Corpus, config: DataConfig) -> None:
