@@ -23,7 +23,7 @@ from bench import photos
 from bench.processes import ROOT, measured, quiet
 from data.prepare.index import index_shards
 from data.prepare.tokenizer import make
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 
 BATCH_DOCUMENTS = 64  # about the documents of our four rows: all hand over equally much at a time
 LEAST_DOCUMENTS = 12 * BATCH_DOCUMENTS
@@ -91,9 +91,15 @@ def prepare(shards: Path, work: Path, *, chosen: list[Pipeline]) -> dict:
         for tar in tars:
             (work / name / tar.name).symlink_to(tar.resolve())
     tokenizer = work / "tokenizer.model"
-    make([(Kind.caption, tars)], vocab_size=VOCAB_SIZE, characters=500_000, seed=0, out=tokenizer)
+    make(
+        [(Layout(Kind.caption), tars)],
+        vocab_size=VOCAB_SIZE,
+        characters=500_000,
+        seed=0,
+        out=tokenizer,
+    )
     ours = sorted((work / "ours").glob("*.tar"))
-    indexes = index_shards(ours, kind=Kind.caption, tokenizer=tokenizer)
+    indexes = index_shards(ours, layout=Layout(Kind.caption), tokenizer=tokenizer)
     for pipeline in chosen:
         if pipeline.module == "energon":
             quiet([pipeline.python.with_name("energon"), "prepare", work / "energon", *ENERGON])

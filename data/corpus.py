@@ -17,7 +17,7 @@ from data.order import BLOCK_SHARDS
 from data.store import Store, is_url, name_of
 from data.tokenizer import Tokenizer
 from data.totals import Totals
-from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
+from nmm.config import DataConfig, ImageConfig, Kind, Layout, SourceConfig
 from nmm.errors import UserError
 
 OPEN_SHARDS = 2 * BLOCK_SHARDS + 4
@@ -46,11 +46,11 @@ class Shards(Sequence[Shard]):
     """
 
     def __init__(
-        self, paths: list[str], *, kind: Kind, tokenizer: Tokenizer, image: int, store: Store
+        self, paths: list[str], *, layout: Layout, tokenizer: Tokenizer, image: int, store: Store
     ) -> None:
         """Check every index by its first line; `image` are the tokens of one. Raises UserError."""
         self.paths, self.store = paths, store
-        self.kind, self.tokenizer, self.image = kind, tokenizer, image
+        self.layout, self.tokenizer, self.image = layout, tokenizer, image
         self.sizes = store.sizes(paths)
         store.find_indexes(paths)
         totals = [self._totals(number) for number in range(len(paths))]
@@ -84,7 +84,7 @@ class Shards(Sequence[Shard]):
         path = self.paths[number]
         loaded = index.load(
             path,
-            kind=self.kind,
+            layout=self.layout,
             tokenizer=self.tokenizer,
             store=self.store,
             shard_bytes=self.sizes[number] if is_url(path) else None,
@@ -99,7 +99,7 @@ class Shards(Sequence[Shard]):
     def _totals(self, number: int) -> Totals:
         return index.read_totals(
             self.paths[number],
-            kind=self.kind,
+            layout=self.layout,
             tokenizer=self.tokenizer,
             store=self.store,
             shard_bytes=self.sizes[number],
@@ -120,7 +120,7 @@ class Source:
     """
 
     name: str
-    kind: Kind
+    layout: Layout
     weight: float
     max_epochs: float | None
     shards: Sequence[Shard]
@@ -130,6 +130,10 @@ class Source:
     images: int
     tokens: int
     longest: int
+
+    @property
+    def kind(self) -> Kind:
+        return self.layout.kind
 
     @property
     def documents(self) -> int:
@@ -187,6 +191,8 @@ class Corpus:
             urls = zip(shards.paths, shards.sizes, strict=True)
             sizes.append(sorted(size for path, size in urls if is_url(path)))
             digest.update(f"\n{name}\n{source.kind.value}\n".encode())
+            if source.text_field is not None:
+                digest.update(f"{source.text_field}\n".encode())
             for each in shards.digests:
                 digest.update(each.hex().encode())
             sources.append(_source(name, source, shards))
@@ -256,7 +262,9 @@ def _open_shards(
     store: Store,
 ) -> Shards:
     paths = find_shards(pattern, key=key, store=store)
-    shards = Shards(paths, kind=source.kind, tokenizer=tokenizer, image=image.tokens, store=store)
+    shards = Shards(
+        paths, layout=source.layout, tokenizer=tokenizer, image=image.tokens, store=store
+    )
     if not shards.documents.sum():
         raise UserError(
             f"{key} is {pattern}, whose shards hold no usable document, so its weight of "
@@ -268,7 +276,7 @@ def _open_shards(
 def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
     return Source(
         name=name,
-        kind=source.kind,
+        layout=source.layout,
         weight=source.weight,
         max_epochs=source.max_epochs,
         shards=shards,

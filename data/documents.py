@@ -11,7 +11,7 @@ import numpy as np
 
 from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif")
 IMAGE_SEGMENT = -1
@@ -41,16 +41,29 @@ class Sequence:
     labels: np.ndarray
 
 
-def parse(kind: Kind, members: dict[str, bytes]) -> Parts:
-    """The parts of a sample; members are named "jpg", "txt", "0.jpg", ...; raises BadSample."""
+def variants(layout: Layout, members: dict[str, bytes]) -> int:
+    """Documents of a sample: one for each caption of a list, else 1; never raises."""
+    if layout.kind is not Kind.caption or layout.text_field is None:
+        return 1
+    try:
+        return len(_captions(members, layout.text_field))
+    except BadSample:
+        return 1
+
+
+def parse(layout: Layout, members: dict[str, bytes], *, variant: int = 0) -> Parts:
+    """The parts of a sample; members are named "jpg", "txt", "0.jpg", ...; raises BadSample.
+
+    `variant` chooses the caption where there are several.
+    """
     parts: Parts
-    match kind:
+    match layout.kind:
         case Kind.caption:
-            parts = _caption(members)
+            parts = [_image(members), _caption(members, field=layout.text_field, variant=variant)]
         case Kind.interleaved:
             parts = _interleaved(members)
         case Kind.text:
-            parts = [_text(_member(members, "txt", missing="missing_text"))]
+            parts = [_plain_text(members, field=layout.text_field)]
     if not any(isinstance(part, str) and part.strip() for part in parts):
         raise BadSample("empty_text")
     return parts
@@ -104,21 +117,64 @@ def sequence(
     return Sequence(tokens, image, labels), counts
 
 
-def _caption(members: dict[str, bytes]) -> Parts:
+def _image(members: dict[str, bytes]) -> bytes:
     images = [members[extension] for extension in IMAGE_EXTENSIONS if extension in members]
     if not images:
         raise BadSample("missing_image")
     if len(images) > 1:
         raise BadSample("several_images")
-    return [images[0], _text(_member(members, "txt", missing="missing_text"))]
+    return images[0]
+
+
+def _caption(members: dict[str, bytes], *, field: str | None, variant: int) -> str:
+    if field is None:
+        return _text(_member(members, "txt", missing="missing_text"))
+    return _string(_captions(members, field)[variant])
+
+
+def _captions(members: dict[str, bytes], field: str) -> list:
+    """The captions of an image as they are in its JSON: one, or a list of them."""
+    value = _field(members, field)
+    if isinstance(value, list) and not value:
+        raise BadSample("empty_text")
+    return value if isinstance(value, list) else [value]
+
+
+def _plain_text(members: dict[str, bytes], *, field: str | None) -> str:
+    if field is None:
+        return _text(_member(members, "txt", missing="missing_text"))
+    return _string(_field(members, field))
+
+
+def _field(members: dict[str, bytes], name: str) -> object:
+    """A field of the sample's JSON that is there and not null."""
+    value = _json(members).get(name)
+    if value is None:
+        raise BadSample("missing_text")
+    return value
+
+
+def _string(value: object) -> str:
+    if value is None:
+        raise BadSample("empty_text")
+    if not isinstance(value, str):
+        raise BadSample("bad_text")
+    return _clean(value)
+
+
+def _json(members: dict[str, bytes]) -> dict:
+    try:
+        # ValueError: also for a number of thousands of digits, which Python refuses to convert.
+        found = json.loads(_text(_member(members, "json", missing="missing_json")))
+    except (ValueError, RecursionError):
+        raise BadSample("bad_json") from None
+    if not isinstance(found, dict):
+        raise BadSample("bad_layout")
+    return found
 
 
 def _interleaved(members: dict[str, bytes]) -> Parts:
-    try:
-        layout = json.loads(_text(_member(members, "json", missing="missing_json")))
-    except (json.JSONDecodeError, RecursionError):
-        raise BadSample("bad_json") from None
-    texts, images = _lists(layout)
+    texts, images = _lists(_json(members))
     parts: Parts = []
     for text, image in zip(texts, images, strict=True):
         if isinstance(text, str) and image is None:
@@ -131,9 +187,7 @@ def _interleaved(members: dict[str, bytes]) -> Parts:
     return parts
 
 
-def _lists(layout: object) -> tuple[list, list]:
-    if not isinstance(layout, dict):
-        raise BadSample("bad_layout")
+def _lists(layout: dict) -> tuple[list, list]:
     texts, images = layout.get("texts"), layout.get("images")
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise BadSample("bad_layout")

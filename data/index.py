@@ -2,22 +2,19 @@
 
 import hashlib
 import json
-import zlib
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data import columns, documents, images, tar
-from data.documents import BadSample
+from data import columns
 from data.store import LOCAL, Store, is_url
 from data.tokenizer import Tokenizer
 from data.totals import Totals
-from nmm.config import Kind
+from nmm.config import Layout
 from nmm.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,13 @@ class ShardIndex:
     image_counts int32[N]    images of every document
     segment      int32[S]    of all documents: tokens of a text, or documents.IMAGE_SEGMENT
     border       int64[N+1]  document i has segments [border[i], border[i+1])
+    variant      int32[N]    number of its text among those of its sample: 0, or of several captions
     key_bytes    uint8[K]    keys as UTF-8; document i has bytes [key_border[i], key_border[i+1])
     key_border   int64[N+1]
     dropped      (reason, key) of what the shard holds and nobody will read
     """
 
-    kind: Kind
+    layout: Layout
     tokenizer_hash: str
     shard_bytes: int
     totals: Totals
@@ -47,6 +45,7 @@ class ShardIndex:
     image_counts: np.ndarray
     segment: np.ndarray
     border: np.ndarray
+    variant: np.ndarray
     key_bytes: np.ndarray
     key_border: np.ndarray
 
@@ -84,7 +83,8 @@ class ShardIndex:
         path = store.index_path(str(shard))
         head = {
             "format": FORMAT,
-            "kind": self.kind.value,
+            "kind": self.layout.kind.value,
+            "text_field": self.layout.text_field,
             "tokenizer": self.tokenizer_hash,
             "shard_bytes": self.shard_bytes,
             **asdict(self.totals),
@@ -96,41 +96,13 @@ class ShardIndex:
 
 
 DIGESTED = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
-ARRAYS = (*DIGESTED, "text_counts", "image_counts")
-
-
-def index_shard(path: Path, *, kind: Kind, tokenizer: Tokenizer) -> ShardIndex:
-    """Read a shard and count its documents; raises UserError when it holds none of this kind."""
-    found = tar.scan(path)
-    dropped: list[tuple[str, str]] = []
-    usable: list[tuple[tar.Sample, int, np.ndarray]] = []
-    with path.open("rb") as file:
-        for sample in found.samples:
-            file.seek(sample.start)
-            raw = file.read(sample.stop - sample.start)
-            try:
-                usable.append(
-                    (
-                        sample,
-                        zlib.crc32(raw),
-                        _segments(sample, raw, kind=kind, tokenizer=tokenizer),
-                    )
-                )
-            except BadSample as bad:
-                dropped.append((bad.reason, sample.key))
-    if found.damaged_at is not None:
-        dropped.append(("unreadable_tail", f"byte {found.damaged_at}"))
-    if not usable:
-        raise UserError(_no_document(path, kind=kind, found=found, dropped=dropped))
-    return _assemble(
-        usable, kind=kind, tokenizer=tokenizer, shard_bytes=path.stat().st_size, dropped=dropped
-    )
+ARRAYS = (*DIGESTED, "variant", "text_counts", "image_counts")
 
 
 def read_totals(
     shard: Path | str,
     *,
-    kind: Kind,
+    layout: Layout,
     tokenizer: Tokenizer,
     store: Store = LOCAL,
     shard_bytes: int | None = None,
@@ -140,7 +112,7 @@ def read_totals(
     `shard_bytes` is the size of the shard, for who knows it already.
     """
     shard = str(shard)
-    remedy = _remedy(shard, kind=kind, tokenizer=tokenizer, store=store)
+    remedy = _remedy(shard, layout=layout, tokenizer=tokenizer, store=store)
     path = store.find_index(shard)
     shard_bytes = store.size(shard) if shard_bytes is None else shard_bytes
     try:
@@ -155,7 +127,8 @@ def read_totals(
         raise UserError(f"{path} is damaged; {remedy}") from None
     for what, stored, value in (
         ("format", head.get("format"), FORMAT),
-        ("kind", head.get("kind"), kind.value),
+        ("kind", head.get("kind"), layout.kind.value),
+        ("text_field", head.get("text_field"), layout.text_field),
         ("shard size in bytes", head.get("shard_bytes"), shard_bytes),
         ("tokenizer", head.get("tokenizer"), tokenizer.hash),
     ):
@@ -167,7 +140,7 @@ def read_totals(
 def load(
     shard: Path | str,
     *,
-    kind: Kind,
+    layout: Layout,
     tokenizer: Tokenizer,
     store: Store = LOCAL,
     shard_bytes: int | None = None,
@@ -177,17 +150,17 @@ def load(
     Raises UserError when it is missing, damaged, or belongs to something else.
     """
     totals = read_totals(
-        shard, kind=kind, tokenizer=tokenizer, store=store, shard_bytes=shard_bytes
+        shard, layout=layout, tokenizer=tokenizer, store=store, shard_bytes=shard_bytes
     )
     path = store.index_path(str(shard))
     try:
         head, arrays = columns.read(path)
         dropped = [(reason, key) for reason, key in json.loads(arrays.pop("dropped").tobytes())]
     except (OSError, ValueError):
-        remedy = _remedy(str(shard), kind=kind, tokenizer=tokenizer, store=store)
+        remedy = _remedy(str(shard), layout=layout, tokenizer=tokenizer, store=store)
         raise UserError(f"{path} is damaged; {remedy}") from None
     return ShardIndex(
-        kind=kind,
+        layout=layout,
         tokenizer_hash=tokenizer.hash,
         shard_bytes=head["shard_bytes"],
         totals=totals,
@@ -204,68 +177,38 @@ def join_segments(indexes: list[ShardIndex]) -> tuple[np.ndarray, np.ndarray]:
     return segment, np.concatenate([[0], *borders])
 
 
-def _remedy(shard: str, *, kind: Kind, tokenizer: Tokenizer, store: Store) -> str:
-    place = f" --index-dir {store.index_dir}" if is_url(shard) else ""
+def _remedy(shard: str, *, layout: Layout, tokenizer: Tokenizer, store: Store) -> str:
+    flags = f" --text-field {layout.text_field}" if layout.text_field else ""
+    flags += f" --index-dir {store.index_dir}" if is_url(shard) else ""
     return (
-        f"run `python -m data.prepare.index --kind {kind.value} --shards '{shard}' "
-        f"--tokenizer {tokenizer.path}{place}`."
-    )
-
-
-def _segments(sample: tar.Sample, raw: bytes, *, kind: Kind, tokenizer: Tokenizer) -> np.ndarray:
-    if sample.fault:
-        raise BadSample(sample.fault)
-    parts = documents.parse(kind, tar.members_of(raw))
-    for part in parts:
-        if isinstance(part, bytes):
-            images.check_header(part)
-    return documents.segments(parts, tokenizer)
-
-
-def _assemble(
-    usable: list[tuple[tar.Sample, int, np.ndarray]],
-    *,
-    kind: Kind,
-    tokenizer: Tokenizer,
-    shard_bytes: int,
-    dropped: list[tuple[str, str]],
-) -> ShardIndex:
-    keys = [sample.key.encode() for sample, _, _ in usable]
-    return assemble(
-        kind=kind,
-        tokenizer_hash=tokenizer.hash,
-        shard_bytes=shard_bytes,
-        dropped=dropped,
-        start=np.array([sample.start for sample, _, _ in usable], np.int64),
-        stop=np.array([sample.stop for sample, _, _ in usable], np.int64),
-        crc=np.array([crc for _, crc, _ in usable], np.uint32),
-        segment=np.concatenate([segments for _, _, segments in usable]),
-        border=_borders([len(segments) for _, _, segments in usable]),
-        key_bytes=np.frombuffer(b"".join(keys), np.uint8),
-        key_border=_borders([len(key) for key in keys]),
+        f"run `python -m data.prepare.index --kind {layout.kind.value} --shards '{shard}' "
+        f"--tokenizer {tokenizer.path}{flags}`."
     )
 
 
 def assemble(
     *,
-    kind: Kind,
+    layout: Layout,
     tokenizer_hash: str,
     shard_bytes: int,
     dropped: list[tuple[str, str]],
     segment: np.ndarray,
     border: np.ndarray,
+    variant: np.ndarray,
     **places: np.ndarray,
 ) -> ShardIndex:
     """An index from its arrays; what can be counted from them is counted here."""
-    arrays = {"segment": segment, "border": border, **places}
+    arrays = {"segment": segment, "border": border, "variant": variant, **places}
     digest = hashlib.sha256()
     for name in DIGESTED:
         digest.update(arrays[name].tobytes())
+    if variant.any():  # a corpus without variants keeps the digest that it had before they were
+        digest.update(variant.tobytes())
     owner = np.repeat(np.arange(len(border) - 1), np.diff(border))
     text = np.bincount(owner, np.maximum(segment, 0), minlength=len(border) - 1).astype(np.int32)
     images = np.bincount(owner[segment < 0], minlength=len(border) - 1).astype(np.int32)
     return ShardIndex(
-        kind=kind,
+        layout=layout,
         tokenizer_hash=tokenizer_hash,
         shard_bytes=shard_bytes,
         totals=Totals.count(text, images, digest=digest.hexdigest()),
@@ -273,19 +216,4 @@ def assemble(
         **arrays,
         text_counts=text,
         image_counts=images,
-    )
-
-
-def _borders(counts: list[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _no_document(path: Path, *, kind: Kind, found: tar.Scan, dropped: list[tuple[str, str]]) -> str:
-    extensions = ", ".join(f".{name}" for name, _ in found.extensions.most_common(8)) or "no files"
-    reasons = ", ".join(
-        f"{count} {reason}" for reason, count in Counter(r for r, _ in dropped).most_common()
-    )
-    return (
-        f"{path} holds no document of kind {kind.value}: it has {extensions} ({reasons}); "
-        f"see docs/data-format.md for what a {kind.value} shard holds."
     )

@@ -145,7 +145,8 @@ def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
     shard = source.shards[piece.shard]
     members = read_document(shard, piece.document)
     try:
-        parts = documents.parse(source.kind, members)
+        variant = int(shard.index.variant[piece.document])
+        parts = documents.parse(source.layout, members, variant=variant)
         pixels = [
             images.decode(part, corpus.image.side_pixels)
             for part in parts

@@ -186,7 +186,9 @@ def _caption_documents(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
         for shard in source.shards:
             for number in range(len(shard.index)):
                 try:
-                    image, text = parse(source.kind, read_document(shard, number))
+                    variant = int(shard.index.variant[number])
+                    members = read_document(shard, number)
+                    image, text = parse(source.layout, members, variant=variant)
                     assert isinstance(image, bytes)
                     assert isinstance(text, str)
                     decode(image, corpus.image.side_pixels)

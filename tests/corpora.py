@@ -14,7 +14,7 @@ from PIL import Image
 from data.corpus import Corpus
 from data.prepare.index import index_shards
 from data.shards import ShardWriter
-from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
+from nmm.config import DataConfig, ImageConfig, Kind, Layout, SourceConfig
 
 IMAGE = ImageConfig(side_pixels=16, patch_pixels=4)
 VOCAB_SIZE = 512
@@ -125,7 +125,7 @@ def corpus_directory() -> Path:
                 seed=split == "train",
             )
         shards = sorted((directory / kind.value).glob("*.tar"))
-        index_shards(shards, kind=kind, tokenizer=tokenizer_path())
+        index_shards(shards, layout=Layout(kind), tokenizer=tokenizer_path())
     return directory
 
 

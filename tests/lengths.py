@@ -8,7 +8,7 @@ import numpy as np
 from data import index, pack
 from data.documents import segment_tokens
 from data.tokenizer import Tokenizer
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 
 KINDS = (Kind.caption, Kind.interleaved, Kind.text)
 
@@ -57,7 +57,7 @@ def write_indexes(
         segment, border = segments(kind, documents=documents, rng=rng)
         stop = 512 * np.cumsum(rng.integers(1, 200, documents))
         made = index.assemble(
-            kind=kind,
+            layout=Layout(kind),
             tokenizer_hash=tokenizer.hash,
             shard_bytes=int(stop[-1]),
             dropped=[],
@@ -65,6 +65,7 @@ def write_indexes(
             border=border,
             start=np.concatenate([[0], stop[:-1]]),
             stop=stop,
+            variant=np.zeros(documents, np.int32),
             crc=np.zeros(documents, np.uint32),
             key_bytes=np.frombuffer(keys, np.uint8),
             key_border=9 * np.arange(documents + 1),

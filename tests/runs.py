@@ -11,6 +11,7 @@ import numpy as np
 
 from data.prepare.index import index_shards
 from data.shards import ShardWriter
+from nmm.config import Layout
 from tests import corpora
 
 MACHINE_KEYS = {"seconds", "tokens_per_second", "mfu", "wall_time"}
@@ -37,7 +38,7 @@ def corpus() -> Path:
         writer.caption("cut", image=picture[: len(picture) - 300], text=corpora.sentence(rng, 5))
     for kind in corpora.KINDS:
         shards = sorted((directory / kind.value).glob("*.tar"))
-        index_shards(shards, kind=kind, tokenizer=corpora.tokenizer_path())
+        index_shards(shards, layout=Layout(kind), tokenizer=corpora.tokenizer_path())
     return directory
 
 

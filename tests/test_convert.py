@@ -14,7 +14,7 @@ from data import tar
 from data.documents import parse
 from data.prepare import convert
 from data.prepare.foreign import split_text
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 
 
 def jpeg(colour: int) -> bytes:
@@ -35,7 +35,7 @@ def read(kind: Kind, directory: Path, name: str) -> list[list[str | bytes]]:
         raw = shard.read_bytes()
         for sample in tar.scan(shard).samples:
             assert not sample.fault
-            documents.append(parse(kind, tar.members_of(raw[sample.start : sample.stop])))
+            documents.append(parse(Layout(kind), tar.members_of(raw[sample.start : sample.stop])))
     return documents
 
 

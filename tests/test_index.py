@@ -14,13 +14,14 @@ import pytest
 from data import index, tar
 from data.corpus import find_shards
 from data.documents import parse
-from data.index import index_shard, load, read_totals
+from data.index import load, read_totals
+from data.indexing import index_shard
 from data.prepare import index as command
 from data.prepare.index import index_shards
 from data.store import LOCAL, Store
 from data.tar import document_bytes
 from data.tokenizer import Tokenizer
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 from nmm.errors import UserError
 from tests import corpora
 
@@ -56,13 +57,13 @@ def tokenizer() -> Tokenizer:
 @pytest.mark.parametrize("kind", corpora.KINDS)
 def test_counts_are_those_of_the_text_itself(kind: Kind, tokenizer: Tokenizer) -> None:
     for path in corpora.corpus_directory().glob(f"{kind.value}/*.tar"):
-        stored = load(path, kind=kind, tokenizer=tokenizer)
+        stored = load(path, layout=Layout(kind), tokenizer=tokenizer)
         texts = images = 0
         for i in range(len(stored)):
             members = document_bytes(
                 path, start=int(stored.start[i]), stop=int(stored.stop[i]), crc=int(stored.crc[i])
             )
-            parts = parse(kind, members)
+            parts = parse(Layout(kind), members)
             mine = [len(tokenizer.encode(part)) for part in parts if isinstance(part, str)]
             texts, images = texts + sum(mine), images + len(parts) - len(mine)
             assert stored.lengths(16)[i] == 2 + sum(mine) + 16 * (len(parts) - len(mine))
@@ -110,7 +111,7 @@ def test_a_bad_sample_is_dropped_and_counted(
     reason: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     path = write_tar(tmp_path / "x.tar", [*DAMAGED[reason], *GOOD])
-    found = index_shard(path, kind=Kind.caption, tokenizer=tokenizer)
+    found = index_shard(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
     assert found.dropped == [(reason, "a")]
     assert keys(found) == (["b", "good"] if reason == "not_adjacent" else ["good"])
 
@@ -133,7 +134,7 @@ def test_a_bad_story_is_dropped_and_counted(
     good = json.dumps({"texts": ["x", None], "images": [None, "0.jpg"]}).encode()
     members = [("a.json", layout), ("a.0.jpg", PICTURE), ("b.json", good), ("b.0.jpg", PICTURE)]
     found = index_shard(
-        write_tar(tmp_path / "x.tar", members), kind=Kind.interleaved, tokenizer=tokenizer
+        write_tar(tmp_path / "x.tar", members), layout=Layout(Kind.interleaved), tokenizer=tokenizer
     )
     assert (found.dropped, keys(found)) == ([(reason, "a")], ["b"])
 
@@ -148,7 +149,7 @@ def test_what_is_unusual_but_good_is_read(tmp_path: Path, tokenizer: Tokenizer) 
     ]
     found = index_shard(
         write_tar(tmp_path / "x.tar", members, form=tarfile.PAX_FORMAT),
-        kind=Kind.caption,
+        layout=Layout(Kind.caption),
         tokenizer=tokenizer,
     )
     assert keys(found) == ["dir.d/a", "new\nline", "ü" * 90]
@@ -168,9 +169,9 @@ def test_a_truncated_shard_keeps_its_complete_samples(
     complete = [f"{n}" for n, end in enumerate(ends) if end <= len(data)]
     if not complete:
         with pytest.raises(UserError, match="holds no document"):
-            index_shard(whole, kind=Kind.caption, tokenizer=tokenizer)
+            index_shard(whole, layout=Layout(Kind.caption), tokenizer=tokenizer)
         return
-    found = index_shard(whole, kind=Kind.caption, tokenizer=tokenizer)
+    found = index_shard(whole, layout=Layout(Kind.caption), tokenizer=tokenizer)
     assert keys(found) == complete
     assert len(found.dropped) >= (len(data) > ends[len(complete) - 1])
 
@@ -178,7 +179,7 @@ def test_a_truncated_shard_keeps_its_complete_samples(
 def test_garbage_behind_good_samples_is_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_tar(tmp_path / "x.tar", GOOD)
     path.write_bytes(path.read_bytes()[: tar.scan(path).samples[0].stop] + b"garbage" * 1000)
-    found = index_shard(path, kind=Kind.caption, tokenizer=tokenizer)
+    found = index_shard(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
     assert [reason for reason, _ in found.dropped] == ["unreadable_tail"]
 
 
@@ -197,13 +198,13 @@ def test_a_shard_without_samples_is_refused(
     path = tmp_path / "x.tar"
     path.write_bytes(data)
     with pytest.raises(UserError, match=sentence):
-        index_shard(path, kind=Kind.caption, tokenizer=tokenizer)
+        index_shard(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
 
 
 def test_other_extensions_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_tar(tmp_path / "x.tar", [("a.input.jpg", PICTURE), ("a.cls", b"3")])
     with pytest.raises(UserError, match=r"it has \.input\.jpg, \.cls \(1 missing_image\)"):
-        index_shard(path, kind=Kind.caption, tokenizer=tokenizer)
+        index_shard(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
 
 
 def test_a_stale_index_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -211,30 +212,30 @@ def test_a_stale_index_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(
         UserError, match=r"x\.tar has no index; run `python -m data\.prepare\.index --kind caption"
     ):
-        load(path, kind=Kind.caption, tokenizer=tokenizer)
-    made = index_shard(path, kind=Kind.caption, tokenizer=tokenizer)
+        load(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
+    made = index_shard(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
     made.save(path)
-    assert load(path, kind=Kind.caption, tokenizer=tokenizer).digest == made.digest
+    assert load(path, layout=Layout(Kind.caption), tokenizer=tokenizer).digest == made.digest
     with pytest.raises(UserError, match="its kind is caption, now it is text"):
-        load(path, kind=Kind.text, tokenizer=tokenizer)
+        load(path, layout=Layout(Kind.text), tokenizer=tokenizer)
     stored = path.with_name("x.tar.index")
     whole = stored.read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 1):
         stored.write_bytes(whole[:size])
         with pytest.raises(UserError, match="is damaged; run"):
-            load(path, kind=Kind.caption, tokenizer=tokenizer)
+            load(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
     for place in (20, len(whole) // 2, len(whole) - 1):
         stored.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match=r"(is damaged|is stale).*; run"):
-            load(path, kind=Kind.caption, tokenizer=tokenizer)
+            load(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
     stored.write_bytes(whole)
     other = corpora.train_tokenizer(tmp_path / "other.model", vocab_size=320)
     with pytest.raises(UserError, match="its tokenizer is"):
-        load(path, kind=Kind.caption, tokenizer=Tokenizer(other))
+        load(path, layout=Layout(Kind.caption), tokenizer=Tokenizer(other))
     with path.open("ab") as file:
         file.write(bytes(512))
     with pytest.raises(UserError, match="its shard size in bytes is"):
-        load(path, kind=Kind.caption, tokenizer=tokenizer)
+        load(path, layout=Layout(Kind.caption), tokenizer=tokenizer)
 
 
 def test_an_index_says_its_totals_in_its_first_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -243,14 +244,14 @@ def test_an_index_says_its_totals_in_its_first_line(tmp_path: Path, tokenizer: T
         tmp_path, kind=Kind.interleaved, name="x", documents=40, per_shard=40, seed=0
     )
     shard = tmp_path / "x-000000.tar"
-    made = index_shard(shard, kind=Kind.interleaved, tokenizer=tokenizer)
+    made = index_shard(shard, layout=Layout(Kind.interleaved), tokenizer=tokenizer)
     made.save(shard)
     with (tmp_path / "x-000000.tar.index").open("rb") as file:
         head = json.loads(file.readline())
     assert (head["format"], head["documents"], head["images"]) == (index.FORMAT, 40, made.images)
-    totals = read_totals(shard, kind=Kind.interleaved, tokenizer=tokenizer)
+    totals = read_totals(shard, layout=Layout(Kind.interleaved), tokenizer=tokenizer)
     assert totals == made.totals
-    stored = load(shard, kind=Kind.interleaved, tokenizer=tokenizer)
+    stored = load(shard, layout=Layout(Kind.interleaved), tokenizer=tokenizer)
     for name in index.ARRAYS:
         mapped, array = vars(stored)[name], vars(made)[name]
         assert (mapped.dtype, mapped.tolist()) == (array.dtype, array.tolist()), name
@@ -280,11 +281,14 @@ def test_processes_make_the_same_index_and_skip_what_is_fresh(
 ) -> None:
     corpora.write_shards(tmp_path, kind=Kind.caption, name="x", documents=30, per_shard=10, seed=0)
     shards = sorted(tmp_path.glob("*.tar"))
-    alone = [index_shard(shard, kind=Kind.caption, tokenizer=tokenizer).digest for shard in shards]
-    made = index_shards(shards, kind=Kind.caption, tokenizer=tokenizer.path, workers=2)
+    alone = [
+        index_shard(shard, layout=Layout(Kind.caption), tokenizer=tokenizer).digest
+        for shard in shards
+    ]
+    made = index_shards(shards, layout=Layout(Kind.caption), tokenizer=tokenizer.path, workers=2)
     assert [shard.digest for shard in made] == alone
     written = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.index"))]
-    index_shards(shards, kind=Kind.caption, tokenizer=tokenizer.path)
+    index_shards(shards, layout=Layout(Kind.caption), tokenizer=tokenizer.path)
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.index"))] == written
     assert len(written) == len(shards) == 3
 
@@ -353,7 +357,9 @@ def test_tokenizer_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_a_shard_that_is_gone_while_its_index_is_there_is_missed(tmp_path: Path) -> None:
     corpora.write_shards(tmp_path, kind=Kind.text, name="train", documents=6, per_shard=2, seed=0)
     shards = sorted(tmp_path.glob("*.tar"))
-    index_shards([str(path) for path in shards], kind=Kind.text, tokenizer=corpora.tokenizer_path())
+    index_shards(
+        [str(path) for path in shards], layout=Layout(Kind.text), tokenizer=corpora.tokenizer_path()
+    )
     shards[1].unlink()
     with pytest.raises(UserError, match=r"train-000001.tar is gone while its index is there"):
         find_shards(f"{tmp_path}/train-*.tar", key="--shards", store=LOCAL)

@@ -16,7 +16,7 @@ from data.prepare.inspect import __main__ as command
 from data.prepare.inspect import page
 from data.prepare.inspect.facts import Facts, look
 from data.shards import ShardWriter
-from nmm.config import DataConfig, Kind, SourceConfig
+from nmm.config import DataConfig, Kind, Layout, SourceConfig
 from tests import corpora
 
 ROWS = 6
@@ -132,7 +132,9 @@ def test_texts_are_shown_as_text(tmp_path: Path) -> None:
 
 def corpus_of(folder: Path, *, kind: Kind) -> tuple[Corpus, DataConfig]:
     """The shards of a folder, indexed, as the only source."""
-    index_shards(sorted(folder.glob("*.tar")), kind=kind, tokenizer=corpora.tokenizer_path())
+    index_shards(
+        sorted(folder.glob("*.tar")), layout=Layout(kind), tokenizer=corpora.tokenizer_path()
+    )
     shards = f"{folder}/*.tar"
     source = SourceConfig(kind=kind, train=shards, held_out=shards, weight=1.0)
     config = corpora.config(sources={"only": source}, repeat=False)

@@ -21,7 +21,7 @@ from data.plan import Piece, StreamState, plan_rows
 from data.prepare.index import index_shards
 from data.shards import ShardWriter
 from nmm.batch import NO_LABEL, Modality, PackedBatch
-from nmm.config import DataConfig, Kind, SourceConfig
+from nmm.config import DataConfig, Kind, Layout, SourceConfig
 from nmm.errors import UserError
 from tests import corpora
 
@@ -269,7 +269,7 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
 
 def _text(corpus: Corpus, *, source: int, document: int) -> str:
     chosen = corpus.sources[source]
-    parts = parse(chosen.kind, read_document(chosen.shards[0], document))
+    parts = parse(chosen.layout, read_document(chosen.shards[0], document))
     return next(part for part in parts if isinstance(part, str))
 
 
@@ -315,7 +315,7 @@ def damaged(tmp_path: Path) -> tuple[Corpus, DataConfig]:
                 )
     for kind in (Kind.caption, Kind.interleaved):
         shards = sorted((tmp_path / kind.value).glob("*.tar"))
-        index_shards(shards, kind=kind, tokenizer=corpora.tokenizer_path())
+        index_shards(shards, layout=Layout(kind), tokenizer=corpora.tokenizer_path())
     config = corpora.config(tmp_path, global_rows=1, window_documents=7)
     del config.sources["text"]
     return corpora.open_corpus(config), config
@@ -437,7 +437,9 @@ def test_the_fingerprint_follows_content_and_not_place(
     with ShardWriter(moved / "text", name="train", documents_per_shard=100) as writer:
         writer.text("0", "other words.")
     index_shards(
-        sorted((moved / "text").glob("*.tar")), kind=Kind.text, tokenizer=corpora.tokenizer_path()
+        sorted((moved / "text").glob("*.tar")),
+        layout=Layout(Kind.text),
+        tokenizer=corpora.tokenizer_path(),
     )
     assert corpora.open_corpus(corpora.config(moved)).fingerprint != corpus.fingerprint
 

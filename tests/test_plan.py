@@ -20,7 +20,7 @@ from data.loader import held_out_batches
 from data.order import BLOCK_SHARDS
 from data.plan import StreamState, plan_places, plan_rows
 from data.tokenizer import Tokenizer
-from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig, WeightChange
+from nmm.config import DataConfig, ImageConfig, Kind, Layout, SourceConfig, WeightChange
 from nmm.errors import UserError
 from tests import corpora, lengths
 
@@ -216,7 +216,7 @@ def test_an_index_that_changes_under_a_run_stops_it(tmp_path: Path) -> None:
         )
     corpus = opened(configured(tmp_path))
     shard = tmp_path / "text" / "text-000000.tar"
-    stored = index.load(shard, kind=Kind.text, tokenizer=tokenizer)
+    stored = index.load(shard, layout=Layout(Kind.text), tokenizer=tokenizer)
     replace(stored, totals=replace(stored.totals, digest="00" * 32)).save(shard)
     with pytest.raises(UserError, match=r"text-000000\.tar was indexed again with another result"):
         next(plan_rows(corpus, configured(tmp_path)))
@@ -236,7 +236,7 @@ def tiny(directory: Path) -> None:
                 for i, tokens in enumerate(text)
             ]
             made = index.assemble(
-                kind=kind,
+                layout=Layout(kind),
                 tokenizer_hash=hash_of_tokenizer,
                 shard_bytes=512 * size,
                 dropped=[],
@@ -244,6 +244,7 @@ def tiny(directory: Path) -> None:
                 border=np.cumsum([0, *map(len, parts)]),
                 start=512 * np.arange(size),
                 stop=512 * np.arange(1, size + 1),
+                variant=np.zeros(size, np.int32),
                 crc=np.zeros(size, np.uint32),
                 key_bytes=np.frombuffer(bytes(range(97, 97 + size)), np.uint8),
                 key_border=np.arange(size + 1),
@@ -348,7 +349,7 @@ def test_a_source_without_documents_is_refused(tmp_path: Path) -> None:
             tmp_path / kind.value, kind=kind, shards=1, documents=20, tokenizer=tokenizer
         )
     shard = tmp_path / "text" / "text-000000.tar"
-    stored = index.load(shard, kind=Kind.text, tokenizer=tokenizer)
+    stored = index.load(shard, layout=Layout(Kind.text), tokenizer=tokenizer)
     replace(stored, totals=replace(stored.totals, documents=0)).save(shard)
     with pytest.raises(
         UserError, match=r"data\.sources\.text\.train is .* its weight of 0.1 can never be served"

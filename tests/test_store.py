@@ -21,7 +21,7 @@ from data.prepare.index import index_shards
 from data.prepare.validate import validate
 from data.store import Store
 from nmm.batch import PackedBatch
-from nmm.config import DataConfig, Kind
+from nmm.config import DataConfig, Kind, Layout
 from nmm.errors import UserError
 from tests import corpora, servers
 
@@ -255,15 +255,15 @@ def test_urls_are_indexed_like_files(
         assert tool.find_index(url).read_bytes() == Path(f"{shard}.index").read_bytes()
     tokenizer = str(corpora.tokenizer_path())
     with pytest.raises(UserError, match=rf"^{shards[0]} holds no document of kind interleaved"):
-        index_shards(shards[:1], kind=Kind.interleaved, tokenizer=tokenizer, store=tool)
+        index_shards(shards[:1], layout=Layout(Kind.interleaved), tokenizer=tokenizer, store=tool)
 
 
 def test_urls_are_validated_like_files(root: str) -> None:
     names = [f"text/train-{number:06d}.tar" for number in range(2)]
-    urls = validate([f"{root}/{name}" for name in names], kind=Kind.text, workers=2)
-    here = validate([corpora.corpus_directory() / name for name in names], kind=Kind.text)
+    urls = validate([f"{root}/{name}" for name in names], layout=Layout(Kind.text), workers=2)
+    here = validate([corpora.corpus_directory() / name for name in names], layout=Layout(Kind.text))
     assert (urls.sums, urls.findings) == (here.sums, here.findings)
-    wrong = validate([f"{root}/{names[0]}"], kind=Kind.caption)
+    wrong = validate([f"{root}/{names[0]}"], layout=Layout(Kind.caption))
     assert wrong.defects["missing_image"] == 25
     assert {finding.shard for finding in wrong.findings} == {f"{root}/{names[0]}"}
 

@@ -9,7 +9,7 @@ import sentencepiece
 from data.prepare import tokenizer
 from data.shards import ShardWriter
 from data.tokenizer import Tokenizer
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 
 PNG = b"\x89PNG\r\n\x1a\nnot decoded here"
 SYLLABLES = [a + b for a in "bcdfghklmnprst" for b in "aeiou"]
@@ -97,13 +97,13 @@ def test_special_ids_come_first_and_bytes_follow(model: Path) -> None:
 
 def test_the_sample_is_spread_over_documents_and_its_size_is_exact(shards: Path) -> None:
     paths = sorted(shards.glob("text-*.tar"))
-    whole = list(tokenizer.sample(Kind.text, paths, characters=10**9, rng=random.Random(0)))
+    whole = list(tokenizer.sample(Layout(Kind.text), paths, characters=10**9, rng=random.Random(0)))
     assert sorted(whole) == sorted(prose(2000 + index, words=100) for index in range(100))
-    part = list(tokenizer.sample(Kind.text, paths, characters=5000, rng=random.Random(0)))
+    part = list(tokenizer.sample(Layout(Kind.text), paths, characters=5000, rng=random.Random(0)))
     assert sum(map(len, part)) == 5000
     assert all(any(text.startswith(taken) for text in whole) for taken in part)
     interleaved = tokenizer.sample(
-        Kind.interleaved,
+        Layout(Kind.interleaved),
         [shards / "interleaved-000000.tar"],
         characters=10**9,
         rng=random.Random(0),

@@ -15,7 +15,7 @@ import torch
 
 from data.prepare.index import index_shards
 from nmm import begin, checkpoint, parallel, rundir
-from nmm.config import compose, load
+from nmm.config import Layout, compose, load
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.parallel import World
@@ -160,7 +160,7 @@ def test_another_tokenizer_is_refused_by_name(
     other = corpora.train_tokenizer(tmp_path / "other.model", vocab_size=290)
     for kind in corpora.KINDS:
         shards = sorted((copy / kind.value).glob("*.tar"))
-        index_shards(shards, kind=kind, tokenizer=other)
+        index_shards(shards, layout=Layout(kind), tokenizer=other)
     given = ("run.name=whole", f"data.tokenizer={other}")
     arguments = overrides(copy, undisturbed.parent, *given)
     with pytest.raises(UserError, match=r"data.tokenizer \(sha256\) is .* but .* made with"):

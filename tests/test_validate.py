@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from data import tar
-from data.index import index_shard
+from data.indexing import index_shard
 from data.prepare import validate as command
 from data.prepare.findings import DEFECTS, NOTES
 from data.prepare.validate import Report, validate
 from data.tokenizer import Tokenizer
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 from tests import corpora
 from tests.test_images import bomb
 
@@ -179,7 +179,7 @@ def found(report: Report) -> Counter[tuple[str, str]]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_malformed_shape_is_named(shape: str, tmp_path: Path) -> None:
     data, expected = SHAPES[shape]
-    report = validate([write(tmp_path, "x.tar", data)], kind=Kind.caption)
+    report = validate([write(tmp_path, "x.tar", data)], layout=Layout(Kind.caption))
     assert found(report) == Counter(expected)
     bad = {key for reason, key in expected if key and reason in DEFECTS}
     assert report.sums["documents"] == report.sums["samples"] - len(bad)
@@ -192,11 +192,14 @@ def test_the_index_drops_exactly_the_samples_with_defects(tmp_path: Path) -> Non
     compared = 0
     for shape, (data, _) in SHAPES.items():
         path = write(tmp_path, "x.tar", data)
-        report = validate([path], kind=Kind.caption)
+        report = validate([path], layout=Layout(Kind.caption))
         if not report.sums["documents"]:
             continue
         dropped = {
-            key for _, key in index_shard(path, kind=Kind.caption, tokenizer=tokenizer).dropped
+            key
+            for _, key in index_shard(
+                path, layout=Layout(Kind.caption), tokenizer=tokenizer
+            ).dropped
         }
         bad = {f.key for f in report.findings if f.is_defect and f.key}
         decoded = {f.key for f in report.findings if f.reason == "image_decode"}
@@ -239,7 +242,7 @@ def test_every_image_of_a_story_is_judged(story: str, tmp_path: Path) -> None:
     members += [(f"a.{name}", data) for name, data in images.items()]
     good = [("g.json", json.dumps({"texts": ["x"], "images": [None]}).encode())]
     path = write(tmp_path, "x.tar", archive([*members, *good]))
-    report = validate([path], kind=Kind.interleaved)
+    report = validate([path], layout=Layout(Kind.interleaved))
     assert Counter(finding.reason for finding in report.findings) == Counter(expected)
     assert report.sums["image_files"] == len(images)
 
@@ -251,7 +254,7 @@ def test_repeated_keys_and_missing_numbers(tmp_path: Path) -> None:
         "train-000004.tar": [*pair("b"), *pair("a", text=b"a third"), *pair("d")],
     }
     paths = [write(tmp_path, name, archive(members)) for name, members in shards.items()]
-    report = validate(paths, kind=Kind.caption)
+    report = validate(paths, layout=Layout(Kind.caption))
     names = [Path(finding.shard).name for finding in report.findings]
     told = [(finding.reason, finding.key) for finding in report.findings]
     assert list(zip(names, told, strict=True)) == [
@@ -266,7 +269,9 @@ def test_repeated_keys_and_missing_numbers(tmp_path: Path) -> None:
 
 def test_the_report_does_not_depend_on_the_workers(tmp_path: Path) -> None:
     paths = [write(tmp_path, f"x-{n:06d}.tar", data) for n, (data, _) in enumerate(SHAPES.values())]
-    alone, shared = (validate(paths, kind=Kind.caption, workers=workers) for workers in (1, 2))
+    alone, shared = (
+        validate(paths, layout=Layout(Kind.caption), workers=workers) for workers in (1, 2)
+    )
     assert alone == shared
     everything = Counter(reason for _, expected in SHAPES.values() for reason, _ in expected)
     counts = alone.defects + alone.notes
@@ -279,7 +284,7 @@ def test_real_shards_have_no_defect() -> None:
     for kind in corpora.KINDS:
         for split, documents in (("train", 120), ("held_out", 30)):
             paths = sorted(corpora.corpus_directory().glob(f"{kind.value}/{split}-*.tar"))
-            report = validate(paths, kind=kind)
+            report = validate(paths, layout=Layout(kind))
             assert report.findings == []
             assert report.sums["documents"] == report.sums["samples"] == documents
             assert report.sums["decoded"] == report.sums["image_files"]
@@ -321,5 +326,5 @@ def test_the_command_says_yes_or_no(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_shard_that_cannot_be_read_is_a_defect(tmp_path: Path) -> None:
     (tmp_path / "x.tar").mkdir()
-    report = validate([tmp_path / "x.tar"], kind=Kind.caption)
+    report = validate([tmp_path / "x.tar"], layout=Layout(Kind.caption))
     assert found(report) == Counter([("unreadable", "")])

@@ -19,12 +19,11 @@ from data import documents, images, tar
 from data.documents import IMAGE_EXTENSIONS, BadSample
 from data.prepare.findings import Finding
 from data.store import LOCAL
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 from nmm.errors import UserError
 
 END_BYTES = 2 * tar.BLOCK_BYTES
 DECODE_SIDE_PIXELS = 64  # every bit is read at any side; small squares are cheap to resize
-TEXT_MEMBER = {Kind.caption: "txt", Kind.interleaved: "json", Kind.text: "txt"}
 NOT_UTF8 = re.compile(r"\\udc[89a-f]")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -60,13 +59,13 @@ class ShardReport:
         self.findings.append(Finding(self.shard, key, reason, detail))
 
 
-def examine(shard: Path | str, *, kind: Kind) -> ShardReport:
+def examine(shard: Path | str, *, layout: Layout) -> ShardReport:
     """Everything about one shard; never raises for what lies in it, only where a URL fails."""
     with LOCAL.local(str(shard)) as path:
-        return _examine(path, kind=kind, name=str(shard))
+        return _examine(path, layout=layout, name=str(shard))
 
 
-def _examine(path: Path, *, kind: Kind, name: str) -> ShardReport:
+def _examine(path: Path, *, layout: Layout, name: str) -> ShardReport:
     report = ShardReport(name)
     try:
         report.bytes = path.stat().st_size
@@ -77,7 +76,7 @@ def _examine(path: Path, *, kind: Kind, name: str) -> ShardReport:
             for sample in found.samples:
                 file.seek(sample.start)
                 raw = file.read(sample.stop - sample.start)
-                _examine_sample(report, sample, raw, kind=kind, unread=unread)
+                _examine_sample(report, sample, raw, layout=layout, unread=unread)
     except UserError as error:
         report.add(_not_a_tar(path), detail=str(error).removeprefix(f"{path} is "))
         return report
@@ -143,11 +142,16 @@ def _odd_name(key: str) -> str:
     return "points outside" if key.startswith("/") or ".." in key.split("/") else ""
 
 
+def _text_member(layout: Layout) -> str:
+    in_json = layout.kind is Kind.interleaved or layout.text_field is not None
+    return "json" if in_json else "txt"
+
+
 def _examine_sample(
-    report: ShardReport, sample: tar.Sample, raw: bytes, *, kind: Kind, unread: Counter[str]
+    report: ShardReport, sample: tar.Sample, raw: bytes, *, layout: Layout, unread: Counter[str]
 ) -> None:
     pictures = {e for e in sample.extensions if e.rpartition(".")[2] in IMAGE_EXTENSIONS}
-    has_text = TEXT_MEMBER[kind] in sample.extensions
+    has_text = _text_member(layout) in sample.extensions
     report.image_files += len(pictures)
     report.with_image += bool(pictures)
     report.with_text += has_text
@@ -156,22 +160,36 @@ def _examine_sample(
         report.add(sample.fault, key=sample.key)
         return
     members = tar.members_of(raw)
-    try:
-        parts = documents.parse(kind, members)
-    except BadSample as bad:
-        report.add(bad.reason, key=sample.key, detail=_has(sample, bad.reason))
+    found = _parse(report, sample, members, layout=layout)
+    if not found:
         return
-    if _decode_images(report, sample, parts):
-        report.documents += 1
-        report.texts += sum(isinstance(part, str) for part in parts)
+    if _decode_images(report, sample, found[0]):  # the others have the same images
+        report.documents += len(found)
+        report.texts += sum(isinstance(part, str) for parts in found for part in parts)
         report.keys += sample.key + "\0"
         report.hashes.append(_hash(sample.key))
         report.crcs.append(_crc(members))
     unread.update(
         name
         for name, data in members.items()
-        if name != TEXT_MEMBER[kind] and not any(data is part for part in parts)
+        if name != _text_member(layout) and not any(data is part for part in found[0])
     )
+
+
+def _parse(
+    report: ShardReport, sample: tar.Sample, members: dict[str, bytes], *, layout: Layout
+) -> list[documents.Parts]:
+    """The documents of a sample, without those that are none."""
+    found: list[documents.Parts] = []
+    count = documents.variants(layout, members)
+    for variant in range(count):
+        try:
+            found.append(documents.parse(layout, members, variant=variant))
+        except BadSample as bad:
+            which = f"caption {variant + 1} of {count}" if count > 1 else ""
+            detail = ", ".join(filter(None, [which, _has(sample, bad.reason)]))
+            report.add(bad.reason, key=sample.key, detail=detail)
+    return found
 
 
 def _decode_images(report: ShardReport, sample: tar.Sample, parts: documents.Parts) -> bool:

@@ -11,7 +11,7 @@ from random import Random
 from data.prepare import index, prose, scenes, tokenizer
 from data.prepare.stories import story
 from data.shards import ShardWriter
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 from nmm.errors import UserError
 
 CAPTIONS, STORIES, TEXT_CHARACTERS = 10_000, 3_000, 1_000_000  # of the train split at size 1
@@ -147,10 +147,12 @@ def tokenize_and_index(corpus: Path) -> None:
     model = corpus / "tokenizer.model"
     shards = {kind: sorted((corpus / kind.value).glob("*.tar")) for kind in Kind}
     if not model.exists():
-        train = [(kind, [s for s in shards[kind] if s.name.startswith("train")]) for kind in Kind]
+        train = [
+            (Layout(kind), [s for s in shards[kind] if s.name.startswith("train")]) for kind in Kind
+        ]
         tokenizer.make(train, vocab_size=VOCAB_SIZE, characters=2_000_000, seed=0, out=model)
     for kind in Kind:
-        index.index_shards(shards[kind], kind=kind, tokenizer=model)
+        index.index_shards(shards[kind], layout=Layout(kind), tokenizer=model)
     print(f"{corpus}: every shard is indexed with {model.name}", flush=True)
 
 

@@ -26,18 +26,19 @@ from functools import partial
 from pathlib import Path
 
 from data.corpus import find_shards
-from data.index import ShardIndex, index_shard, load
+from data.index import ShardIndex, load
+from data.indexing import index_shard
 from data.store import LOCAL, Store
 from data.tokenizer import Tokenizer
 from data.workers import context, forking
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 from nmm.errors import UserError
 
 
 def index_shards(
     shards: Sequence[Path | str],
     *,
-    kind: Kind,
+    layout: Layout,
     tokenizer: Path | str,
     store: Store = LOCAL,
     workers: int = 1,
@@ -46,7 +47,9 @@ def index_shards(
 ) -> list[ShardIndex]:
     """Index every shard that has no fresh index; raises UserError at the end if some failed."""
     names = [str(shard) for shard in shards]
-    work = partial(_index_one, kind=kind, tokenizer=Tokenizer(tokenizer), force=force, store=store)
+    work = partial(
+        _index_one, layout=layout, tokenizer=Tokenizer(tokenizer), force=force, store=store
+    )
     if workers <= 1:
         return _collect(map(work, names), total=len(names), progress=progress)
     with forking(), ProcessPoolExecutor(workers, mp_context=context()) as pool:
@@ -76,15 +79,17 @@ def table(indexes: list[ShardIndex]) -> str:
 
 
 def _index_one(
-    shard: str, *, kind: Kind, tokenizer: Tokenizer, force: bool, store: Store
+    shard: str, *, layout: Layout, tokenizer: Tokenizer, force: bool, store: Store
 ) -> ShardIndex | UserError:
     try:
         size = store.size(shard)
         if not force:
             with suppress(UserError):  # missing or stale: that is what we are here for
-                return load(shard, kind=kind, tokenizer=tokenizer, store=store, shard_bytes=size)
+                return load(
+                    shard, layout=layout, tokenizer=tokenizer, store=store, shard_bytes=size
+                )
         with store.local(shard) as file:
-            index = index_shard(file, kind=kind, tokenizer=tokenizer)
+            index = index_shard(file, layout=layout, tokenizer=tokenizer)
         index.save(shard, store=store)
     except UserError as error:
         return error
@@ -133,6 +138,11 @@ def main(argv: list[str] | None = None) -> None:
         "texts in reading order, text = text only (docs/data-format.md)",
     )
     parser.add_argument(
+        "--text-field",
+        metavar="FIELD",
+        help="the text is this field of the .json, a string or a list of captions, not the .txt",
+    )
+    parser.add_argument(
         "--shards",
         required=True,
         help="glob or brace range of the .tar files; quote it: 'DIR/train-*.tar'",
@@ -147,11 +157,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="index again what has a fresh index")
     options = parser.parse_args(argv)
     try:
+        layout = Layout(Kind(options.kind), options.text_field)
+        layout.check("--text-field")
         store = Store(index_dir=options.index_dir)
         shards = find_shards(options.shards, key="--shards", store=store)
         indexes = index_shards(
             shards,
-            kind=Kind(options.kind),
+            layout=layout,
             tokenizer=options.tokenizer,
             store=store,
             workers=min(options.workers, len(shards)),

@@ -5,7 +5,8 @@
         --source interleaved='corpora/book/interleaved/train-*.tar' \\
         --source text='corpora/book/text/train-*.tar'
 
-The name before = is the kind of the shards (docs/data-format.md). The model is byte-pair encoding
+The name before = is the kind of the shards (docs/data-format.md); text:FIELD and caption:FIELD take
+the text from that field of the .json. The model is byte-pair encoding
 with byte fallback, so every text has ids, and no normalisation: decoding the ids of a text gives
 the text back, character by character (but U+2581, sentencepiece's own sign of a space, becomes a
 space). Pad is 0, unknown 1, begin 2, end 3. The same shards and options give the same bytes.
@@ -22,15 +23,15 @@ import sentencepiece
 
 from data import tar
 from data.corpus import find_shards
-from data.documents import BadSample, parse
+from data.documents import BadSample, parse, variants
 from data.store import LOCAL
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 from nmm.errors import UserError
 
 LEAST_PER_SHARD = 50_000
 LONGEST_LINE_BYTES = 1 << 24
 
-Sources = Sequence[tuple[Kind, Sequence[Path | str]]]
+Sources = Sequence[tuple[Layout, Sequence[Path | str]]]
 
 
 def make(
@@ -41,11 +42,11 @@ def make(
     seed: int,
     out: Path,
 ) -> None:
-    """Sample, train and save; `sources` holds the kind and the shards of each."""
+    """Sample, train and save; `sources` holds the layout and the shards of each."""
     texts = _collect(sources, characters=characters, seed=seed)
     if not any(text.strip() for text in texts):
         raise UserError(
-            f"--source {sources[0][0].value} holds no text; check its KIND and its glob."
+            f"--source {sources[0][0].kind.value} holds no text; check its KIND and its glob."
         )
     _save(train(texts, vocab_size=vocab_size), out)
     print(f"wrote {out} with {vocab_size} pieces", flush=True)
@@ -84,7 +85,7 @@ def train(texts: Iterable[str], *, vocab_size: int) -> bytes:
 
 
 def sample(
-    kind: Kind, shards: Sequence[Path | str], *, characters: int, rng: Random
+    layout: Layout, shards: Sequence[Path | str], *, characters: int, rng: Random
 ) -> Iterator[str]:
     """Texts of about `characters` in all, spread over the shards and over the documents of each.
 
@@ -94,7 +95,7 @@ def sample(
     for position, shard in enumerate(shards):
         shards_left = len(shards) - position
         quota = min(characters, max(LEAST_PER_SHARD, -(-characters // shards_left)))
-        texts = list(_texts(kind, shard))
+        texts = list(_texts(layout, shard))
         rng.shuffle(texts)
         for text in texts:
             if quota > 0:
@@ -105,41 +106,48 @@ def sample(
             return
 
 
-def _texts(kind: Kind, shard: Path | str) -> Iterator[str]:
+def _texts(layout: Layout, shard: Path | str) -> Iterator[str]:
     """The text of each of a shard's documents; one that cannot be read has none."""
     with LOCAL.local(str(shard)) as path, path.open("rb") as file:
         for place in tar.scan(path).samples:
             if place.fault:
                 continue
             file.seek(place.start)
-            try:
-                parts = parse(kind, tar.members_of(file.read(place.stop - place.start)))
-            except BadSample:
-                continue
-            yield "\n".join(part for part in parts if isinstance(part, str))
+            members = tar.members_of(file.read(place.stop - place.start))
+            for variant in range(variants(layout, members)):
+                try:
+                    parts = parse(layout, members, variant=variant)
+                except BadSample:
+                    continue
+                yield "\n".join(part for part in parts if isinstance(part, str))
 
 
-def _sources(arguments: list[str]) -> list[tuple[Kind, list[str]]]:
-    """Kind and shards of every KIND=GLOB."""
-    found: list[tuple[Kind, list[str]]] = []
+def _sources(arguments: list[str]) -> list[tuple[Layout, list[str]]]:
+    """Layout and shards of every KIND=GLOB or KIND:FIELD=GLOB."""
+    found: list[tuple[Layout, list[str]]] = []
     for argument in arguments:
-        kind, _, pattern = argument.partition("=")
+        name, _, pattern = argument.partition("=")
+        kind, colon, field = name.partition(":")
         if kind not in Kind.__members__ or not pattern:
             raise UserError(
-                f"--source is {argument}; write KIND='GLOB' with a KIND of "
+                f"--source is {argument}; write KIND='GLOB' or KIND:FIELD='GLOB' with a KIND of "
                 f"{', '.join(Kind.__members__)}."
             )
-        found.append((Kind[kind], find_shards(pattern, key=f"--source {kind}", store=LOCAL)))
+        layout = Layout(Kind[kind], field if colon else None)
+        layout.check(f"FIELD of --source {name}")
+        found.append((layout, find_shards(pattern, key=f"--source {name}", store=LOCAL)))
     return found
 
 
 def _collect(sources: Sources, *, characters: int, seed: int) -> list[str]:
     """Texts of all sources, an equal share of `characters` from each; prints what each gave."""
     texts: list[str] = []
-    for index, (kind, shards) in enumerate(sources):
+    for index, (layout, shards) in enumerate(sources):
         rng = Random(f"{seed} {index}")
-        found = list(sample(kind, shards, characters=characters // len(sources), rng=rng))
-        print(f"{kind.name}: {sum(map(len, found)):,} characters of {len(found):,} documents")
+        found = list(sample(layout, shards, characters=characters // len(sources), rng=rng))
+        print(
+            f"{layout.kind.name}: {sum(map(len, found)):,} characters of {len(found):,} documents"
+        )
         texts += found
     return texts
 
@@ -163,7 +171,11 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--source", action="append", required=True, metavar="KIND=GLOB", help="shards; repeat it"
+        "--source",
+        action="append",
+        required=True,
+        metavar="KIND[:FIELD]=GLOB",
+        help="shards; repeat it",
     )
     parser.add_argument("--vocab-size", type=int, required=True, help="number of pieces")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model to write")

@@ -24,7 +24,7 @@ from data.prepare.defects import ShardReport
 from data.prepare.findings import DEFECTS, NOTES, Finding
 from data.store import LOCAL
 from data.workers import context, forking
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 from nmm.errors import UserError
 
 LISTED = 5
@@ -53,7 +53,7 @@ class Report:
 def validate(
     shards: Sequence[Path | str],
     *,
-    kind: Kind,
+    layout: Layout,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
@@ -61,12 +61,14 @@ def validate(
 
     Raises UserError when a decoder kills a worker.
     """
-    work = partial(defects.examine, kind=kind)
+    work = partial(defects.examine, layout=layout)
     if workers <= 1:
-        return _collect(map(work, shards), shards=shards, kind=kind, progress=progress)
+        return _collect(map(work, shards), shards=shards, kind=layout.kind, progress=progress)
     try:
         with forking(), ProcessPoolExecutor(workers, mp_context=context()) as pool:
-            return _collect(pool.map(work, shards), shards=shards, kind=kind, progress=progress)
+            return _collect(
+                pool.map(work, shards), shards=shards, kind=layout.kind, progress=progress
+            )
     except BrokenProcessPool:
         raise UserError(
             "a worker was killed while it read a shard, by the system for its memory or by a "
@@ -190,6 +192,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         help="layout of the samples (docs/data-format.md)",
     )
     parser.add_argument(
+        "--text-field", metavar="FIELD", help="the text is this field of the .json, not the .txt"
+    )
+    parser.add_argument(
         "--shards", required=True, help="glob or range of .tar files; quote it: 'DIR/train-*.tar'"
     )
     parser.add_argument(
@@ -205,10 +210,12 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = _options(argv)
     try:
+        layout = Layout(Kind(options.kind), options.text_field)
+        layout.check("--text-field")
         shards = find_shards(options.shards, key="--shards", store=LOCAL)
         report = validate(
             shards,
-            kind=Kind(options.kind),
+            layout=layout,
             workers=min(options.workers, len(shards)),
             progress=_show,
         )

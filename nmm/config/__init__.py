@@ -1,6 +1,6 @@
 """The configuration as typed dataclasses: one small module per group, no torch."""
 
-from nmm.config.data import DataConfig, Kind, SourceConfig, WeightChange
+from nmm.config.data import DataConfig, Kind, Layout, SourceConfig, WeightChange
 from nmm.config.engine import EngineConfig, Precision
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig, WandbMode
 from nmm.config.model import AttentionBackend, ImageConfig, ModelConfig
@@ -31,6 +31,7 @@ __all__ = [
     "EvaluationConfig",
     "ImageConfig",
     "Kind",
+    "Layout",
     "LogConfig",
     "ModelConfig",
     "OptimConfig",

@@ -20,12 +20,34 @@ class Kind(Enum):
     text = "text"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """All that must be known of a source to make documents of its samples.
+
+    `text_field` names the field of KEY.json that holds the text; None: KEY.txt is the text.
+    """
+
+    kind: Kind
+    text_field: str | None = None
+
+    def check(self, key: str) -> None:
+        """Refuse a field that would never be read; `key` is where the user has named it."""
+        if self.text_field == "":
+            raise UserError(f"{key} is empty; name a field of the .json, or leave it out.")
+        if self.text_field is not None and self.kind is Kind.interleaved:
+            raise UserError(
+                f"{key} is {self.text_field}, but the kind is interleaved, whose .json says by "
+                f"itself where its texts are; leave it out."
+            )
+
+
 @dataclass
 class SourceConfig:
     """One corpus: `train` and `held_out` are globs of .tar shards, `weight` its share of tokens.
 
     A source whose `held_out` is null is trained on and not evaluated. Its documents are read at
-    most `max_epochs` times; null: once, or with data.repeat without end.
+    most `max_epochs` times; null: once, or with data.repeat without end. With a `text_field` the
+    text of a document is that field of its .json, else its .txt.
     """
 
     kind: Kind = MISSING
@@ -33,6 +55,11 @@ class SourceConfig:
     held_out: str | None = MISSING
     weight: float = MISSING
     max_epochs: float | None = None
+    text_field: str | None = None
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.kind, self.text_field)
 
 
 @dataclass
@@ -94,6 +121,7 @@ class DataConfig:
         for name, source in self.sources.items():
             positive(**{f"data__sources__{name}__weight": source.weight})
             positive(**{f"data__sources__{name}__max_epochs": source.max_epochs})
+            source.layout.check(f"data.sources.{name}.text_field")
         if self.sources and all(source.held_out is None for source in self.sources.values()):
             raise UserError(
                 "data.sources has held_out: null in every entry, so nothing can be evaluated; give "

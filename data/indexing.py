@@ -1,0 +1,119 @@
+"""Read a shard once and count what its documents hold: the making of data/index.py's index."""
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data import documents, images, tar
+from data.documents import BadSample
+from data.index import ShardIndex, assemble
+from data.tar import Sample, Scan
+from data.tokenizer import Tokenizer
+from nmm.config import Layout
+from nmm.errors import UserError
+
+Dropped = list[tuple[str, str]]
+
+
+class Counted(NamedTuple):
+    """A usable document; `segments` are those of documents.segments."""
+
+    sample: Sample
+    crc: int
+    variant: int
+    segments: np.ndarray
+
+
+def index_shard(path: Path, *, layout: Layout, tokenizer: Tokenizer) -> ShardIndex:
+    """Read a shard and count its documents; raises UserError when it holds none of this kind."""
+    found = tar.scan(path)
+    dropped: Dropped = []
+    usable: list[Counted] = []
+    with path.open("rb") as file:
+        for sample in found.samples:
+            file.seek(sample.start)
+            raw = file.read(sample.stop - sample.start)
+            usable += _documents(sample, raw, layout=layout, tokenizer=tokenizer, dropped=dropped)
+    if found.damaged_at is not None:
+        dropped.append(("unreadable_tail", f"byte {found.damaged_at}"))
+    if not usable:
+        raise UserError(_no_document(path, layout=layout, found=found, dropped=dropped))
+    return _assemble(
+        usable,
+        layout=layout,
+        tokenizer=tokenizer,
+        shard_bytes=path.stat().st_size,
+        dropped=dropped,
+    )
+
+
+def _documents(
+    sample: Sample, raw: bytes, *, layout: Layout, tokenizer: Tokenizer, dropped: Dropped
+) -> Iterator[Counted]:
+    """The usable documents of a sample; what is none goes to `dropped`."""
+    if sample.fault:
+        dropped.append((sample.fault, sample.key))
+        return
+    members, crc = tar.members_of(raw), zlib.crc32(raw)
+    for variant in range(documents.variants(layout, members)):
+        try:
+            segments = _segments(layout, members, variant=variant, tokenizer=tokenizer)
+        except BadSample as bad:
+            dropped.append((bad.reason, sample.key))
+        else:
+            yield Counted(sample, crc, variant, segments)
+
+
+def _segments(
+    layout: Layout, members: dict[str, bytes], *, variant: int, tokenizer: Tokenizer
+) -> np.ndarray:
+    parts = documents.parse(layout, members, variant=variant)
+    for part in parts:
+        if isinstance(part, bytes):
+            images.check_header(part)
+    return documents.segments(parts, tokenizer)
+
+
+def _assemble(
+    usable: list[Counted],
+    *,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    shard_bytes: int,
+    dropped: Dropped,
+) -> ShardIndex:
+    keys = [each.sample.key.encode() for each in usable]
+    return assemble(
+        layout=layout,
+        tokenizer_hash=tokenizer.hash,
+        shard_bytes=shard_bytes,
+        dropped=dropped,
+        start=np.array([each.sample.start for each in usable], np.int64),
+        stop=np.array([each.sample.stop for each in usable], np.int64),
+        crc=np.array([each.crc for each in usable], np.uint32),
+        segment=np.concatenate([each.segments for each in usable]),
+        border=_borders([len(each.segments) for each in usable]),
+        variant=np.array([each.variant for each in usable], np.int32),
+        key_bytes=np.frombuffer(b"".join(keys), np.uint8),
+        key_border=_borders([len(key) for key in keys]),
+    )
+
+
+def _borders(counts: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _no_document(path: Path, *, layout: Layout, found: Scan, dropped: Dropped) -> str:
+    extensions = ", ".join(f".{name}" for name, _ in found.extensions.most_common(8)) or "no files"
+    reasons = ", ".join(
+        f"{count} {reason}" for reason, count in Counter(r for r, _ in dropped).most_common()
+    )
+    kind = layout.kind.value
+    return (
+        f"{path} holds no document of kind {kind}: it has {extensions} ({reasons}); "
+        f"see docs/data-format.md for what a {kind} shard holds."
+    )
