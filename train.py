@@ -181,6 +181,7 @@ def count(
     if result.applied:
         counted["flops"] = flops_per_token(settings.model) * result.tally.count(TOKENS)
     counted["skipped_steps"] = 0 if result.applied else 1
+    counted |= result.counts
     for document in result.dropped:
         key = f"dropped/{document.reason}"
         counted[key] = counted.get(key, 0) + 1

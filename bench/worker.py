@@ -17,7 +17,7 @@ from pathlib import Path
 from data.corpus import Corpus
 from data.loader import Loader
 from data.prepare.index import index_shards
-from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
+from nmm.config import DataConfig, ImageConfig, Kind, Layout, SourceConfig
 from tests.corpora import VOCAB_SIZE, tokenizer_path, write_shards
 
 STORED_DOCUMENTS = 20_000
@@ -35,7 +35,7 @@ def loader(directory: Path) -> Iterator:
         seed=0,
     )
     shards = sorted(directory.glob("*.tar"))
-    index_shards(shards, kind=Kind.caption, tokenizer=tokenizer_path(), workers=2)
+    index_shards(shards, layout=Layout(Kind.caption), tokenizer=tokenizer_path(), workers=2)
     pattern = f"{directory}/*.tar"
     config = DataConfig(
         sources={"caption": SourceConfig(Kind.caption, pattern, pattern, 1.0)},

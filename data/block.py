@@ -31,6 +31,7 @@ class Parcel:
     parts: list[Part]
     keys: list[list[str]]
     dropped: list[Dropped]
+    counts: dict[str, int]
 
 
 def tensors(parts: list[Part]) -> dict[str, Tensor]:
@@ -58,12 +59,15 @@ def pack(batch: PackedBatch) -> Parcel:
     blocks = {found[part.name].untyped_storage().data_ptr() for part in parts}
     assert len(blocks) == 1, "the tensors lie in several blocks"
     block = torch.empty(0, dtype=torch.uint8).set_(batch.tokens.untyped_storage())
-    return Parcel(block, parts, batch.keys, batch.dropped)
+    return Parcel(block, parts, batch.keys, batch.dropped, batch.counts)
 
 
 def unpack(parcel: Parcel) -> PackedBatch:
     return PackedBatch(
-        **_views(parcel.block, parcel.parts), keys=parcel.keys, dropped=parcel.dropped
+        **_views(parcel.block, parcel.parts),
+        keys=parcel.keys,
+        dropped=parcel.dropped,
+        counts=parcel.counts,
     )
 
 

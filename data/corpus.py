@@ -57,6 +57,7 @@ class Shards(Sequence[Shard]):
         self.documents = np.array([each.documents for each in totals], np.int64)
         self.text_tokens = sum(each.text_tokens for each in totals)
         self.images = sum(each.images for each in totals)
+        self.skipped_images = sum(each.skipped_images for each in totals)
         self.tokens = sum(each.tokens(image) for each in totals)
         self.longest = max(each.longest_tokens(image) for each in totals)
         self.digests = [bytes.fromhex(each.digest) for each in totals]
@@ -128,6 +129,7 @@ class Source:
     documents_of_shards: np.ndarray
     text_tokens: int
     images: int
+    skipped_images: int
     tokens: int
     longest: int
 
@@ -284,6 +286,7 @@ def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
         documents_of_shards=shards.documents,
         text_tokens=shards.text_tokens,
         images=shards.images,
+        skipped_images=shards.skipped_images,
         tokens=shards.tokens,
         longest=shards.longest,
     )

@@ -1,20 +1,18 @@
-"""From the members of a sample to a document, and from a document to its token sequence.
+"""From the members of a sample to its documents.
 
 A document is a list of parts in reading order, texts (str) and images (bytes); how samples
 hold them is in docs/data-format.md.
 """
 
+import base64
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import numpy as np
-
-from data.tokenizer import Tokenizer
-from nmm.batch import NO_LABEL
 from nmm.config import Kind, Layout
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif")
-IMAGE_SEGMENT = -1
+LONGEST_NAME = 255  # of a file; an image as base64 is longer
 
 Parts = list[str | bytes]
 
@@ -27,18 +25,21 @@ class BadSample(Exception):  # noqa: N818 - it is a verdict on a sample, counted
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """A document as n tokens, with its begin and end.
+class ImagePlace(NamedTuple):
+    """Where an image of a document should be: a member of that name, or base64."""
 
-    tokens  int64[n]   image positions hold the image id
-    image   int32[n]   1-based index into the document's images; 0 elsewhere
-    labels  int64[n]   id of the next token where that is text (so is the end), else NO_LABEL
-    """
+    name: str
+    base64: str = ""
 
-    tokens: np.ndarray
-    image: np.ndarray
-    labels: np.ndarray
+
+Place = str | ImagePlace
+
+
+class Parsed(NamedTuple):
+    """The parts of a document, and how many of its images the sample does not hold."""
+
+    parts: Parts
+    skipped_images: int
 
 
 def variants(layout: Layout, members: dict[str, bytes]) -> int:
@@ -51,70 +52,23 @@ def variants(layout: Layout, members: dict[str, bytes]) -> int:
         return 1
 
 
-def parse(layout: Layout, members: dict[str, bytes], *, variant: int = 0) -> Parts:
-    """The parts of a sample; members are named "jpg", "txt", "0.jpg", ...; raises BadSample.
+def parse(layout: Layout, members: dict[str, bytes], *, key: str = "", variant: int = 0) -> Parsed:
+    """A document of the sample `key`, whose members are named "jpg", "0.jpg", ...; or BadSample.
 
     `variant` chooses the caption where there are several.
     """
-    parts: Parts
+    field = layout.text_field
     match layout.kind:
         case Kind.caption:
-            parts = [_image(members), _caption(members, field=layout.text_field, variant=variant)]
+            parts: Parts = [_image(members), _caption(members, field=field, variant=variant)]
+            found = Parsed(parts, 0)
         case Kind.interleaved:
-            parts = _interleaved(members)
+            found = _interleaved(members, key=key)
         case Kind.text:
-            parts = [_plain_text(members, field=layout.text_field)]
-    if not any(isinstance(part, str) and part.strip() for part in parts):
+            found = Parsed([_plain_text(members, field=field)], 0)
+    if not any(isinstance(part, str) and part.strip() for part in found.parts):
         raise BadSample("empty_text")
-    return parts
-
-
-def segments(parts: Parts, tokenizer: Tokenizer) -> np.ndarray:
-    """int32[len(parts)]: tokens of every text, IMAGE_SEGMENT for an image.
-
-    Raises BadSample for a document without any text token.
-    """
-    counts = [
-        len(tokenizer.encode(part)) if isinstance(part, str) else IMAGE_SEGMENT for part in parts
-    ]
-    if max(counts) <= 0:
-        raise BadSample("empty_text")
-    return np.array(counts, np.int32)
-
-
-def segment_tokens(segments: np.ndarray, image_tokens: int) -> np.ndarray:
-    """Positions that every segment takes in a row."""
-    return np.where(segments < 0, image_tokens, segments)
-
-
-def sequence(
-    parts: Parts, tokenizer: Tokenizer, *, image_tokens: int
-) -> tuple[Sequence, np.ndarray]:
-    """The token sequence of a document, and its segments as `segments` counts them.
-
-    With images of 2 tokens, [image, "x"] becomes
-
-        tokens  b I I x e
-        image   0 1 1 0 0
-        labels  . . x e .
-    """
-    ids, found = tokenizer.ids, [tokenizer.encode(p) if isinstance(p, str) else None for p in parts]
-    counts = np.array([IMAGE_SEGMENT if text is None else len(text) for text in found], np.int32)
-    size = 2 + int(segment_tokens(counts, image_tokens).sum())
-    tokens, image = np.full(size, ids.image, np.int64), np.zeros(size, np.int32)
-    labels = np.full(size, NO_LABEL, np.int64)
-    tokens[0], start, images = ids.bos, 1, 0
-    for text in found:
-        stop = start + (image_tokens if text is None else len(text))
-        if text is None:
-            images += 1
-            image[start:stop] = images
-        else:
-            tokens[start:stop] = text
-            labels[start - 1 : stop - 1] = tokens[start:stop]
-        start = stop
-    tokens[-1] = labels[-2] = ids.eos
-    return Sequence(tokens, image, labels), counts
+    return found
 
 
 def _image(members: dict[str, bytes]) -> bytes:
@@ -173,25 +127,96 @@ def _json(members: dict[str, bytes]) -> dict:
     return found
 
 
-def _interleaved(members: dict[str, bytes]) -> Parts:
-    texts, images = _lists(_json(members))
+def _interleaved(members: dict[str, bytes], *, key: str) -> Parsed:
+    """Texts and images in reading order; an image that is not in the sample is left out."""
+    layout = _json(members)
+    places = _parallel(layout) if "texts" in layout else _matched(layout)
     parts: Parts = []
-    for text, image in zip(texts, images, strict=True):
-        if isinstance(text, str) and image is None:
-            if text:
-                parts.append(_clean(text))
-        elif isinstance(image, str) and text is None:
-            parts.append(_member(members, image.lower(), missing="missing_image"))
+    skipped = 0
+    for place in places:
+        if isinstance(place, str):
+            parts += [_clean(place)] if place else []
+        elif (image := _image_of(place, members, key=key)) is not None:
+            parts.append(image)
         else:
-            raise BadSample("bad_layout")
-    return parts
+            skipped += 1
+    return Parsed(parts, skipped)
 
 
-def _lists(layout: dict) -> tuple[list, list]:
+def _parallel(layout: dict) -> Iterator[Place]:
+    """Of `texts` and `images`: at each place one of them is null, or both are."""
     texts, images = layout.get("texts"), layout.get("images")
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise BadSample("bad_layout")
-    return texts, images
+    for text, image in zip(texts, images, strict=True):
+        if isinstance(text, str) and image is None:
+            yield text
+        elif text is None and (image is None or isinstance(image, str)):
+            yield ImagePlace(name=image or "")
+        else:
+            raise BadSample("bad_layout")
+
+
+def _matched(layout: dict) -> Iterator[Place]:
+    """Of MMC4's `text_list` and `image_info`: images stand before the text that they match.
+
+    Its texts are sentences without the spaces between them, so each but the first gets one.
+    """
+    texts, images = layout.get("text_list"), layout.get("image_info")
+    if not isinstance(texts, list) or not isinstance(images, list):
+        raise BadSample("bad_layout")
+    before: dict[int, list[ImagePlace]] = {}
+    for image in images:
+        index, place = _match(image)
+        before.setdefault(index, []).append(place)
+    if not all(isinstance(text, str) for text in texts) or max(before, default=-1) >= len(texts):
+        raise BadSample("bad_layout")
+    for index, text in enumerate(texts):
+        yield from before.get(index, [])
+        yield f" {text}" if index and text else text
+
+
+def _match(image: object) -> tuple[int, ImagePlace]:
+    """The number of the text that an entry of `image_info` matches, and where its image is."""
+    found = image if isinstance(image, dict) else {}
+    index = found.get("matched_text_index")
+    name, base64 = found.get("image_name") or "", found.get("image_base64") or ""
+    if type(index) is not int or index < 0 or not isinstance(name, str):
+        raise BadSample("bad_layout")
+    if not isinstance(base64, str):
+        raise BadSample("bad_base64")
+    return index, ImagePlace(name, base64)
+
+
+def _image_of(place: ImagePlace, members: dict[str, bytes], *, key: str) -> bytes | None:
+    """The bytes of an image, or None if the sample does not hold it.
+
+    A name is that of a member behind the sample's key, or the member's whole base name, or no name
+    at all but the image as base64.
+    """
+    name = place.name
+    stem, _, extension = name.partition(".")
+    if name and name.lower() in members:
+        return members[name.lower()]
+    if name and stem == key.rpartition("/")[2] and extension.lower() in members:
+        return members[extension.lower()]
+    if place.base64:
+        return _from_base64(place.base64)
+    is_image = name.startswith("data:") or (len(name) > LONGEST_NAME and "://" not in name)
+    return _from_base64(name) if is_image else None
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes of base64, with or without `data:image/png;base64,` in front; None: there are none.
+
+    A line may end anywhere in it.
+    """
+    head, comma, data = text.partition(",")
+    body = data if comma and head.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(body.split()), validate=True) or None
+    except ValueError:
+        raise BadSample("bad_base64") from None
 
 
 def _member(members: dict[str, bytes], name: str, *, missing: str) -> bytes:

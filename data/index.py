@@ -25,9 +25,10 @@ class ShardIndex:
     crc          uint32[N]   crc32 of these bytes
     text_counts  int32[N]    text tokens of every document
     image_counts int32[N]    images of every document
-    segment      int32[S]    of all documents: tokens of a text, or documents.IMAGE_SEGMENT
+    segment      int32[S]    of all documents: tokens of a text, or sequences.IMAGE_SEGMENT
     border       int64[N+1]  document i has segments [border[i], border[i+1])
     variant      int32[N]    number of its text among those of its sample: 0, or of several captions
+    skipped      int32[N]    images that the document names and the sample does not hold
     key_bytes    uint8[K]    keys as UTF-8; document i has bytes [key_border[i], key_border[i+1])
     key_border   int64[N+1]
     dropped      (reason, key) of what the shard holds and nobody will read
@@ -46,6 +47,7 @@ class ShardIndex:
     segment: np.ndarray
     border: np.ndarray
     variant: np.ndarray
+    skipped: np.ndarray
     key_bytes: np.ndarray
     key_border: np.ndarray
 
@@ -96,7 +98,7 @@ class ShardIndex:
 
 
 DIGESTED = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
-ARRAYS = (*DIGESTED, "variant", "text_counts", "image_counts")
+ARRAYS = (*DIGESTED, "variant", "skipped", "text_counts", "image_counts")
 
 
 def read_totals(
@@ -195,6 +197,7 @@ def assemble(
     segment: np.ndarray,
     border: np.ndarray,
     variant: np.ndarray,
+    skipped: np.ndarray,
     **places: np.ndarray,
 ) -> ShardIndex:
     """An index from its arrays; what can be counted from them is counted here."""
@@ -211,9 +214,10 @@ def assemble(
         layout=layout,
         tokenizer_hash=tokenizer_hash,
         shard_bytes=shard_bytes,
-        totals=Totals.count(text, images, digest=digest.hexdigest()),
+        totals=Totals.count(text, images, skipped, digest=digest.hexdigest()),
         dropped=dropped,
         **arrays,
+        skipped=skipped,
         text_counts=text,
         image_counts=images,
     )

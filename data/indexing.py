@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import documents, images, tar
+from data import documents, images, sequences, tar
 from data.documents import BadSample
 from data.index import ShardIndex, assemble
 from data.tar import Sample, Scan
@@ -20,12 +20,13 @@ Dropped = list[tuple[str, str]]
 
 
 class Counted(NamedTuple):
-    """A usable document; `segments` are those of documents.segments."""
+    """A usable document; `segments` are those of data/sequences.py."""
 
     sample: Sample
     crc: int
     variant: int
     segments: np.ndarray
+    skipped_images: int
 
 
 def index_shard(path: Path, *, layout: Layout, tokenizer: Tokenizer) -> ShardIndex:
@@ -61,21 +62,22 @@ def _documents(
     members, crc = tar.members_of(raw), zlib.crc32(raw)
     for variant in range(documents.variants(layout, members)):
         try:
-            segments = _segments(layout, members, variant=variant, tokenizer=tokenizer)
+            parsed = documents.parse(layout, members, key=sample.key, variant=variant)
+            segments = _segments(parsed.parts, tokenizer)
         except BadSample as bad:
             dropped.append((bad.reason, sample.key))
         else:
-            yield Counted(sample, crc, variant, segments)
+            yield Counted(sample, crc, variant, segments, parsed.skipped_images)
 
 
-def _segments(
-    layout: Layout, members: dict[str, bytes], *, variant: int, tokenizer: Tokenizer
-) -> np.ndarray:
-    parts = documents.parse(layout, members, variant=variant)
+def _segments(parts: documents.Parts, tokenizer: Tokenizer) -> np.ndarray:
     for part in parts:
         if isinstance(part, bytes):
             images.check_header(part)
-    return documents.segments(parts, tokenizer)
+    segments = sequences.segments(sequences.encode(parts, tokenizer))
+    if segments.max() <= 0:
+        raise BadSample("empty_text")
+    return segments
 
 
 def _assemble(
@@ -98,6 +100,7 @@ def _assemble(
         segment=np.concatenate([each.segments for each in usable]),
         border=_borders([len(each.segments) for each in usable]),
         variant=np.array([each.variant for each in usable], np.int32),
+        skipped=np.array([each.skipped_images for each in usable], np.int32),
         key_bytes=np.frombuffer(b"".join(keys), np.uint8),
         key_border=_borders([len(key) for key in keys]),
     )

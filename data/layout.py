@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import block, documents, images, tar
+from data import block, documents, images, sequences, tar
 from data.block import Part
 from data.corpus import Corpus, Shard
-from data.documents import BadSample, Sequence
+from data.documents import BadSample
 from data.plan import Piece, RowPlan
-from nmm.batch import NO_LABEL, Dropped, Modality, PackedBatch
+from data.sequences import Sequence
+from nmm.batch import COUNTS, NO_LABEL, Dropped, Modality, PackedBatch
 from nmm.errors import UserError
 
 DOCUMENTS_KEPT = 64
@@ -23,6 +24,7 @@ class Document:
 
     sequence: Sequence
     pixels: list[np.ndarray]
+    skipped_images: int
 
 
 def build(rows: list[RowPlan], *, reader: "Reader", row_tokens: int) -> PackedBatch:
@@ -79,10 +81,13 @@ class Page:
         self.pixels: list[np.ndarray] = []
         self.keys: list[list[str]] = [[] for _ in range(rows)]
         self.dropped: list[Dropped] = []
+        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
     def draw(self, document: Document, piece: Piece, *, row: int, here: slice) -> None:
         """Put a piece at the positions `here` of a row, as the row's next document."""
         self.keys[row].append(_key(piece, corpus=self.corpus))
+        if piece.start == 0:
+            self.counts["skipped_images"] += document.skipped_images
         sequence, there = document.sequence, slice(piece.start, piece.stop)
         self.tokens[row, here] = sequence.tokens[there]
         self.labels[row, here] = sequence.labels[there]
@@ -129,7 +134,7 @@ class Page:
             tensors[name].numpy()[:] = array
         if self.pixels:
             np.stack(self.pixels, out=tensors["pixels"].numpy())
-        return PackedBatch(**tensors, keys=self.keys, dropped=self.dropped)
+        return PackedBatch(**tensors, keys=self.keys, dropped=self.dropped, counts=self.counts)
 
 
 def read_document(shard: Shard, number: int) -> dict[str, bytes]:
@@ -144,9 +149,9 @@ def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
     source = corpus.sources[piece.source]
     shard = source.shards[piece.shard]
     members = read_document(shard, piece.document)
+    key, variant = shard.index.key(piece.document), int(shard.index.variant[piece.document])
     try:
-        variant = int(shard.index.variant[piece.document])
-        parts = documents.parse(source.layout, members, variant=variant)
+        parts, skipped_images = documents.parse(source.layout, members, key=key, variant=variant)
         pixels = [
             images.decode(part, corpus.image.side_pixels)
             for part in parts
@@ -154,16 +159,16 @@ def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
         ]
     except BadSample as bad:
         return bad
-    sequence, segments = documents.sequence(
-        parts, corpus.tokenizer, image_tokens=corpus.image.tokens
-    )
-    if not np.array_equal(segments, shard.index.segments(piece.document)):
+    texts = sequences.encode(parts, corpus.tokenizer)
+    if not np.array_equal(sequences.segments(texts), shard.index.segments(piece.document)):
         raise UserError(
-            f"{shard.path}: document {shard.index.key(piece.document)} has other token counts "
+            f"{shard.path}: document {key} has other token counts "
             f"than its index says (was it indexed with another version of sentencepiece?); "
             f"run `python -m data.prepare.index` with --force."
         )
-    return Document(sequence, pixels)
+    ids, image_tokens = corpus.tokenizer.ids, corpus.image.tokens
+    sequence = sequences.sequence(texts, ids, image_tokens=image_tokens)
+    return Document(sequence, pixels, skipped_images)
 
 
 def _key(piece: Piece, *, corpus: Corpus) -> str:

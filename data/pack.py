@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.documents import segment_tokens
+from data.sequences import segment_tokens
 
 MIN_FILL = (3, 4)
 CLOSING_PIECES = 4

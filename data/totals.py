@@ -9,6 +9,7 @@ import numpy as np
 class Totals:
     """What the first line of an index says; `longest` leads to the longest document.
 
+    skipped_images   images that documents name and their samples do not hold
     longest   (images, text tokens) of every document that no other exceeds in both
     digest    sha256 of all that is known of the documents
     """
@@ -16,6 +17,7 @@ class Totals:
     documents: int
     text_tokens: int
     images: int
+    skipped_images: int
     longest: list[tuple[int, int]]
     digest: str
 
@@ -31,16 +33,19 @@ class Totals:
     def from_head(head: dict) -> "Totals":
         """From the first line of an index."""
         longest = [(images, text) for images, text in head["longest"]]
-        counts = {name: head[name] for name in ("documents", "text_tokens", "images", "digest")}
-        return Totals(**counts, longest=longest)
+        names = ("documents", "text_tokens", "images", "skipped_images", "digest")
+        return Totals(**{name: head[name] for name in names}, longest=longest)
 
     @staticmethod
-    def count(text: np.ndarray, images: np.ndarray, *, digest: str) -> "Totals":
-        """From the text tokens and the images of every document."""
+    def count(
+        text: np.ndarray, images: np.ndarray, skipped: np.ndarray, *, digest: str
+    ) -> "Totals":
+        """From the text tokens, the images and the skipped images of every document."""
         return Totals(
             documents=len(text),
             text_tokens=int(text.sum(dtype=np.int64)),
             images=int(images.sum(dtype=np.int64)),
+            skipped_images=int(skipped.sum(dtype=np.int64)),
             longest=_longest(text, images),
             digest=digest,
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 NO_LABEL = -100
+COUNTS = ("skipped_images",)  # the keys of PackedBatch.counts
 
 
 class Modality(IntEnum):
@@ -50,6 +51,8 @@ class PackedBatch:
     pixels    uint8[M, H, W, 3]   normalised on the device, not before
     keys      for every row, `shard/key` of its documents in order, for fault reports
     dropped   what could not be read while this batch was built
+    counts    what happened to the documents of this batch, for the cumulative keys of losses.jsonl:
+              skipped_images   images that documents name and their samples do not hold
 
     Example, one row of 8 with an image of 2 tokens, then a text, then one position of padding
     ("b" begin, "e" end, "I" image):
@@ -70,12 +73,14 @@ class PackedBatch:
     pixels: Tensor
     keys: list[list[str]] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with its tensors on `device`."""
-        tensors = [f.name for f in fields(self) if f.name not in ("keys", "dropped")]
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         return replace(
-            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
+            self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()}
         )
 
 

@@ -22,7 +22,7 @@ import deepspeed
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 
-from nmm.batch import NO_LABEL, Dropped, PackedBatch
+from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
 from nmm.errors import UserError
 from nmm.model import Model, decays
@@ -121,6 +121,7 @@ class StepResult:
     grad_norm: float
     applied: bool
     dropped: list[Dropped]
+    counts: dict[str, int]
 
 
 class Engine:
@@ -163,8 +164,9 @@ class Engine:
             group["lr"] = learning_rate
         labels = sum(int((batch.labels != NO_LABEL).sum()) for batch in batches)
         dropped = [document for batch in batches for document in batch.dropped]
-        counts = torch.tensor([labels, len(dropped)], dtype=torch.int64, device=device)
-        step_labels, step_dropped = add_over_ranks(counts).tolist()
+        counted = [sum(batch.counts[name] for batch in batches) for name in COUNTS]
+        sums = torch.tensor([labels, len(dropped), *counted], dtype=torch.int64, device=device)
+        step_labels, step_dropped, *counted = add_over_ranks(sums).tolist()
         tally = Tally.zeros(self.num_sources, device=device)
         self._engine.train()
         norm = None
@@ -184,6 +186,7 @@ class Engine:
             grad_norm=float(norm),
             applied=self._engine.was_step_applied(),
             dropped=gather_lists(dropped) if step_dropped else [],
+            counts=dict(zip(COUNTS, counted, strict=True)),
         )
 
     def save(self, directory: Path, *, tag: str) -> None:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from data.corpus import Corpus
-from data.documents import BadSample, Parts, parse, sequence
+from data.documents import BadSample, Parts, parse
 from data.images import decode
 from data.layout import read_document
+from data.sequences import encode, sequence
 from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL, Modality, PackedBatch
 from nmm.checkpoint import Trained, read_run
@@ -80,7 +81,10 @@ def _prompt_batch(
     prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfig, room: int
 ) -> tuple[PackedBatch, Tensor]:
     """One prompt a row, `room` free positions after the longest; and int64[B], their lengths."""
-    sequences = [sequence(parts, tokenizer, image_tokens=image.tokens)[0] for parts in prompts]
+    sequences = [
+        sequence(encode(parts, tokenizer), tokenizer.ids, image_tokens=image.tokens)
+        for parts in prompts
+    ]
     lengths = torch.tensor([len(s.tokens) - 1 for s in sequences])  # without the end
     shape = (len(prompts), int(lengths.max()) + room)
     tokens = torch.full(shape, tokenizer.ids.pad)
@@ -188,7 +192,7 @@ def _caption_documents(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
                 try:
                     variant = int(shard.index.variant[number])
                     members = read_document(shard, number)
-                    image, text = parse(source.layout, members, variant=variant)
+                    image, text = parse(source.layout, members, variant=variant).parts
                     assert isinstance(image, bytes)
                     assert isinstance(text, str)
                     decode(image, corpus.image.side_pixels)

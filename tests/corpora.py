@@ -2,6 +2,7 @@
 
 import atexit
 import shutil
+import tarfile
 import tempfile
 from functools import cache
 from io import BytesIO
@@ -88,6 +89,18 @@ def train_tokenizer(path: Path, **options: object) -> Path:
 def tokenizer_path() -> Path:
     """A model of 300 pieces with byte fallback."""
     return train_tokenizer(scratch() / "tokenizer.model")
+
+
+def write_tar(
+    path: Path, members: list[tuple[str, bytes]], *, form: int = tarfile.USTAR_FORMAT
+) -> Path:
+    """A shard of exactly these members."""
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, BytesIO(data))
+    return path
 
 
 def write_shards(

@@ -15,6 +15,7 @@ import torch
 from data.corpus import Corpus
 from data.loader import Loader
 from nmm import parallel
+from nmm.batch import COUNTS
 from nmm.config import (
     DataConfig,
     EngineConfig,
@@ -73,14 +74,17 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         micro_batch=split.micro_batch,
         workers=0,
     )
-    losses, norms, sources = [], [], []
+    losses, norms, sources, counts = [], [], [], []
     for step, (batches, _) in zip(range(STEPS), loader, strict=False):
         if step == case.get("resume_at"):
             engine.save(directory, tag="middle")
             parallel.barrier()
             engine = new_engine()
             engine.load(directory, tag="middle")
+        for batch in batches:  # a number whose sum no split may change
+            batch.counts = dict.fromkeys(COUNTS, len(batch.pixels))
         result = engine.train_step(batches, learning_rate=rate(step, optim))
+        counts.append(result.counts)
         losses.append(result.tally.loss())
         norms.append(result.grad_norm)
         by_source = [result.tally.loss(source=i) for i in range(len(corpus.sources))]
@@ -92,6 +96,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         "losses": losses,
         "norms": norms,
         "sources": sources,
+        "counts": counts,
         "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
         "held_out": held_out(engine, data, split=split, world=world),
     }

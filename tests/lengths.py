@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data import index, pack
-from data.documents import segment_tokens
+from data.sequences import segment_tokens
 from data.tokenizer import Tokenizer
 from nmm.config import Kind, Layout
 
@@ -66,6 +66,7 @@ def write_indexes(
             start=np.concatenate([[0], stop[:-1]]),
             stop=stop,
             variant=np.zeros(documents, np.int32),
+            skipped=np.zeros(documents, np.int32),
             crc=np.zeros(documents, np.uint32),
             key_bytes=np.frombuffer(keys, np.uint8),
             key_border=9 * np.arange(documents + 1),

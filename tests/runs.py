@@ -20,7 +20,10 @@ STEPS = 300
 
 @cache
 def corpus() -> Path:
-    """Three sources with images; a caption's JPEG is cut short, which only decoding can find."""
+    """Three sources with images.
+
+    A caption's JPEG is cut short, which only decoding can find; an image of a story is missing.
+    """
     directory = corpora.scratch() / "run-corpus"
     for kind in corpora.KINDS:
         for split, documents in (("train", 90), ("held_out", 20)):
@@ -36,6 +39,9 @@ def corpus() -> Path:
     with ShardWriter(directory / "caption", name="train-bad", documents_per_shard=1) as writer:
         picture = corpora.jpeg(rng, width=256, height=256)
         writer.caption("cut", image=picture[: len(picture) - 300], text=corpora.sentence(rng, 5))
+    story = {"texts": [corpora.sentence(rng, 5), None], "images": [None, "0.jpg"]}
+    holes = [("hole.json", json.dumps(story).encode())]
+    corpora.write_tar(directory / "interleaved" / "train-holes.tar", holes)
     for kind in corpora.KINDS:
         shards = sorted((directory / kind.value).glob("*.tar"))
         index_shards(shards, layout=Layout(kind), tokenizer=corpora.tokenizer_path())

@@ -8,7 +8,7 @@ import torch
 from data.block import Part, pack, tensors, unpack
 from nmm.batch import Dropped, PackedBatch
 
-LISTS = ("keys", "dropped")
+NO_TENSORS = ("keys", "dropped", "counts")
 
 
 def batch(*, rows: int, row_tokens: int, images: int) -> PackedBatch:
@@ -27,7 +27,12 @@ def batch(*, rows: int, row_tokens: int, images: int) -> PackedBatch:
     generator = torch.Generator().manual_seed(rows)
     for tensor in made.values():
         tensor.random_(0, 100, generator=generator)
-    return PackedBatch(**made, keys=[["a/0"]], dropped=[Dropped("s", "a", "1", "bad")])
+    return PackedBatch(
+        **made,
+        keys=[["a/0"]],
+        dropped=[Dropped("s", "a", "1", "bad")],
+        counts={"skipped_images": rows},
+    )
 
 
 @pytest.mark.parametrize(("rows", "row_tokens", "images"), [(2, 8, 3), (3, 7, 1), (1, 5, 0)])
@@ -46,7 +51,7 @@ def test_a_batch_survives_the_passage(rows: int, row_tokens: int, images: int) -
 
 def test_a_batch_is_one_block() -> None:
     sent = batch(rows=2, row_tokens=8, images=3)
-    tensor_fields = [getattr(sent, f.name) for f in fields(sent) if f.name not in LISTS]
+    tensor_fields = [getattr(sent, f.name) for f in fields(sent) if f.name not in NO_TENSORS]
     assert {tensor.untyped_storage().data_ptr() for tensor in tensor_fields} == {
         sent.tokens.untyped_storage().data_ptr()
     }

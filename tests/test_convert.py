@@ -35,7 +35,8 @@ def read(kind: Kind, directory: Path, name: str) -> list[list[str | bytes]]:
         raw = shard.read_bytes()
         for sample in tar.scan(shard).samples:
             assert not sample.fault
-            documents.append(parse(Layout(kind), tar.members_of(raw[sample.start : sample.stop])))
+            members = tar.members_of(raw[sample.start : sample.stop])
+            documents.append(parse(Layout(kind), members).parts)
     return documents
 
 

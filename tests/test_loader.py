@@ -74,7 +74,7 @@ def rows(batches: Iterable[PackedBatch]) -> list[dict]:
             own = {
                 f.name: getattr(batch, f.name)[row].tolist()
                 for f in fields(batch)
-                if f.name not in ("pixels", "keys", "dropped", "image")
+                if f.name not in ("pixels", "keys", "dropped", "counts", "image")
             }
             own["keys"] = batch.keys[row]
             numbers = batch.image[row][batch.image[row] > 0].unique().tolist()
@@ -258,7 +258,7 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
     types = {
         f.name: getattr(batch, f.name).dtype
         for f in fields(batch)
-        if f.name not in ("keys", "dropped")
+        if f.name not in ("keys", "dropped", "counts")
     }
     assert types == {
         **dict.fromkeys(("tokens", "labels"), torch.int64),
@@ -269,7 +269,7 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
 
 def _text(corpus: Corpus, *, source: int, document: int) -> str:
     chosen = corpus.sources[source]
-    parts = parse(chosen.layout, read_document(chosen.shards[0], document))
+    parts = parse(chosen.layout, read_document(chosen.shards[0], document)).parts
     return next(part for part in parts if isinstance(part, str))
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data import pack
-from data.documents import segment_tokens
 from data.pack import deal, fill_rows
+from data.sequences import segment_tokens
 from tests import lengths as made_up
 
 IMAGE_TOKENS = 16

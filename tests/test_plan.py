@@ -245,6 +245,7 @@ def tiny(directory: Path) -> None:
                 start=512 * np.arange(size),
                 stop=512 * np.arange(1, size + 1),
                 variant=np.zeros(size, np.int32),
+                skipped=np.zeros(size, np.int32),
                 crc=np.zeros(size, np.uint32),
                 key_bytes=np.frombuffer(bytes(range(97, 97 + size)), np.uint8),
                 key_border=np.arange(size + 1),

@@ -98,6 +98,13 @@ def test_a_document_that_cannot_be_decoded_is_counted_and_listed_each_epoch(
     assert {(row["source"], row["key"]) for row in dropped} == {("caption", "cut")}
 
 
+def test_an_image_that_is_missing_is_counted_each_epoch(undisturbed: Path) -> None:
+    """Its document is trained on all the same: the text comes again and again."""
+    counts = [row["skipped_images"] for row in rows(undisturbed / "losses.jsonl")]
+    assert counts == sorted(counts)
+    assert set(counts) == set(range(counts[-1] + 1)) > {0, 1}
+
+
 def test_the_same_command_again_says_finished(corpus: Path, undisturbed: Path) -> None:
     whole = undisturbed
     before = (whole / "losses.jsonl").read_bytes()

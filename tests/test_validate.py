@@ -224,7 +224,7 @@ STORIES = {
         STORY,
         {"0.jpg": b"x", "1.jpg": PICTURE[: len(PICTURE) // 2]},
     ),
-    "an image that is not there": (["missing_image"], STORY, {"0.jpg": PICTURE}),
+    "an image that is not there": (["skipped_image"], STORY, {"0.jpg": PICTURE}),
     "an image nobody names": (
         ["unread_member"],
         STORY,

@@ -163,28 +163,32 @@ def _examine_sample(
     found = _parse(report, sample, members, layout=layout)
     if not found:
         return
-    if _decode_images(report, sample, found[0]):  # the others have the same images
+    parts, skipped_images = found[0]  # the others have the same images
+    if _decode_images(report, sample, parts):
         report.documents += len(found)
-        report.texts += sum(isinstance(part, str) for parts in found for part in parts)
+        report.texts += sum(isinstance(part, str) for each in found for part in each.parts)
         report.keys += sample.key + "\0"
         report.hashes.append(_hash(sample.key))
         report.crcs.append(_crc(members))
+        if skipped_images:
+            total = skipped_images + sum(isinstance(part, bytes) for part in parts)
+            report.add("skipped_image", key=sample.key, detail=f"{skipped_images} of {total}")
     unread.update(
         name
         for name, data in members.items()
-        if name != _text_member(layout) and not any(data is part for part in found[0])
+        if name != _text_member(layout) and not any(data is part for part in parts)
     )
 
 
 def _parse(
     report: ShardReport, sample: tar.Sample, members: dict[str, bytes], *, layout: Layout
-) -> list[documents.Parts]:
+) -> list[documents.Parsed]:
     """The documents of a sample, without those that are none."""
-    found: list[documents.Parts] = []
+    found: list[documents.Parsed] = []
     count = documents.variants(layout, members)
     for variant in range(count):
         try:
-            found.append(documents.parse(layout, members, variant=variant))
+            found.append(documents.parse(layout, members, key=sample.key, variant=variant))
         except BadSample as bad:
             which = f"caption {variant + 1} of {count}" if count > 1 else ""
             detail = ", ".join(filter(None, [which, _has(sample, bad.reason)]))

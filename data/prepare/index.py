@@ -69,6 +69,7 @@ def table(indexes: list[ShardIndex]) -> str:
         ("documents", sum(len(index) for index in indexes), ""),
         ("text tokens", sum(index.text_tokens for index in indexes), ""),
         ("images", sum(index.images for index in indexes), ""),
+        ("skipped images", sum(index.totals.skipped_images for index in indexes), ""),
         ("dropped", dropped.total(), ""),
         *(
             (f"  {reason}", count, f"first: {examples[reason]}")

@@ -116,7 +116,7 @@ def _texts(layout: Layout, shard: Path | str) -> Iterator[str]:
             members = tar.members_of(file.read(place.stop - place.start))
             for variant in range(variants(layout, members)):
                 try:
-                    parts = parse(layout, members, variant=variant)
+                    parts = parse(layout, members, key=place.key, variant=variant).parts
                 except BadSample:
                     continue
                 yield "\n".join(part for part in parts if isinstance(part, str))

@@ -147,7 +147,13 @@ def _left_out(facts: Facts) -> str:
         "<p>Samples that the index could not make a document of; "
         "<code>python -m data.prepare.validate</code> lists them by shard and key.</p>"
     )
-    return f"<h2>Left out</h2>{explanation + table if lines else nothing}"
+    missing = "".join(
+        f"<p>{chip(number, source.name)}: {source.skipped_images:,} images that documents name are "
+        "not in their samples; the texts are used without them.</p>"
+        for number, source in enumerate(facts.corpus.sources)
+        if source.skipped_images
+    )
+    return f"<h2>Left out</h2>{explanation + table if lines else nothing}{missing}"
 
 
 def _asked(facts: Facts) -> list[float]:
