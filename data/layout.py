@@ -52,11 +52,11 @@ class Reader:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
-        self._kept: OrderedDict[tuple[int, int, int], Document | BadSample] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], Document | BadSample] = OrderedDict()
 
     def read(self, piece: Piece) -> Document | BadSample:
         """The whole document of a piece, or why there is none; raises UserError."""
-        place = (piece.source, piece.shard, piece.document)
+        place = (piece.source, piece.shard, piece.document, piece.epoch)
         if place not in self._kept:
             self._kept[place] = _read(piece, corpus=self.corpus)
             if len(self._kept) > DOCUMENTS_KEPT:

@@ -148,7 +148,7 @@ def test_documents_come_once_per_epoch_and_epochs_differ(
         seen: dict[tuple, Counter] = {}
         for piece in pieces:
             if piece.source == number:
-                seen.setdefault(piece[1:3], Counter())[piece[3:]] += 1
+                seen.setdefault(piece[1:3], Counter())[piece[3:5]] += 1
         everything = {
             (s, d) for s, shard in enumerate(source.shards) for d in range(len(shard.index))
         }
@@ -162,6 +162,29 @@ def test_documents_come_once_per_epoch_and_epochs_differ(
             ]
             assert max(cuts)[1] == length
             assert (len(cuts) == 1) == (length <= config.context_tokens)
+
+
+def test_pieces_know_their_epoch_and_their_window(corpus: Corpus, config: DataConfig) -> None:
+    """Epochs follow each other, each with every document once; windows hold what they say."""
+    planned = ((row, s.window - (s.row == 0)) for row, s in plan_rows(corpus, config))
+    rows = list(takewhile(lambda of_window: of_window[1] < 30, planned))
+    of_window: dict[int, set] = {}
+    for row, window in rows:
+        for piece in row:
+            assert piece.window == window
+            place = (*piece[:3], piece.epoch)
+            of_window.setdefault(window, set()).add((*place, piece.window_documents))
+    for window, places in of_window.items():
+        assert {size for *_, size in places} == {len(places)}, window
+    pieces = [piece for row, _ in rows for piece in row]
+    assert len(set(pieces)) == len(pieces)
+    assert max(piece.epoch for piece in pieces) > 2
+    for number, source in enumerate(corpus.sources):
+        for epoch in range(max(piece.epoch for piece in pieces if piece.source == number)):
+            here = (number, epoch, 0)
+            first = Counter(p[:3] for p in pieces if (p.source, p.epoch, p.start) == here)
+            assert len(first) == source.documents
+            assert set(first.values()) == {1}
 
 
 def test_tokens_and_labels_are_conserved(config: DataConfig) -> None:
