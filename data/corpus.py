@@ -117,6 +117,7 @@ class Source:
     max_epochs   how often its documents may be read; None: data.repeat decides
     tokens       in rows: text, image positions, begins and ends
     longest      tokens of the longest document
+    text_first_fraction   share of its documents whose text comes before the image in an epoch
     """
 
     name: str
@@ -130,6 +131,7 @@ class Source:
     images: int
     tokens: int
     longest: int
+    text_first_fraction: float
 
     @property
     def documents(self) -> int:
@@ -189,7 +191,7 @@ class Corpus:
             digest.update(f"\n{name}\n{source.kind.value}\n".encode())
             for each in shards.digests:
                 digest.update(each.hex().encode())
-            sources.append(_source(name, source, shards))
+            sources.append(_source(name, source, shards, split=split))
         if store.cache:
             _check_cache(sizes, cache=store.cache)
         return Corpus(
@@ -265,7 +267,8 @@ def _open_shards(
     return shards
 
 
-def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
+def _source(name: str, source: SourceConfig, shards: Shards, *, split: str) -> Source:
+    """A source; nothing of the held-out split is drawn, so that no loss depends on a seed."""
     return Source(
         name=name,
         kind=source.kind,
@@ -278,6 +281,7 @@ def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
         images=shards.images,
         tokens=shards.tokens,
         longest=shards.longest,
+        text_first_fraction=source.text_first_fraction if split == "train" else 0.0,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import block, documents, images, tar
+from data import augment, block, documents, images, tar
 from data.block import Part
 from data.corpus import Corpus, Shard
 from data.documents import BadSample, Sequence
@@ -47,18 +47,18 @@ class Reader:
     """Reads the documents of pieces and remembers the last ones, because pieces of one come again.
 
     The pieces of a long document lie in many rows of a window; to read it for each of them would
-    cost the square of its length.
+    cost the square of its length. `seed` is that of the plan.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
+    def __init__(self, corpus: Corpus, *, seed: int) -> None:
+        self.corpus, self.seed = corpus, seed
         self._kept: OrderedDict[tuple[int, ...], Document | BadSample] = OrderedDict()
 
     def read(self, piece: Piece) -> Document | BadSample:
         """The whole document of a piece, or why there is none; raises UserError."""
         place = (piece.source, piece.shard, piece.document, piece.epoch)
         if place not in self._kept:
-            self._kept[place] = _read(piece, corpus=self.corpus)
+            self._kept[place] = _read(piece, corpus=self.corpus, seed=self.seed)
             if len(self._kept) > DOCUMENTS_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(place)
@@ -139,13 +139,24 @@ def read_document(shard: Shard, number: int) -> dict[str, bytes]:
     return tar.document_bytes(shard.path, start=start, stop=stop, crc=crc, store=shard.store)
 
 
-def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
+def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:
     """The whole document of a piece: one bad image drops all of its pieces. Raises UserError."""
     source = corpus.sources[piece.source]
     shard = source.shards[piece.shard]
     members = read_document(shard, piece.document)
+    indexed = shard.index.segments(piece.document)
+    (text_first,) = augment.text_first(
+        np.array([piece.document]),
+        fraction=source.text_first_fraction,
+        seed=seed,
+        epoch=piece.epoch,
+        source=piece.source,
+        shard=piece.shard,
+    )
     try:
         parts = documents.parse(source.kind, members)
+        if text_first:
+            parts, indexed = parts[::-1], indexed[::-1]
         pixels = [
             images.decode(part, corpus.image.side_pixels)
             for part in parts
@@ -156,7 +167,7 @@ def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
     sequence, segments = documents.sequence(
         parts, corpus.tokenizer, image_tokens=corpus.image.tokens
     )
-    if not np.array_equal(segments, shard.index.segments(piece.document)):
+    if not np.array_equal(segments, indexed):
         raise UserError(
             f"{shard.path}: document {shard.index.key(piece.document)} has other token counts "
             f"than its index says (was it indexed with another version of sentencepiece?); "

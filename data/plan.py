@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import index, mixture, order, pack
+from data import augment, index, mixture, order, pack
 from data.corpus import Corpus
 from data.mixture import Stage
 from data.order import Run, SourceOrder, Taken
@@ -197,6 +197,11 @@ def read_shards(
     lengths = np.concatenate([shard.lengths for shard in opened])
     if (lengths > config.context_tokens).any():
         segment, border = index.join_segments([shard.index for shard in opened])
+        is_text_first = _text_first(
+            corpus, source, dict(zip(shards, counts, strict=True)), epoch=epoch, config=config
+        )
+        image = border[:-1][is_text_first]  # a caption has two parts
+        segment[[image, image + 1]] = segment[[image + 1, image]]
         cuts = pack.cut(
             lengths,
             segment=segment,
@@ -216,3 +221,16 @@ def read_shards(
         start=cuts.start,
         stop=cuts.stop,
     )
+
+
+def _text_first(
+    corpus: Corpus, source: int, counts: dict[int, int], *, epoch: int, config: DataConfig
+) -> np.ndarray:
+    """bool[N]: which documents of some shards are laid out text first; `counts` are theirs."""
+    fraction = corpus.sources[source].text_first_fraction
+    place = {"fraction": fraction, "seed": config.seed, "epoch": epoch, "source": source}
+    parts = [
+        augment.text_first(np.arange(count), **place, shard=shard)
+        for shard, count in counts.items()
+    ]
+    return np.concatenate(parts)

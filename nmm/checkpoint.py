@@ -149,7 +149,11 @@ def identity(
         "run": {"seed": config.run.seed},
         "evaluation": {"rows_per_source": config.evaluation.rows_per_source},
         "data.sources": {
-            name: {"kind": source.kind, "weight": source.weight}
+            name: {
+                "kind": source.kind,
+                "weight": source.weight,
+                "text_first_fraction": source.text_first_fraction,
+            }
             for name, source in config.data.sources.items()
         },
     }

@@ -193,7 +193,7 @@ def test_tokens_and_labels_are_conserved(config: DataConfig) -> None:
     once = replace(config, repeat=False)
     for number, source in enumerate(corpus.sources):
         plan = [row for row, _ in plan_rows(corpus, once, only=[number])]
-        batch = build(plan, reader=Reader(corpus), row_tokens=config.row_tokens)
+        batch = build(plan, reader=Reader(corpus, seed=config.seed), row_tokens=config.row_tokens)
         assert int((batch.modality == Modality.image).sum()) == source.images * corpora.IMAGE.tokens
         assert (
             int((batch.modality == Modality.text).sum())
@@ -222,7 +222,7 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
     caption, text = corpus.sources[0].shards[0], corpus.sources[2].shards[0]
     first, second = int(caption.lengths[0]), int(text.lengths[1])
     plan = [[Piece(0, 0, 0, 0, first), Piece(2, 0, 1, 0, second)]]
-    batch = build(plan, reader=Reader(corpus), row_tokens=first + second + 5)
+    batch = build(plan, reader=Reader(corpus, seed=0), row_tokens=first + second + 5)
     ids = corpus.tokenizer.ids
     words = corpus.tokenizer.encode(_text(corpus, source=0, document=0))
     prose = corpus.tokenizer.encode(_text(corpus, source=2, document=1))
@@ -272,15 +272,19 @@ def test_pieces_of_a_long_document_keep_their_labels(corpus: Corpus, config: Dat
     plan = islice(plan_rows(corpus, replace(config, repeat=False), only=[1]), 10**6)
     cuts = sorted(p for row, _ in plan for p in row if (p.shard, p.document) == (0, number))
     assert len(cuts) > 2
-    whole = build([[Piece(1, 0, number, 0, length)]], reader=Reader(corpus), row_tokens=length)
-    cut = build([cuts], reader=Reader(corpus), row_tokens=length)
+    whole = build(
+        [[Piece(1, 0, number, 0, length)]],
+        reader=Reader(corpus, seed=config.seed),
+        row_tokens=length,
+    )
+    cut = build([cuts], reader=Reader(corpus, seed=config.seed), row_tokens=length)
     for name in ("tokens", "labels", "modality", "image", "pixels"):
         assert torch.equal(getattr(whole, name), getattr(cut, name)), name
     assert cut.document[0].unique().tolist() == list(range(1, len(cuts) + 1))
     assert cut.position[0].tolist() == [
         p for piece in cuts for p in range(piece.stop - piece.start)
     ]
-    single = build([[cuts[-1]]], reader=Reader(corpus), row_tokens=64)
+    single = build([[cuts[-1]]], reader=Reader(corpus, seed=config.seed), row_tokens=64)
     used = cuts[-1].stop - cuts[-1].start
     assert torch.equal(single.tokens[0, :used], whole.tokens[0, -used:])
     assert single.image.max() == len(single.pixels)
@@ -362,7 +366,11 @@ def test_counts_that_differ_from_the_index_stop_the_run(corpus: Corpus) -> None:
     with pytest.raises(
         UserError, match="document 000000 has other token counts than its index says"
     ):
-        build([[Piece(0, 0, 0, 0, int(shard.lengths[0]))]], reader=Reader(changed), row_tokens=128)
+        build(
+            [[Piece(0, 0, 0, 0, int(shard.lengths[0]))]],
+            reader=Reader(changed, seed=0),
+            row_tokens=128,
+        )
 
 
 def test_held_out_rows_are_fixed_and_dealt_to_ranks(config: DataConfig) -> None:

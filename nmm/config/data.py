@@ -25,7 +25,9 @@ class SourceConfig:
     """One corpus: `train` and `held_out` are globs of .tar shards, `weight` its share of tokens.
 
     A source whose `held_out` is null is trained on and not evaluated. Its documents are read at
-    most `max_epochs` times; null: once, or with data.repeat without end.
+    most `max_epochs` times; null: once, or with data.repeat without end. Of a caption source, every
+    epoch lays out this `text_first_fraction` of the documents as text and image, the others as
+    image and text; held-out documents are always image first.
     """
 
     kind: Kind = MISSING
@@ -33,6 +35,7 @@ class SourceConfig:
     held_out: str | None = MISSING
     weight: float = MISSING
     max_epochs: float | None = None
+    text_first_fraction: float = 0.0
 
 
 @dataclass
@@ -94,6 +97,13 @@ class DataConfig:
         for name, source in self.sources.items():
             positive(**{f"data__sources__{name}__weight": source.weight})
             positive(**{f"data__sources__{name}__max_epochs": source.max_epochs})
+            fraction(**{f"data__sources__{name}__text_first_fraction": source.text_first_fraction})
+            if source.text_first_fraction and source.kind is not Kind.caption:
+                raise UserError(
+                    f"data.sources.{name}.text_first_fraction is {source.text_first_fraction}, but "
+                    f"the source is of kind {source.kind.value}; leave it out: only the parts of a "
+                    f"caption may change places."
+                )
         if self.sources and all(source.held_out is None for source in self.sources.values()):
             raise UserError(
                 "data.sources has held_out: null in every entry, so nothing can be evaluated; give "
