@@ -17,7 +17,7 @@ from data.order import BLOCK_SHARDS
 from data.store import Store, is_url, name_of
 from data.tokenizer import Tokenizer
 from data.totals import Totals
-from nmm.config import DataConfig, ImageConfig, Kind, SourceConfig
+from nmm.config import AugmentConfig, DataConfig, ImageConfig, Kind, SourceConfig
 from nmm.errors import UserError
 
 OPEN_SHARDS = 2 * BLOCK_SHARDS + 4
@@ -155,13 +155,14 @@ class Source:
 class Corpus:
     """All sources of one split in the order of data.sources.
 
-    `fingerprint` changes with any byte that is read, and not with where the shards lie. `stages`
-    are the weights along the rows, of `row_tokens` tokens.
+    `fingerprint` changes with any byte that is read, and not with where the shards lie. `augment`
+    says how its images vary. `stages` are the weights along the rows, of `row_tokens` tokens.
     """
 
     sources: list[Source]
     tokenizer: Tokenizer
     image: ImageConfig
+    augment: AugmentConfig
     fingerprint: str
     stages: list[Stage]
     row_tokens: int
@@ -198,6 +199,7 @@ class Corpus:
             sources,
             tokenizer,
             image,
+            config.augment if split == "train" else AugmentConfig(),
             digest.hexdigest(),
             mixture.stages(config),
             config.row_tokens,

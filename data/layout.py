@@ -145,22 +145,21 @@ def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:
     shard = source.shards[piece.shard]
     members = read_document(shard, piece.document)
     indexed = shard.index.segments(piece.document)
+    place = {"epoch": piece.epoch, "source": piece.source, "shard": piece.shard}
     (text_first,) = augment.text_first(
-        np.array([piece.document]),
-        fraction=source.text_first_fraction,
-        seed=seed,
-        epoch=piece.epoch,
-        source=piece.source,
-        shard=piece.shard,
+        np.array([piece.document]), fraction=source.text_first_fraction, seed=seed, **place
     )
     try:
         parts = documents.parse(source.kind, members)
         if text_first:
             parts, indexed = parts[::-1], indexed[::-1]
+        stored = [part for part in parts if isinstance(part, bytes)]
+        views = augment.views(
+            corpus.augment, len(stored), document=piece.document, seed=seed, **place
+        )
         pixels = [
-            images.decode(part, corpus.image.side_pixels)
-            for part in parts
-            if isinstance(part, bytes)
+            images.decode(image, corpus.image.side_pixels, view=view)
+            for image, view in zip(stored, views, strict=True)
         ]
     except BadSample as bad:
         return bad

@@ -56,6 +56,23 @@ class WeightChange:
 
 
 @dataclass
+class AugmentConfig:
+    """How the images of training vary from epoch to epoch; those of the held-out split never do.
+
+    Each shows a random part of at least `crop_area_fraction` of its area, at an aspect ratio of
+    3/4 to 4/3; null: the centre square. With `flip` one half of them is mirrored. The paper on
+    native multimodal models has 0.4 and true.
+    """
+
+    crop_area_fraction: float | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        fraction(data__augment__crop_area_fraction=self.crop_area_fraction)
+        positive(data__augment__crop_area_fraction=self.crop_area_fraction)
+
+
+@dataclass
 class DataConfig:
     """Rows of `row_tokens` tokens hold documents of at most `context_tokens`.
 
@@ -80,6 +97,7 @@ class DataConfig:
     repeat: bool = False
     workers: int = 2
     max_bad_fraction: float = 0.01
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     weight_changes: list[WeightChange] = field(default_factory=list)
     index_dir: str | None = None
     cache_dir: str | None = None
