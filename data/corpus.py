@@ -17,7 +17,7 @@ from data.order import BLOCK_SHARDS
 from data.store import Store, is_url, name_of
 from data.tokenizer import Tokenizer
 from data.totals import Totals
-from nmm.config import DataConfig, ImageConfig, Kind, Layout, SourceConfig
+from nmm.config import AugmentConfig, DataConfig, ImageConfig, Kind, Layout, SourceConfig
 from nmm.errors import UserError
 
 OPEN_SHARDS = 2 * BLOCK_SHARDS + 4
@@ -118,6 +118,7 @@ class Source:
     max_epochs   how often its documents may be read; None: data.repeat decides
     tokens       in rows: text, image positions, begins and ends
     longest      tokens of the longest document
+    text_first_fraction   share of its documents whose text comes before the image in an epoch
     """
 
     name: str
@@ -132,6 +133,7 @@ class Source:
     skipped_images: int
     tokens: int
     longest: int
+    text_first_fraction: float
 
     @property
     def kind(self) -> Kind:
@@ -159,13 +161,14 @@ class Source:
 class Corpus:
     """All sources of one split in the order of data.sources.
 
-    `fingerprint` changes with any byte that is read, and not with where the shards lie. `stages`
-    are the weights along the rows, of `row_tokens` tokens.
+    `fingerprint` changes with any byte that is read, and not with where the shards lie. `augment`
+    says how its images vary. `stages` are the weights along the rows, of `row_tokens` tokens.
     """
 
     sources: list[Source]
     tokenizer: Tokenizer
     image: ImageConfig
+    augment: AugmentConfig
     fingerprint: str
     stages: list[Stage]
     row_tokens: int
@@ -197,13 +200,14 @@ class Corpus:
                 digest.update(f"{source.text_field}\n".encode())
             for each in shards.digests:
                 digest.update(each.hex().encode())
-            sources.append(_source(name, source, shards))
+            sources.append(_source(name, source, shards, split=split))
         if store.cache:
             _check_cache(sizes, cache=store.cache)
         return Corpus(
             sources,
             tokenizer,
             image,
+            config.augment if split == "train" else AugmentConfig(),
             digest.hexdigest(),
             mixture.stages(config),
             config.row_tokens,
@@ -275,7 +279,8 @@ def _open_shards(
     return shards
 
 
-def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
+def _source(name: str, source: SourceConfig, shards: Shards, *, split: str) -> Source:
+    """A source; nothing of the held-out split is drawn, so that no loss depends on a seed."""
     return Source(
         name=name,
         layout=source.layout,
@@ -289,6 +294,7 @@ def _source(name: str, source: SourceConfig, shards: Shards) -> Source:
         skipped_images=shards.skipped_images,
         tokens=shards.tokens,
         longest=shards.longest,
+        text_first_fraction=source.text_first_fraction if split == "train" else 0.0,
     )
 
 

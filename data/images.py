@@ -1,20 +1,23 @@
-"""From the bytes of an image file to a square of RGB pixels, a pure function of bytes and side."""
+"""From the bytes of an image file to a square of RGB pixels: a pure function of them and a view."""
 
 import struct
 import warnings
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
 
+from data.augment import Box, View
 from data.documents import BadSample
 
 MAX_PIXELS = 100_000_000
 # Pillow's other formats are left out: none holds photographs, and EPS would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 ORIENTATION_TAG = 0x0112
+TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 JPEG_START = b"\xff\xd8\xff"
 START_OF_SCAN = b"\xda"
 EXIF_SIGN = b"Exif\0\0"
@@ -33,56 +36,104 @@ DECODER_ERRORS = (
 )
 
 
+class Header(NamedTuple):
+    """The size as it is stored, and the colour space of a JPEG, "" for other formats."""
+
+    height: int
+    width: int
+    colours: str
+
+
 def check_header(data: bytes) -> None:
     """Refuse, by BadSample, what is no image or is too large, before a pixel is decoded."""
     _header(data)
 
 
-def decode(data: bytes, side_pixels: int) -> np.ndarray:
-    """uint8[side, side, 3]: centre square of the upright first frame on white, or BadSample."""
-    colours = _header(data)
-    rgb = _decode_jpeg(data, side_pixels) if colours in ("RGB", "YCbCr") else None
+def decode(data: bytes, side_pixels: int, *, view: View | None = None) -> np.ndarray:
+    """uint8[side, side, 3] of the upright first frame on white, or BadSample.
+
+    It is what the view shows; without one, the centre square.
+    """
+    header = _header(data)
+    is_plain_jpeg = header.colours in ("RGB", "YCbCr")
+    rgb = _decode_jpeg(data, header, side_pixels, view) if is_plain_jpeg else None
     if rgb is None:
         rgb = _decode_pillow(data)
-    return _resize(_centre_square(rgb), side_pixels)
+        height, width, _ = rgb.shape
+        rgb = _crop(rgb, view and view.box(height, width), size=(height, width))
+    return _resize(rgb, side_pixels, is_flipped=view is not None and view.is_flipped)
 
 
-def _header(data: bytes) -> str:
-    """The JPEG's colour space, or "" for other formats."""
+def _header(data: bytes) -> Header:
     try:
-        width, height, colours = _size_and_colours(data)
+        header = _read_header(data)
     except Image.DecompressionBombError:
         raise BadSample("image_pixels") from None
     except DECODER_ERRORS:
         raise BadSample("image_header") from None
-    if width < 1 or height < 1:
+    if header.width < 1 or header.height < 1:
         raise BadSample("image_header")
-    if width * height > MAX_PIXELS:
+    if header.width * header.height > MAX_PIXELS:
         raise BadSample("image_pixels")
-    return colours
+    return header
 
 
-def _size_and_colours(data: bytes) -> tuple[int, int, str]:
+def _read_header(data: bytes) -> Header:
     if data.startswith(JPEG_START):
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        return int(height), int(width), colours
+        return Header(int(height), int(width), colours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return *Image.open(BytesIO(data), formats=FORMATS).size, ""
+        width, height = Image.open(BytesIO(data), formats=FORMATS).size
+    return Header(height, width, "")
 
 
-def _decode_jpeg(data: bytes, side_pixels: int) -> np.ndarray | None:
-    """uint8[H, W, 3] with H, W >= side_pixels if the file allows it; None: let Pillow judge.
+def _decode_jpeg(
+    data: bytes, header: Header, side_pixels: int, view: View | None
+) -> np.ndarray | None:
+    """uint8[H, W, 3], what a view shows, both at least side_pixels if the file allows it.
 
-    Scaling inside the decoder pays from a factor of 2; below, it is slower than a full decode.
+    None: let Pillow judge. Scaling inside the decoder pays from a factor of 2; below, it is slower
+    than a full decode.
     """
+    orientation = _orientation_of(data) if _may_have_exif(data) else 1
+    size = header.height, header.width
+    if orientation in TRANSPOSED:
+        size = header.width, header.height
+    box = view and view.box(*size)
+    height, width = _least_size(header, side_pixels, box)
     try:
         rgb = simplejpeg.decode_jpeg(
-            data, colorspace="RGB", min_height=side_pixels, min_width=side_pixels, min_factor=2
+            data, colorspace="RGB", min_height=height, min_width=width, min_factor=2
         )
     except ValueError:
         return None
-    return _upright(rgb, _orientation_of(data)) if _may_have_exif(data) else rgb
+    return _crop(_upright(rgb, orientation), box, size=size)
+
+
+def _least_size(header: Header, side_pixels: int, box: Box | None) -> tuple[int, int]:
+    """The (height, width) of an image of which the box still has side_pixels by side_pixels.
+
+    One pixel more, because the edges of the box move to the nearest pixel.
+    """
+    if box is None:
+        return side_pixels, side_pixels
+    wanted, shown = side_pixels + 1, min(box.height, box.width)
+    return -(-wanted * header.height // shown), -(-wanted * header.width // shown)
+
+
+def _crop(rgb: np.ndarray, box: Box | None, *, size: tuple[int, int]) -> np.ndarray:
+    """A box of an image of `size` = (height, width), of which `rgb` is a scaled copy.
+
+    None: the centre square.
+    """
+    if box is None:
+        return _centre_square(rgb)
+    rows, columns = (
+        slice(*((2 * edge * scaled + full) // (2 * full) for edge in (start, start + length)))
+        for start, length, scaled, full in zip(box[:2], box[2:], rgb.shape, size, strict=False)
+    )
+    return rgb[rows, columns]
 
 
 def _may_have_exif(data: bytes) -> bool:
@@ -170,9 +221,9 @@ def _centre_square(rgb: np.ndarray) -> np.ndarray:
     return rgb[top : top + side, left : left + side]
 
 
-def _resize(rgb: np.ndarray, side_pixels: int) -> np.ndarray:
+def _resize(rgb: np.ndarray, side_pixels: int, *, is_flipped: bool) -> np.ndarray:
     rgb = np.ascontiguousarray(rgb)
-    if rgb.shape[0] == side_pixels:
+    if rgb.shape[:2] == (side_pixels, side_pixels) and not is_flipped:
         return rgb
     # Torch refuses to wrap the read-only arrays that Pillow hands out.
     writeable = rgb if rgb.flags.writeable else rgb.copy()
@@ -182,4 +233,6 @@ def _resize(rgb: np.ndarray, side_pixels: int) -> np.ndarray:
     resized = torch.nn.functional.interpolate(
         channels_last, size=(side_pixels, side_pixels), mode="bicubic", antialias=True
     )
+    if is_flipped:
+        resized = resized.flip(3)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import block, documents, images, sequences, tar
+from data import augment, block, documents, images, sequences, tar
 from data.block import Part
 from data.corpus import Corpus, Shard
 from data.documents import BadSample
@@ -49,18 +49,18 @@ class Reader:
     """Reads the documents of pieces and remembers the last ones, because pieces of one come again.
 
     The pieces of a long document lie in many rows of a window; to read it for each of them would
-    cost the square of its length.
+    cost the square of its length. `seed` is that of the plan.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-        self._kept: OrderedDict[tuple[int, int, int], Document | BadSample] = OrderedDict()
+    def __init__(self, corpus: Corpus, *, seed: int) -> None:
+        self.corpus, self.seed = corpus, seed
+        self._kept: OrderedDict[tuple[int, ...], Document | BadSample] = OrderedDict()
 
     def read(self, piece: Piece) -> Document | BadSample:
         """The whole document of a piece, or why there is none; raises UserError."""
-        place = (piece.source, piece.shard, piece.document)
+        place = (piece.source, piece.shard, piece.document, piece.epoch)
         if place not in self._kept:
-            self._kept[place] = _read(piece, corpus=self.corpus)
+            self._kept[place] = _read(piece, corpus=self.corpus, seed=self.seed)
             if len(self._kept) > DOCUMENTS_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(place)
@@ -144,23 +144,33 @@ def read_document(shard: Shard, number: int) -> dict[str, bytes]:
     return tar.document_bytes(shard.path, start=start, stop=stop, crc=crc, store=shard.store)
 
 
-def _read(piece: Piece, *, corpus: Corpus) -> Document | BadSample:
+def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:
     """The whole document of a piece: one bad image drops all of its pieces. Raises UserError."""
     source = corpus.sources[piece.source]
     shard = source.shards[piece.shard]
     members = read_document(shard, piece.document)
     key, variant = shard.index.key(piece.document), int(shard.index.variant[piece.document])
+    indexed = shard.index.segments(piece.document)
+    place = {"epoch": piece.epoch, "source": piece.source, "shard": piece.shard}
+    (text_first,) = augment.text_first(
+        np.array([piece.document]), fraction=source.text_first_fraction, seed=seed, **place
+    )
     try:
         parts, skipped_images = documents.parse(source.layout, members, key=key, variant=variant)
+        if text_first:
+            parts, indexed = parts[::-1], indexed[::-1]
+        stored = [part for part in parts if isinstance(part, bytes)]
+        views = augment.views(
+            corpus.augment, len(stored), document=piece.document, seed=seed, **place
+        )
         pixels = [
-            images.decode(part, corpus.image.side_pixels)
-            for part in parts
-            if isinstance(part, bytes)
+            images.decode(image, corpus.image.side_pixels, view=view)
+            for image, view in zip(stored, views, strict=True)
         ]
     except BadSample as bad:
         return bad
     texts = sequences.encode(parts, corpus.tokenizer)
-    if not np.array_equal(sequences.segments(texts), shard.index.segments(piece.document)):
+    if not np.array_equal(sequences.segments(texts), indexed):
         raise UserError(
             f"{shard.path}: document {key} has other token counts "
             f"than its index says (was it indexed with another version of sentencepiece?); "

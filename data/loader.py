@@ -62,7 +62,7 @@ class Loader:
 
     def _batches(self) -> Iterator[tuple[Parcel | UserError, StreamState]]:
         loader = DataLoader(
-            MicroBatches(self.corpus, row_tokens=self.config.row_tokens),
+            MicroBatches(self.corpus, self.config),
             sampler=Plans(self),
             batch_size=None,
             collate_fn=_unchanged,
@@ -94,8 +94,8 @@ class Plans:
 class MicroBatches(Dataset):
     """Builds the batch of a plan; returns a UserError as a value, which the loader raises."""
 
-    def __init__(self, corpus: Corpus, *, row_tokens: int) -> None:
-        self.reader, self.row_tokens = Reader(corpus), row_tokens
+    def __init__(self, corpus: Corpus, config: DataConfig) -> None:
+        self.reader, self.row_tokens = Reader(corpus, seed=config.seed), config.row_tokens
 
     def __getitem__(self, plan: Plan) -> tuple[Parcel | UserError, StreamState]:
         rows, state = plan
@@ -126,7 +126,7 @@ def held_out_batches(
     def batches(source: int) -> Iterator[PackedBatch]:
         rows = [row for row, _ in islice(plan_rows(corpus, fixed, only=[source]), rows_per_source)]
         rows += [[]] * (-len(rows) % (world * micro_batch))
-        reader = Reader(corpus)
+        reader = Reader(corpus, seed=fixed.seed)
         for start in range(rank * micro_batch, len(rows), world * micro_batch):
             yield build(
                 rows[start : start + micro_batch], reader=reader, row_tokens=config.row_tokens

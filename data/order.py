@@ -32,6 +32,7 @@ class Run:
     """Consecutive documents of an order with their pieces; n documents.
 
     source, shard, document  int32[n]    document is the place in its shard's index
+    epoch                    int32[n]    how often the source was read to its end before
     length                   int32[n]    tokens
     border                   int64[n+1]  document i has the pieces [border[i], border[i+1])
     start, stop              int32[p]    of pieces; those outside the borders are of others
@@ -40,6 +41,7 @@ class Run:
     source: np.ndarray
     shard: np.ndarray
     document: np.ndarray
+    epoch: np.ndarray
     length: np.ndarray
     border: np.ndarray
     start: np.ndarray
@@ -48,27 +50,31 @@ class Run:
     def __len__(self) -> int:
         return len(self.length)
 
+    @property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """What there is of every document, in the order of the fields."""
+        return self.source, self.shard, self.document, self.epoch, self.length
+
     def part(self, start: int, stop: int) -> "Run":
         """Documents [start, stop), without a copy."""
-        here = slice(start, stop)
         border = self.border[start : max(start, min(stop, len(self))) + 1]
-        columns = (self.source[here], self.shard[here], self.document[here], self.length[here])
-        return Run(*columns, border, self.start, self.stop)
+        columns = (column[start:stop] for column in self.columns)
+        return Run(*columns, border=border, start=self.start, stop=self.stop)
 
     def pick(self, order: np.ndarray) -> "Run":
         """The documents at the places `order`, with their pieces and no others."""
         pieces = np.diff(self.border)[order]
         border = np.concatenate([[0], np.cumsum(pieces)])
         there = np.arange(border[-1]) + np.repeat(self.border[order] - border[:-1], pieces)
-        columns = (self.source[order], self.shard[order], self.document[order], self.length[order])
-        return Run(*columns, border, self.start[there], self.stop[there])
+        columns = (column[order] for column in self.columns)
+        return Run(*columns, border=border, start=self.start[there], stop=self.stop[there])
 
 
 def join(runs: list[Run]) -> Run:
     """The runs one after the other."""
     if len(runs) == 1:
         return runs[0]
-    columns = [[run.source, run.shard, run.document, run.length] for run in runs]
+    columns = [run.columns for run in runs]
     borders, starts, stops, pieces = [np.zeros(1, np.int64)], [], [], 0
     for run in runs:
         first, last = int(run.border[0]), int(run.border[-1])
@@ -87,15 +93,15 @@ class SourceOrder:
 
     Shards are shuffled; their documents are shuffled within blocks of BLOCK_SHARDS shards, so that
     reads stay near each other and only the current blocks are held. `counts` are the documents
-    of every shard; `read` gives those of some shards one after the other. The order ends after
-    `limit` documents, None: never.
+    of every shard; `read` gives those of some shards in an epoch, one shard after the other. The
+    order ends after `limit` documents, None: never.
     """
 
     def __init__(
         self,
         counts: np.ndarray,
         *,
-        read: Callable[[np.ndarray], Run],
+        read: Callable[[np.ndarray, int], Run],
         seed: int,
         source: int,
         limit: int | None,
@@ -130,7 +136,7 @@ class SourceOrder:
 
     def _shuffled_block(self, epoch: int, block: int) -> Run:
         shards = self._shards(epoch)[0][block * BLOCK_SHARDS : (block + 1) * BLOCK_SHARDS]
-        run = self.read(shards)
+        run = self.read(shards, epoch)
         return run.pick(
             permutation(len(run), seed=self.seed, stream=(epoch, self.source, block + 1))
         )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import index, mixture, order, pack
+from data import augment, index, mixture, order, pack
 from data.corpus import Corpus
 from data.mixture import Stage
 from data.order import Run, SourceOrder, Taken
@@ -16,13 +16,20 @@ from nmm.config import DataConfig
 
 
 class Piece(NamedTuple):
-    """Tokens [start, stop) of a document's sequence; the others are places in the corpus."""
+    """Tokens [start, stop) of a document's sequence; source, shard, document: its place.
+
+    `epoch` is how often its source was read to the end before. It was planned in window `window`,
+    as one of `window_documents` documents.
+    """
 
     source: int
     shard: int
     document: int
     start: int
     stop: int
+    epoch: int = 0
+    window: int = 0
+    window_documents: int = 0
 
 
 RowPlan = list[Piece]
@@ -83,10 +90,11 @@ class Window:
     def row(self, number: int) -> RowPlan:
         pieces = self.pieces[self.border[number] : self.border[number + 1]]
         run, owner = self.run, self.owner[pieces]
-        columns = (run.source[owner], run.shard[owner], run.document[owner])
-        places = (run.start[pieces], run.stop[pieces])
-        lists = (column.tolist() for column in (*columns, *places))
-        return [Piece(*values) for values in zip(*lists, strict=True)]
+        places = (run.source[owner], run.shard[owner], run.document[owner])
+        columns = (*places, run.start[pieces], run.stop[pieces], run.epoch[owner])
+        lists = (column.tolist() for column in columns)
+        window = {"window": self.before.window, "window_documents": len(run)}
+        return [Piece(*values, **window) for values in zip(*lists, strict=True)]
 
     def state_after(self, number: int) -> StreamState:
         before, after = self.before, self.after
@@ -172,27 +180,34 @@ def _order(
     chosen = corpus.sources[source]
     epochs = chosen.epochs(repeat=config.repeat) if capped else None if config.repeat else 1
 
-    def read(shards: np.ndarray) -> Run:
-        return read_shards(corpus, source, shards.tolist(), context_tokens=config.context_tokens)
+    def read(shards: np.ndarray, epoch: int) -> Run:
+        return read_shards(corpus, source, shards.tolist(), epoch=epoch, config=config)
 
     counts = chosen.documents_of_shards
     limit = None if epochs is None else math.ceil(epochs) * chosen.documents
     return SourceOrder(counts, read=read, seed=config.seed, source=stream, limit=limit)
 
 
-def read_shards(corpus: Corpus, source: int, shards: list[int], *, context_tokens: int) -> Run:
-    """The documents of some shards of a source, one shard after the other."""
+def read_shards(
+    corpus: Corpus, source: int, shards: list[int], *, epoch: int, config: DataConfig
+) -> Run:
+    """The documents of some shards of a source in an epoch, one shard after the other."""
     opened = [corpus.sources[source].shards[shard] for shard in shards]
     counts = [len(shard.index) for shard in opened]
     lengths = np.concatenate([shard.lengths for shard in opened])
-    if (lengths > context_tokens).any():
+    if (lengths > config.context_tokens).any():
         segment, border = index.join_segments([shard.index for shard in opened])
+        is_text_first = _text_first(
+            corpus, source, dict(zip(shards, counts, strict=True)), epoch=epoch, config=config
+        )
+        image = border[:-1][is_text_first]  # a caption has two parts
+        segment[[image, image + 1]] = segment[[image + 1, image]]
         cuts = pack.cut(
             lengths,
             segment=segment,
             border=border,
             image_tokens=corpus.image.tokens,
-            context_tokens=context_tokens,
+            context_tokens=config.context_tokens,
         )
     else:
         cuts = pack.uncut(lengths)
@@ -200,8 +215,22 @@ def read_shards(corpus: Corpus, source: int, shards: list[int], *, context_token
         source=np.full(len(lengths), source, np.int32),
         shard=np.repeat(np.array(shards, np.int32), counts),
         document=np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
+        epoch=np.full(len(lengths), epoch, np.int32),
         length=lengths,
         border=cuts.border,
         start=cuts.start,
         stop=cuts.stop,
     )
+
+
+def _text_first(
+    corpus: Corpus, source: int, counts: dict[int, int], *, epoch: int, config: DataConfig
+) -> np.ndarray:
+    """bool[N]: which documents of some shards are laid out text first; `counts` are theirs."""
+    fraction = corpus.sources[source].text_first_fraction
+    place = {"fraction": fraction, "seed": config.seed, "epoch": epoch, "source": source}
+    parts = [
+        augment.text_first(np.arange(count), **place, shard=shard)
+        for shard, count in counts.items()
+    ]
+    return np.concatenate(parts)

@@ -28,7 +28,7 @@ from nmm.parallel import World, barrier
 
 MARKER = "COMPLETE"
 # With the corpus, its weights and the tokenizer, these determine every row.
-ORDER_KEYS = (
+DATA_KEYS = (
     "context_tokens",
     "row_tokens",
     "global_rows",
@@ -36,8 +36,8 @@ ORDER_KEYS = (
     "seed",
     "repeat",
     "weight_changes",
+    "augment",
 )
-
 
 # What torch and DeepSpeed raise on files that are cut, missing, or hold something else.
 DAMAGE = (
@@ -143,13 +143,17 @@ def identity(
     data = asdict(config.data)
     values = {
         "model": {key: v for key, v in asdict(config.model).items() if key != "attention"},
-        "data": {key: data[key] for key in ORDER_KEYS},
+        "data": {key: data[key] for key in DATA_KEYS},
         "optim": asdict(config.optim),
         "engine": {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision},
         "run": {"seed": config.run.seed},
         "evaluation": {"rows_per_source": config.evaluation.rows_per_source},
         "data.sources": {
-            name: {"kind": source.kind, "weight": source.weight}
+            name: {
+                "kind": source.kind,
+                "weight": source.weight,
+                "text_first_fraction": source.text_first_fraction,
+            }
             for name, source in config.data.sources.items()
         },
     }

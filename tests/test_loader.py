@@ -180,7 +180,7 @@ def test_documents_come_once_per_epoch_and_epochs_differ(
         seen: dict[tuple, Counter] = {}
         for piece in pieces:
             if piece.source == number:
-                seen.setdefault(piece[1:3], Counter())[piece[3:]] += 1
+                seen.setdefault(piece[1:3], Counter())[piece[3:5]] += 1
         everything = {
             (s, d) for s, shard in enumerate(source.shards) for d in range(len(shard.index))
         }
@@ -196,13 +196,36 @@ def test_documents_come_once_per_epoch_and_epochs_differ(
             assert (len(cuts) == 1) == (length <= config.context_tokens)
 
 
+def test_pieces_know_their_epoch_and_their_window(corpus: Corpus, config: DataConfig) -> None:
+    """Epochs follow each other, each with every document once; windows hold what they say."""
+    planned = ((row, s.window - (s.row == 0)) for row, s in plan_rows(corpus, config))
+    rows = list(takewhile(lambda of_window: of_window[1] < 30, planned))
+    of_window: dict[int, set] = {}
+    for row, window in rows:
+        for piece in row:
+            assert piece.window == window
+            place = (*piece[:3], piece.epoch)
+            of_window.setdefault(window, set()).add((*place, piece.window_documents))
+    for window, places in of_window.items():
+        assert {size for *_, size in places} == {len(places)}, window
+    pieces = [piece for row, _ in rows for piece in row]
+    assert len(set(pieces)) == len(pieces)
+    assert max(piece.epoch for piece in pieces) > 2
+    for number, source in enumerate(corpus.sources):
+        for epoch in range(max(piece.epoch for piece in pieces if piece.source == number)):
+            here = (number, epoch, 0)
+            first = Counter(p[:3] for p in pieces if (p.source, p.epoch, p.start) == here)
+            assert len(first) == source.documents
+            assert set(first.values()) == {1}
+
+
 def test_tokens_and_labels_are_conserved(config: DataConfig) -> None:
     """One epoch of each source: every text token, image, end and label is there once."""
     corpus = corpora.open_corpus(config)
     once = replace(config, repeat=False)
     for number, source in enumerate(corpus.sources):
         plan = [row for row, _ in plan_rows(corpus, once, only=[number])]
-        batch = build(plan, reader=Reader(corpus), row_tokens=config.row_tokens)
+        batch = build(plan, reader=Reader(corpus, seed=config.seed), row_tokens=config.row_tokens)
         assert int((batch.modality == Modality.image).sum()) == source.images * corpora.IMAGE.tokens
         assert (
             int((batch.modality == Modality.text).sum())
@@ -231,7 +254,7 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
     caption, text = corpus.sources[0].shards[0], corpus.sources[2].shards[0]
     first, second = int(caption.lengths[0]), int(text.lengths[1])
     plan = [[Piece(0, 0, 0, 0, first), Piece(2, 0, 1, 0, second)]]
-    batch = build(plan, reader=Reader(corpus), row_tokens=first + second + 5)
+    batch = build(plan, reader=Reader(corpus, seed=0), row_tokens=first + second + 5)
     ids = corpus.tokenizer.ids
     words = corpus.tokenizer.encode(_text(corpus, source=0, document=0))
     prose = corpus.tokenizer.encode(_text(corpus, source=2, document=1))
@@ -281,15 +304,19 @@ def test_pieces_of_a_long_document_keep_their_labels(corpus: Corpus, config: Dat
     plan = islice(plan_rows(corpus, replace(config, repeat=False), only=[1]), 10**6)
     cuts = sorted(p for row, _ in plan for p in row if (p.shard, p.document) == (0, number))
     assert len(cuts) > 2
-    whole = build([[Piece(1, 0, number, 0, length)]], reader=Reader(corpus), row_tokens=length)
-    cut = build([cuts], reader=Reader(corpus), row_tokens=length)
+    whole = build(
+        [[Piece(1, 0, number, 0, length)]],
+        reader=Reader(corpus, seed=config.seed),
+        row_tokens=length,
+    )
+    cut = build([cuts], reader=Reader(corpus, seed=config.seed), row_tokens=length)
     for name in ("tokens", "labels", "modality", "image", "pixels"):
         assert torch.equal(getattr(whole, name), getattr(cut, name)), name
     assert cut.document[0].unique().tolist() == list(range(1, len(cuts) + 1))
     assert cut.position[0].tolist() == [
         p for piece in cuts for p in range(piece.stop - piece.start)
     ]
-    single = build([[cuts[-1]]], reader=Reader(corpus), row_tokens=64)
+    single = build([[cuts[-1]]], reader=Reader(corpus, seed=config.seed), row_tokens=64)
     used = cuts[-1].stop - cuts[-1].start
     assert torch.equal(single.tokens[0, :used], whole.tokens[0, -used:])
     assert single.image.max() == len(single.pixels)
@@ -371,7 +398,11 @@ def test_counts_that_differ_from_the_index_stop_the_run(corpus: Corpus) -> None:
     with pytest.raises(
         UserError, match="document 000000 has other token counts than its index says"
     ):
-        build([[Piece(0, 0, 0, 0, int(shard.lengths[0]))]], reader=Reader(changed), row_tokens=128)
+        build(
+            [[Piece(0, 0, 0, 0, int(shard.lengths[0]))]],
+            reader=Reader(changed, seed=0),
+            row_tokens=128,
+        )
 
 
 def test_held_out_rows_are_fixed_and_dealt_to_ranks(config: DataConfig) -> None:

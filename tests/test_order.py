@@ -24,13 +24,14 @@ def source_order(
 ) -> SourceOrder:
     """The order of documents that are one piece each."""
 
-    def read(chosen: np.ndarray) -> Run:
+    def read(chosen: np.ndarray, epoch: int) -> Run:
         length = np.concatenate([lengths[shard] for shard in chosen])
         counts = [len(lengths[shard]) for shard in chosen]
         return Run(
             source=np.full(len(length), source, np.int32),
             shard=np.repeat(chosen, counts),
             document=np.concatenate([np.arange(count) for count in counts]),
+            epoch=np.full(len(length), epoch, np.int32),
             length=length,
             border=np.arange(len(length) + 1),
             start=np.zeros_like(length),
@@ -107,7 +108,7 @@ def test_any_place_is_reached_by_reading_one_block() -> None:
     order = source_order(lengths)
     read: list[int] = []
     inner = order.read
-    order.read = lambda chosen: read.extend(chosen.tolist()) or inner(chosen)
+    order.read = lambda chosen, epoch: read.extend(chosen.tolist()) or inner(chosen, epoch)
     place = 1000 * order.documents + order.documents // 2
     assert len(order.take(5, consumed=place)) == 5
     assert len(read) <= 2 * BLOCK_SHARDS

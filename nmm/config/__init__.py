@@ -1,6 +1,6 @@
 """The configuration as typed dataclasses: one small module per group, no torch."""
 
-from nmm.config.data import DataConfig, Kind, Layout, SourceConfig, WeightChange
+from nmm.config.data import AugmentConfig, DataConfig, Kind, Layout, SourceConfig, WeightChange
 from nmm.config.engine import EngineConfig, Precision
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig, WandbMode
 from nmm.config.model import AttentionBackend, ImageConfig, ModelConfig
@@ -23,6 +23,7 @@ from nmm.config.schedule import Cooldown, ScheduleConfig
 
 __all__ = [
     "AttentionBackend",
+    "AugmentConfig",
     "CheckpointConfig",
     "Config",
     "Cooldown",

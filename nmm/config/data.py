@@ -47,7 +47,9 @@ class SourceConfig:
 
     A source whose `held_out` is null is trained on and not evaluated. Its documents are read at
     most `max_epochs` times; null: once, or with data.repeat without end. With a `text_field` the
-    text of a document is that field of its .json, else its .txt.
+    text of a document is that field of its .json, else its .txt. Of a caption source, every epoch
+    lays out this `text_first_fraction` of the documents as text and image, the others as image and
+    text; held-out documents are always image first.
     """
 
     kind: Kind = MISSING
@@ -56,6 +58,7 @@ class SourceConfig:
     weight: float = MISSING
     max_epochs: float | None = None
     text_field: str | None = None
+    text_first_fraction: float = 0.0
 
     @property
     def layout(self) -> Layout:
@@ -77,6 +80,23 @@ class WeightChange:
                     f"data.weight_changes gives {name} the weight {weight} after step "
                     f"{self.step}; set it above 0."
                 )
+
+
+@dataclass
+class AugmentConfig:
+    """How the images of training vary from epoch to epoch; those of the held-out split never do.
+
+    Each shows a random part of at least `crop_area_fraction` of its area, at an aspect ratio of
+    3/4 to 4/3; null: the centre square. With `flip` one half of them is mirrored. The paper on
+    native multimodal models has 0.4 and true.
+    """
+
+    crop_area_fraction: float | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        fraction(data__augment__crop_area_fraction=self.crop_area_fraction)
+        positive(data__augment__crop_area_fraction=self.crop_area_fraction)
 
 
 @dataclass
@@ -104,6 +124,7 @@ class DataConfig:
     repeat: bool = False
     workers: int = 2
     max_bad_fraction: float = 0.01
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     weight_changes: list[WeightChange] = field(default_factory=list)
     index_dir: str | None = None
     cache_dir: str | None = None
@@ -122,6 +143,13 @@ class DataConfig:
             positive(**{f"data__sources__{name}__weight": source.weight})
             positive(**{f"data__sources__{name}__max_epochs": source.max_epochs})
             source.layout.check(f"data.sources.{name}.text_field")
+            fraction(**{f"data__sources__{name}__text_first_fraction": source.text_first_fraction})
+            if source.text_first_fraction and source.kind is not Kind.caption:
+                raise UserError(
+                    f"data.sources.{name}.text_first_fraction is {source.text_first_fraction}, but "
+                    f"the source is of kind {source.kind.value}; leave it out: only the parts of a "
+                    f"caption may change places."
+                )
         if self.sources and all(source.held_out is None for source in self.sources.values()):
             raise UserError(
                 "data.sources has held_out: null in every entry, so nothing can be evaluated; give "

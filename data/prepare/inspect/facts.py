@@ -97,7 +97,7 @@ def look(corpus: Corpus, config: DataConfig, *, rows: int, planned_rows: int) ->
     dropped = [Counter[str]() for _ in corpus.sources]
     for counts, source in zip(dropped, corpus.sources, strict=True):
         counts.update(reason for shard in source.shards for reason, _ in shard.index.dropped)
-    reader = Reader(corpus)
+    reader = Reader(corpus, seed=config.seed)
     batches = [build([row], reader=reader, row_tokens=config.row_tokens) for row in plan[:rows]]
     drawn = [
         _draw(number, row, batch, reader=reader)
