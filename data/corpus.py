@@ -11,6 +11,7 @@ import numpy as np
 
 from data import index, mixture
 from data.cache import Cache
+from data.container import SUFFIXES, is_shard
 from data.index import ShardIndex
 from data.mixture import Stage
 from data.order import BLOCK_SHARDS
@@ -310,8 +311,8 @@ def _check_cache(sizes: list[list[int]], *, cache: Cache) -> None:
 
 
 def find_shards(pattern: str, *, key: str, store: Store) -> list[str]:
-    """The .tar files of a pattern, sorted; raises UserError, which names the `key`, without any."""
-    paths = [path for path in store.expand(pattern, key=key) if name_of(path).endswith(".tar")]
+    """The shards of a pattern, sorted; raises UserError, which names the `key`, without any."""
+    paths = list(filter(is_shard, store.expand(pattern, key=key)))
     indexed = (
         set() if is_url(pattern) else {i.removesuffix(".index") for i in glob(f"{pattern}.index")}
     )
@@ -328,4 +329,7 @@ def find_shards(pattern: str, *, key: str, store: Store) -> list[str]:
             f"{key} is {pattern}, but the directory {directory} does not exist; correct the path, "
             f"or make the demo corpus with `python -m data.prepare.demo`."
         )
-    raise UserError(f"{key} is {pattern}, which matches no .tar file; correct the pattern.")
+    raise UserError(
+        f"{key} is {pattern}, which matches no shard; correct the pattern "
+        f"(shards are {', '.join(SUFFIXES)} files)."
+    )

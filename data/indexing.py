@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import documents, images, sequences, tar
+from data import container, documents, images, sequences
 from data.documents import BadSample
 from data.index import ShardIndex, assemble
-from data.tar import Sample, Scan
+from data.samples import Contents, Sample
 from data.tokenizer import Tokenizer
 from nmm.config import Layout
 from nmm.errors import UserError
@@ -31,18 +31,22 @@ class Counted(NamedTuple):
 
 def index_shard(path: Path, *, layout: Layout, tokenizer: Tokenizer) -> ShardIndex:
     """Read a shard and count its documents; raises UserError when it holds none of this kind."""
-    found = tar.scan(path)
+    container.check(str(path), layout)
+    contents, samples = container.read(path)
     dropped: Dropped = []
     usable: list[Counted] = []
-    with path.open("rb") as file:
-        for sample in found.samples:
-            file.seek(sample.start)
-            raw = file.read(sample.stop - sample.start)
-            usable += _documents(sample, raw, layout=layout, tokenizer=tokenizer, dropped=dropped)
-    if found.damaged_at is not None:
-        dropped.append(("unreadable_tail", f"byte {found.damaged_at}"))
+    for sample, raw in samples:
+        if sample.fault:
+            dropped.append((sample.fault, sample.key))
+            continue
+        members = container.members_of(path.name, raw)
+        usable += _documents(
+            sample, raw, members, layout=layout, tokenizer=tokenizer, dropped=dropped
+        )
+    if contents.damaged_at is not None:
+        dropped.append(("unreadable_tail", f"byte {contents.damaged_at}"))
     if not usable:
-        raise UserError(_no_document(path, layout=layout, found=found, dropped=dropped))
+        raise UserError(_no_document(path, layout=layout, contents=contents, dropped=dropped))
     return _assemble(
         usable,
         layout=layout,
@@ -53,13 +57,16 @@ def index_shard(path: Path, *, layout: Layout, tokenizer: Tokenizer) -> ShardInd
 
 
 def _documents(
-    sample: Sample, raw: bytes, *, layout: Layout, tokenizer: Tokenizer, dropped: Dropped
+    sample: Sample,
+    raw: bytes,
+    members: dict[str, bytes],
+    *,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    dropped: Dropped,
 ) -> Iterator[Counted]:
     """The usable documents of a sample; what is none goes to `dropped`."""
-    if sample.fault:
-        dropped.append((sample.fault, sample.key))
-        return
-    members, crc = tar.members_of(raw), zlib.crc32(raw)
+    crc = zlib.crc32(raw)
     for variant in range(documents.variants(layout, members)):
         try:
             parsed = documents.parse(layout, members, key=sample.key, variant=variant)
@@ -110,13 +117,12 @@ def _borders(counts: list[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _no_document(path: Path, *, layout: Layout, found: Scan, dropped: Dropped) -> str:
-    extensions = ", ".join(f".{name}" for name, _ in found.extensions.most_common(8)) or "no files"
+def _no_document(path: Path, *, layout: Layout, contents: Contents, dropped: Dropped) -> str:
     reasons = ", ".join(
         f"{count} {reason}" for reason, count in Counter(r for r, _ in dropped).most_common()
     )
     kind = layout.kind.value
     return (
-        f"{path} holds no document of kind {kind}: it has {extensions} ({reasons}); "
-        f"see docs/data-format.md for what a {kind} shard holds."
+        f"{path} holds no document of kind {kind}: it has {contents.told_extensions()} "
+        f"({reasons}); see docs/data-format.md for what a {kind} shard holds."
     )

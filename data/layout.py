@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import augment, block, documents, images, sequences, tar
+from data import augment, block, container, documents, images, sequences
 from data.block import Part
 from data.corpus import Corpus, Shard
 from data.documents import BadSample
@@ -141,7 +141,7 @@ def read_document(shard: Shard, number: int) -> dict[str, bytes]:
     """Extension -> bytes of the members of a shard's document; raises UserError."""
     place = shard.index
     start, stop, crc = (int(column[number]) for column in (place.start, place.stop, place.crc))
-    return tar.document_bytes(shard.path, start=start, stop=stop, crc=crc, store=shard.store)
+    return container.document_bytes(shard.path, start=start, stop=stop, crc=crc, store=shard.store)
 
 
 def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:

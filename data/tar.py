@@ -6,65 +6,41 @@ are no members.
 """
 
 import tarfile
-import zlib
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from data.store import LOCAL, Store, is_url
-from nmm.errors import UserError
+from data.samples import Contents, NotAShardError, Sample, archive_of, empty
 
 BLOCK_BYTES = 512
+END_BYTES = 2 * BLOCK_BYTES
 PLAIN_FILE = b"0\0"
-ARCHIVE_STARTS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstandard", b"PK": "zip"}
 
 
-@dataclass
-class Sample:
-    """Adjacent members of one key in bytes [start, stop); `fault` is a reason to drop it, or ""."""
+class Scan(NamedTuple):
+    """The samples of a shard in its order, and the rest of it."""
 
-    key: str
-    start: int
-    stop: int
-    fault: str = ""
-    extensions: set[str] = field(default_factory=set)
-
-
-@dataclass
-class Scan:
-    """What a shard holds; behind byte `damaged_at` nothing can be read (None: all is well).
-
-    others  (what it is, name) of entries that are no members: directory, hidden file, link, ...
-    end     the byte behind the last member, where the zeros of an archive's end belong
-    """
-
-    samples: list[Sample] = field(default_factory=list)
-    extensions: Counter[str] = field(default_factory=Counter)
-    others: list[tuple[str, str]] = field(default_factory=list)
-    damaged_at: int | None = None
-    end: int = 0
+    samples: list[Sample]
+    contents: Contents
 
 
 def scan(path: Path) -> Scan:
-    """All samples of a shard from its headers; raises UserError for what is not a tar."""
-    found = Scan()
+    """All samples of a shard from its headers; raises NotAShardError."""
+    contents = Contents()
     by_key: dict[str, Sample] = {}
-    last = None
+    last, end = None, 0
     size = path.stat().st_size
-    for member, stop in _headers(path, found):
+    for member, stop in _headers(path, contents):
         key, extension = split_name(member.name)
-        found.end = stop
+        end = stop
         if not member.isfile() or not key.rpartition("/")[2]:
-            found.others.append((_what(member), member.name))
+            contents.others.append((_what(member), member.name))
             continue
-        found.extensions[extension] += 1
+        contents.extensions[extension] += 1
         sample = by_key.get(key)
         if sample is None:
             sample = by_key[key] = Sample(key, member.offset, stop)
-            found.samples.append(sample)
         elif sample is not last:
             sample.fault = "not_adjacent"
         elif extension in sample.extensions:
@@ -75,7 +51,19 @@ def scan(path: Path) -> Scan:
             sample.fault = "truncated"
         elif not sample.fault:
             sample.stop = stop
-    return found
+    contents.defects += _ending(contents.damaged_at, size=size, end=end)
+    return Scan(list(by_key.values()), contents)
+
+
+def _ending(damaged_at: int | None, *, size: int, end: int) -> list[tuple[str, str]]:
+    """What is wrong with the end of an archive whose last readable member ends at `end`."""
+    if damaged_at is not None and damaged_at >= size:
+        return [("cut_short", f"after {size:,} bytes")]
+    if damaged_at is not None:
+        return [("unreadable_tail", f"from byte {damaged_at:,}")]
+    if size - end < END_BYTES:
+        return [("no_end_blocks", f"{size - end} of {END_BYTES} bytes")]
+    return []
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -110,36 +98,6 @@ def members_of(raw: bytes) -> dict[str, bytes]:
     return members
 
 
-def document_bytes(
-    path: Path | str, *, start: int, stop: int, crc: int, store: Store = LOCAL
-) -> dict[str, bytes]:
-    """Extension -> bytes of one document's members.
-
-    Raises UserError for a changed shard, and for a read that fails again and again.
-    """
-    path = str(path)
-    raw = _read(path, start=start, stop=stop, store=store)
-    found = zlib.crc32(raw)
-    if found != crc and is_url(path):
-        # A copy in the cache can be older than the index, and one answer can be wrong.
-        raw = store.read(path, start=start, stop=stop, fresh=True)
-        found = zlib.crc32(raw)
-    if found != crc:
-        raise UserError(
-            f"{path} has changed since it was indexed (bytes {start} to {stop} differ); "
-            f"run `python -m data.prepare.index` on it with --force."
-        )
-    return members_of(raw)
-
-
-def _read(path: str, *, start: int, stop: int, store: Store) -> bytes:
-    """The bytes [start, stop), or fewer of a file that ends before: that is another file."""
-    try:
-        return store.read(path, start=start, stop=stop)
-    except EOFError:
-        return b""
-
-
 def _members_by_tarfile(raw: bytes) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     with tarfile.open(fileobj=BytesIO(raw), mode="r:") as tar:
@@ -151,13 +109,13 @@ def _members_by_tarfile(raw: bytes) -> dict[str, bytes]:
     return members
 
 
-def _headers(path: Path, found: Scan) -> Iterator[tuple[tarfile.TarInfo, int]]:
+def _headers(path: Path, found: Contents) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """Every member with the place of the next header; sets `damaged_at` if it stops too early."""
     with path.open("rb") as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - owns no file
         except tarfile.TarError:
-            raise UserError(_not_a_tar(path)) from None
+            raise _not_a_tar(path) from None
         try:
             while (member := tar.next()) is not None:
                 # Else tarfile keeps every header of the shard; typeshed does not know the list.
@@ -188,15 +146,16 @@ def _holds_data(file: BinaryIO, start: int) -> bool:
     return False
 
 
-def _not_a_tar(path: Path) -> str:
+def _not_a_tar(path: Path) -> NotAShardError:
     with path.open("rb") as file:
         start = file.read(4)
     if not start:
-        return f"{path} is empty (0 bytes); write the shard again, or delete it."
-    kind = next((name for head, name in ARCHIVE_STARTS.items() if start.startswith(head)), None)
-    if kind:
-        return f"{path} is {kind} data and not a plain tar; unpack it, or delete it."
-    return f"{path} is not a tar (it starts with {start!r}); write the shard again, or delete it."
+        return empty(path)
+    if archive := archive_of(start):
+        said = f"{path} is {archive} data and not a plain tar; unpack it, or delete it."
+        return NotAShardError(said, reason="compressed")
+    said = f"{path} is not a tar (it starts with {start!r}); write the shard again, or delete it."
+    return NotAShardError(said, reason="not_a_tar")
 
 
 def _padded(size: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data import index, tar
+from data.container import document_bytes
 from data.corpus import find_shards
 from data.documents import parse
 from data.index import load, read_totals
@@ -18,7 +19,6 @@ from data.indexing import index_shard
 from data.prepare import index as command
 from data.prepare.index import index_shards
 from data.store import LOCAL, Store
-from data.tar import document_bytes
 from data.tokenizer import Tokenizer
 from nmm.config import Kind, Layout
 from nmm.errors import UserError
@@ -301,7 +301,7 @@ def test_the_command_prints_a_table_or_one_sentence(
         ["missing_text", "1"]
     ]
     with pytest.raises(
-        SystemExit, match=r"^error: --shards is .*nothing-\*\.tar, which matches no \.tar file"
+        SystemExit, match=r"^error: --shards is .*nothing-\*\.tar, which matches no shard"
     ):
         command.main([*flags, str(tmp_path / "nothing-*.tar")])
 

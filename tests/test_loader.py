@@ -480,7 +480,7 @@ def test_the_fingerprint_follows_content_and_not_place(
     [
         (
             "{}/text/nothing-*.tar",
-            r"data\.sources\.a\.train is .*nothing-\*\.tar, which matches no \.tar file",
+            r"data\.sources\.a\.train is .*nothing-\*\.tar, which matches no shard",
         ),
         (
             "{}/nowhere/*.tar",

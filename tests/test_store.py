@@ -300,7 +300,7 @@ def test_patterns_name_files_and_urls(through: Origin, tmp_path: Path) -> None:
         ("https://host/train-*.tar", "web servers do not list files; use a brace range"),
         ("s3://bucket/train-{0..3.tar", "whose braces do not match"),
         ("ftp://host/{0..3}.tar", "has the scheme ftp; use one of http, https, s3, gs"),
-        ("s3://bucket/{0..3}.zip", "matches no .tar file"),
+        ("s3://bucket/{0..3}.zip", "matches no shard"),
     ],
 )
 def test_wrong_patterns_are_refused(pattern: str, sentence: str) -> None:

@@ -127,7 +127,7 @@ def test_another_model_is_not_overwritten(shards: Path, model: Path) -> None:
         (["--characters=0"], "--characters is 0"),
         (["--source=prose=x"], "--source is prose=x"),
         (["--source=text=none/*.tar"], "--source text is none/\\*.tar"),
-        ([f"--source=text={__file__}"], "matches no .tar file"),
+        ([f"--source=text={__file__}"], "matches no shard"),
     ],
 )
 def test_refusals(shards: Path, tmp_path: Path, extra: list[str], message: str) -> None:

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data import documents, images, tar
+from data import container, documents, images, tar
 from data.documents import IMAGE_EXTENSIONS, BadSample
 from data.prepare.findings import Finding
+from data.samples import Contents, NotAShardError, Sample
 from data.store import LOCAL
 from nmm.config import Kind, Layout
-from nmm.errors import UserError
 
-END_BYTES = 2 * tar.BLOCK_BYTES
 DECODE_SIDE_PIXELS = 64  # every bit is read at any side; small squares are cheap to resize
 NOT_UTF8 = re.compile(r"\\udc[89a-f]")
+SUFFIX = "|".join(map(re.escape, container.SUFFIXES))
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -55,12 +55,20 @@ class ShardReport:
     hashes: array = field(default_factory=lambda: array("Q"))
     crcs: array = field(default_factory=lambda: array("L"))
 
+    def forget_keys(self) -> None:
+        """Compare nothing with other shards."""
+        self.keys, self.hashes, self.crcs = "", array("Q"), array("L")
+
     def add(self, reason: str, *, key: str = "", detail: str = "") -> None:
         self.findings.append(Finding(self.shard, key, reason, detail))
 
 
 def examine(shard: Path | str, *, layout: Layout) -> ShardReport:
-    """Everything about one shard; never raises for what lies in it, only where a URL fails."""
+    """Everything about one shard; never raises for what lies in it.
+
+    Raises UserError where a URL fails, and for a shard that cannot hold this kind by its name.
+    """
+    container.check(str(shard), layout)
     with LOCAL.local(str(shard)) as path:
         return _examine(path, layout=layout, name=str(shard))
 
@@ -69,16 +77,20 @@ def _examine(path: Path, *, layout: Layout, name: str) -> ShardReport:
     report = ShardReport(name)
     try:
         report.bytes = path.stat().st_size
-        found = tar.scan(path)
-        _examine_archive(report, found)
+        contents, samples = container.read(path)
         unread: Counter[str] = Counter()
-        with path.open("rb") as file, _quiet_libraries():
-            for sample in found.samples:
-                file.seek(sample.start)
-                raw = file.read(sample.stop - sample.start)
-                _examine_sample(report, sample, raw, layout=layout, unread=unread)
-    except UserError as error:
-        report.add(_not_a_tar(path), detail=str(error).removeprefix(f"{path} is "))
+        with _quiet_libraries():
+            for sample, raw in samples:
+                report.samples += 1
+                if odd := _odd_name(sample.key):
+                    report.add("odd_name", key=sample.key, detail=odd)
+                members = {} if sample.fault else container.members_of(path.name, raw)
+                _examine_sample(report, sample, members, layout=layout, unread=unread)
+        _examine_rest(report, contents)
+        if container.is_json_lines(path.name):
+            report.forget_keys()  # other files have lines of the same numbers
+    except NotAShardError as error:
+        report.add(error.reason, detail=str(error).removeprefix(f"{path} is "))
         return report
     except OSError as error:
         report.add("unreadable", detail=error.strerror or str(error))
@@ -86,7 +98,7 @@ def _examine(path: Path, *, layout: Layout, name: str) -> ShardReport:
     for extension, count in unread.most_common():
         report.add("unread_member", detail=f".{extension} of {count} samples")
     if not report.documents:
-        report.add("no_document", detail=f"extensions: {extensions(found)}")
+        report.add("no_document", detail=f"extensions: {contents.told_extensions()}")
     return report
 
 
@@ -104,34 +116,13 @@ def _quiet_libraries() -> Iterator[None]:
         os.close(nowhere)
 
 
-def extensions(found: tar.Scan) -> str:
-    """The extensions of a shard, the most frequent first."""
-    return ", ".join(f".{name}" for name, _ in found.extensions.most_common(8)) or "none"
-
-
-def _not_a_tar(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(4)
-    if not start:
-        return "empty_file"
-    return "compressed" if start.startswith(tuple(tar.ARCHIVE_STARTS)) else "not_a_tar"
-
-
-def _examine_archive(report: ShardReport, found: tar.Scan) -> None:
-    """What headers alone tell."""
-    report.samples = len(found.samples)
-    for what, name in found.others:
+def _examine_rest(report: ShardReport, contents: Contents) -> None:
+    """What is no sample, and what is wrong with the file as a whole."""
+    for what, name in contents.others:
         key, extension = tar.split_name(name)
         report.add(what, detail=f"{key}.{extension}" if extension else key)
-    for sample in found.samples:
-        if odd := _odd_name(sample.key):
-            report.add("odd_name", key=sample.key, detail=odd)
-    if found.damaged_at is not None and found.damaged_at >= report.bytes:
-        report.add("cut_short", detail=f"after {report.bytes:,} bytes")
-    elif found.damaged_at is not None:
-        report.add("unreadable_tail", detail=f"from byte {found.damaged_at:,}")
-    elif report.bytes - found.end < END_BYTES:
-        report.add("no_end_blocks", detail=f"{report.bytes - found.end} of {END_BYTES} bytes")
+    for reason, detail in contents.defects:
+        report.add(reason, detail=detail)
 
 
 def _odd_name(key: str) -> str:
@@ -148,7 +139,12 @@ def _text_member(layout: Layout) -> str:
 
 
 def _examine_sample(
-    report: ShardReport, sample: tar.Sample, raw: bytes, *, layout: Layout, unread: Counter[str]
+    report: ShardReport,
+    sample: Sample,
+    members: dict[str, bytes],
+    *,
+    layout: Layout,
+    unread: Counter[str],
 ) -> None:
     pictures = {e for e in sample.extensions if e.rpartition(".")[2] in IMAGE_EXTENSIONS}
     has_text = _text_member(layout) in sample.extensions
@@ -159,7 +155,6 @@ def _examine_sample(
     if sample.fault:
         report.add(sample.fault, key=sample.key)
         return
-    members = tar.members_of(raw)
     found = _parse(report, sample, members, layout=layout)
     if not found:
         return
@@ -181,7 +176,7 @@ def _examine_sample(
 
 
 def _parse(
-    report: ShardReport, sample: tar.Sample, members: dict[str, bytes], *, layout: Layout
+    report: ShardReport, sample: Sample, members: dict[str, bytes], *, layout: Layout
 ) -> list[documents.Parsed]:
     """The documents of a sample, without those that are none."""
     found: list[documents.Parsed] = []
@@ -196,7 +191,7 @@ def _parse(
     return found
 
 
-def _decode_images(report: ShardReport, sample: tar.Sample, parts: documents.Parts) -> bool:
+def _decode_images(report: ShardReport, sample: Sample, parts: documents.Parts) -> bool:
     """Decode them all, to name every bad one; is none bad?"""
     pictures = [part for part in parts if isinstance(part, bytes)]
     bad_images = 0
@@ -212,7 +207,7 @@ def _decode_images(report: ShardReport, sample: tar.Sample, parts: documents.Par
     return not bad_images
 
 
-def _has(sample: tar.Sample, reason: str) -> str:
+def _has(sample: Sample, reason: str) -> str:
     if not reason.startswith(("missing", "several")):
         return ""
     return "has " + ", ".join(f".{name}" for name in sorted(sample.extensions))
@@ -262,13 +257,13 @@ def repeated(reports: list[ShardReport]) -> list[Finding]:
 
 def gaps(paths: Sequence[Path | str]) -> list[Finding]:
     """Runs of numbers that are missing between the shards NAME-000003.tar, NAME-000007.tar, ..."""
-    numbers: dict[tuple[str, int], list[int]] = {}
+    numbers: dict[tuple[str, int, str], list[int]] = {}
     for path in paths:
-        if match := re.fullmatch(r"(.*?)(\d+)\.tar", str(path)):
-            numbers.setdefault((match[1], len(match[2])), []).append(int(match[2]))
+        if match := re.fullmatch(rf"(.*?)(\d+)({SUFFIX})", str(path)):
+            numbers.setdefault((match[1], len(match[2]), match[3]), []).append(int(match[2]))
     return [
-        Finding(f"{name}{before + 1:0{digits}}.tar", "", "gap_in_numbering", f"{missing} missing")
-        for (name, digits), found in numbers.items()
+        Finding(f"{name}{before + 1:0{digits}}{end}", "", "gap_in_numbering", f"{missing} missing")
+        for (name, digits, end), found in numbers.items()
         for before, after in pairwise(sorted(found))
         if (missing := after - before - 1) > 0
     ]

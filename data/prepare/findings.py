@@ -2,21 +2,22 @@
 
 from dataclasses import dataclass
 
-from data import images
+from data import images, jsonl
 
 # What is wrong: a document is lost, was damaged, or is not what its writer meant.
 DEFECTS = {
     "empty_file": "the file has 0 bytes",
-    "compressed": "the file is compressed; a shard is a plain tar",
+    "compressed": "the file is compressed, and its name does not say so",
     "not_a_tar": "the file is something else than a tar",
     "unreadable": "the storage did not deliver the file",
     "cut_short": "the file ends inside a member; what follows is lost",
-    "unreadable_tail": "bytes behind the last readable member that are no tar",
+    "unreadable_tail": "bytes behind the last readable sample that are no shard",
     "no_end_blocks": "the zeros of an archive's end are missing; its writer was not closed",
     "no_document": "a shard without one usable document",
     "link": "a link; its data are not in the shard",
     "special_file": "a device or a pipe",
-    "truncated": "a member is longer than what is left of the file",
+    "truncated": "a member or a line is longer than what is left of the file",
+    "long_line": f"a line of more than {jsonl.LONGEST_LINE_BYTES >> 20} MiB",
     "duplicate_member": "one name twice in a sample",
     "not_adjacent": "members of other samples lie between those of this one",
     "missing_image": "no image",

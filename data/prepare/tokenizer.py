@@ -21,7 +21,7 @@ from random import Random
 
 import sentencepiece
 
-from data import tar
+from data import container
 from data.corpus import find_shards
 from data.documents import BadSample, parse, variants
 from data.store import LOCAL
@@ -108,12 +108,12 @@ def sample(
 
 def _texts(layout: Layout, shard: Path | str) -> Iterator[str]:
     """The text of each of a shard's documents; one that cannot be read has none."""
-    with LOCAL.local(str(shard)) as path, path.open("rb") as file:
-        for place in tar.scan(path).samples:
+    container.check(str(shard), layout)
+    with LOCAL.local(str(shard)) as path:
+        for place, raw in container.read(path)[1]:
             if place.fault:
                 continue
-            file.seek(place.start)
-            members = tar.members_of(file.read(place.stop - place.start))
+            members = container.members_of(path.name, raw)
             for variant in range(variants(layout, members)):
                 try:
                     parts = parse(layout, members, key=place.key, variant=variant).parts
