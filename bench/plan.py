@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--side-pixels", type=int, default=224, help="images of patches of 14")
     parser.add_argument("--context-tokens", type=int, default=1024)
     parser.add_argument("--row-tokens", type=int, default=4096)
+    parser.add_argument("--max-row-images", type=int, help="a budget of images (none)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         measure(options, directory=Path(directory))
@@ -75,6 +76,7 @@ def measure(options: argparse.Namespace, *, directory: Path) -> None:
         tokenizer=str(model),
         context_tokens=options.context_tokens,
         row_tokens=options.row_tokens,
+        max_row_images=options.max_row_images,
         repeat=True,
     )
     image = ImageConfig(side_pixels=options.side_pixels, patch_pixels=14)

@@ -5,7 +5,7 @@ blocks of shards are held, and any place is reached at once.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,7 +35,7 @@ class Run:
     epoch                    int32[n]    how often the source was read to its end before
     length                   int32[n]    tokens
     border                   int64[n+1]  document i has the pieces [border[i], border[i+1])
-    start, stop              int32[p]    of pieces; those outside the borders are of others
+    start, stop, images      int32[p]    of pieces; those outside the borders are of others
     """
 
     source: np.ndarray
@@ -46,46 +46,57 @@ class Run:
     border: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+    images: np.ndarray
 
     def __len__(self) -> int:
         return len(self.length)
 
     @property
-    def columns(self) -> tuple[np.ndarray, ...]:
+    def of_documents(self) -> tuple[np.ndarray, ...]:
         """What there is of every document, in the order of the fields."""
         return self.source, self.shard, self.document, self.epoch, self.length
+
+    @property
+    def of_pieces(self) -> tuple[np.ndarray, ...]:
+        """What there is of every piece, in the order of the fields."""
+        return self.start, self.stop, self.images
 
     def part(self, start: int, stop: int) -> "Run":
         """Documents [start, stop), without a copy."""
         border = self.border[start : max(start, min(stop, len(self))) + 1]
-        columns = (column[start:stop] for column in self.columns)
-        return Run(*columns, border=border, start=self.start, stop=self.stop)
+        of_documents = (column[start:stop] for column in self.of_documents)
+        return _run(of_documents, border, self.of_pieces)
 
     def pick(self, order: np.ndarray) -> "Run":
         """The documents at the places `order`, with their pieces and no others."""
         pieces = np.diff(self.border)[order]
         border = np.concatenate([[0], np.cumsum(pieces)])
         there = np.arange(border[-1]) + np.repeat(self.border[order] - border[:-1], pieces)
-        columns = (column[order] for column in self.columns)
-        return Run(*columns, border=border, start=self.start[there], stop=self.stop[there])
+        of_documents = (column[order] for column in self.of_documents)
+        return _run(of_documents, border, (column[there] for column in self.of_pieces))
+
+
+def _run(
+    of_documents: Iterable[np.ndarray], border: np.ndarray, of_pieces: Iterable[np.ndarray]
+) -> Run:
+    source, shard, document, epoch, length = of_documents
+    start, stop, images = of_pieces
+    return Run(source, shard, document, epoch, length, border, start, stop, images)
 
 
 def join(runs: list[Run]) -> Run:
     """The runs one after the other."""
     if len(runs) == 1:
         return runs[0]
-    columns = [run.columns for run in runs]
-    borders, starts, stops, pieces = [np.zeros(1, np.int64)], [], [], 0
+    borders, parts, pieces = [np.zeros(1, np.int64)], [], 0
     for run in runs:
         first, last = int(run.border[0]), int(run.border[-1])
         borders.append(run.border[1:] - first + pieces)
-        starts.append(run.start[first:last])
-        stops.append(run.stop[first:last])
+        parts.append([column[first:last] for column in run.of_pieces])
         pieces += last - first
-    return Run(
-        *(np.concatenate(column) for column in zip(*columns, strict=True)),
-        *(np.concatenate(column) for column in (borders, starts, stops)),
-    )
+    of_documents = map(np.concatenate, zip(*(run.of_documents for run in runs), strict=True))
+    of_pieces = map(np.concatenate, zip(*parts, strict=True))
+    return _run(of_documents, np.concatenate(borders), of_pieces)
 
 
 class SourceOrder:

@@ -18,16 +18,18 @@ class Cuts:
 
     border       int64[n+1]
     start, stop  int32[p]    tokens [start, stop) of the document's sequence
+    images       int32[p]    that lie in them
     """
 
     border: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+    images: np.ndarray
 
 
-def uncut(lengths: np.ndarray) -> Cuts:
-    """Every document as one piece."""
-    return Cuts(np.arange(len(lengths) + 1), np.zeros_like(lengths), lengths)
+def uncut(lengths: np.ndarray, images: np.ndarray) -> Cuts:
+    """Every document, of so many tokens and images, as one piece."""
+    return Cuts(np.arange(len(lengths) + 1), np.zeros_like(lengths), lengths, images)
 
 
 def cut(
@@ -50,10 +52,11 @@ def cut(
     ends = np.cumsum(segment_tokens(segment, image_tokens), dtype=np.int64)
     before = np.concatenate([[0], ends])[border[:-1]]
     is_image = np.append(segment < 0, False)
+    seen = np.concatenate([[0], np.cumsum(is_image, dtype=np.int32)])
     # All documents that are still too long get their next cut at once.
     long = np.flatnonzero(lengths > context_tokens)
     start = np.zeros(len(long), np.int64)
-    owners, cuts = [], []
+    owners, cuts, images = [], [], []
     while len(long):
         limit = start + context_tokens
         first, last = border[long], border[long + 1]
@@ -64,25 +67,38 @@ def cut(
         full, of = MIN_FILL
         start = np.where(inside_image | (of * (edge - start) >= full * context_tokens), edge, limit)
         assert (start > limit - context_tokens).all(), "an image does not fit the context"
-        owners.append(long)
-        cuts.append(start)
+        owners.append(long.astype(np.int32))
+        cuts.append(start.astype(np.int32))
+        images.append(seen[at] - seen[first])
         left = lengths[long] - start > context_tokens
         long, start = long[left], start[left]
-    return _in_order(lengths, owners, cuts) if owners else uncut(lengths)
+    whole = uncut(lengths, seen[border[1:]] - seen[border[:-1]])
+    return _in_order(whole, owners, cuts, images) if owners else whole
 
 
-def _in_order(lengths: np.ndarray, owners: list[np.ndarray], cuts: list[np.ndarray]) -> Cuts:
-    """Rounds of cuts become pieces by document."""
-    owner, at = np.concatenate(owners), np.concatenate(cuts)
-    pieces = 1 + np.bincount(owner, minlength=len(lengths))
-    border = np.concatenate([[0], np.cumsum(pieces)])
-    stop, is_last = np.empty(border[-1], np.int32), np.zeros(border[-1], bool)
+def _in_order(
+    whole: Cuts, owners: list[np.ndarray], cuts: list[np.ndarray], images: list[np.ndarray]
+) -> Cuts:
+    """Rounds of cuts, with the images before each, become pieces by document."""
+    owner = np.concatenate(owners)
+    by_document = np.argsort(owner, kind="stable")
+    border = np.concatenate([[0], np.cumsum(1 + np.bincount(owner, minlength=len(whole.stop)))])
+    is_last = np.zeros(border[-1], bool)
     is_last[border[1:] - 1] = True
-    stop[is_last] = lengths
-    stop[~is_last] = at[np.argsort(owner, kind="stable")]
-    start = np.concatenate([[0], stop[:-1]])
-    start[border[:-1]] = 0
-    return Cuts(border, start.astype(np.int32), stop)
+
+    def ranges(of_cuts: list[np.ndarray], of_ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What a document's pieces begin and end with, counted along the document."""
+        stop = np.empty(border[-1], np.int32)
+        stop[is_last] = of_ends
+        stop[~is_last] = np.concatenate(of_cuts)[by_document]
+        start = np.empty_like(stop)
+        start[1:] = stop[:-1]
+        start[border[:-1]] = 0
+        return start, stop
+
+    start, stop = ranges(cuts, whole.stop)
+    images_before, images_after = ranges(images, whole.images)
+    return Cuts(border, start, stop, images_after - images_before)
 
 
 def fill_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
@@ -98,8 +114,8 @@ def fill_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
     if not len(lengths):
         return []
     assert lengths.max() <= row_tokens, f"a piece of {lengths.max()} tokens in rows of {row_tokens}"
-    pool = _Pool(lengths, row_tokens)
-    reach = CLOSING_PIECES * int(lengths.sum(dtype=np.int64)) // len(lengths)
+    pool = Pool(lengths, row_tokens)
+    reach = closing_reach(lengths)
     rows: list[list[int]] = []
     while pool.present:
         row, left = pool.take_next(row_tokens, down_to=reach)
@@ -110,6 +126,11 @@ def fill_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
         if row:
             rows.append(row)
     return rows
+
+
+def closing_reach(lengths: np.ndarray) -> int:
+    """The tokens left in a row from which on its last pieces are chosen."""
+    return CLOSING_PIECES * int(lengths.sum(dtype=np.int64)) // len(lengths)
 
 
 def deal(tokens: np.ndarray) -> np.ndarray:
@@ -135,20 +156,29 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-class _Pool:
+class Pool:
     """Pieces that no row has yet, by their place in the stream and by length.
 
-    Bit n of `present` is set while a piece of n tokens may be left, as is bit row_tokens - n of
-    `mirror`: shifted against each other, the two show all pairs of a given sum at once.
+    Of all pieces, or of those in `only`; pools that share `is_left` share what is left. Bit n of
+    `present` is set while a piece of n tokens may be left, as is bit row_tokens - n of `mirror`:
+    shifted against each other, the two show all pairs of a given sum at once.
     """
 
-    def __init__(self, lengths: np.ndarray, row_tokens: int) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        row_tokens: int,
+        *,
+        only: np.ndarray | None = None,
+        is_left: bytearray | None = None,
+    ) -> None:
         self.lengths, self.row_tokens = lengths.tolist(), row_tokens
-        self.is_left = bytearray(b"\1") * len(lengths)
+        self.is_left = bytearray(b"\1") * len(lengths) if is_left is None else is_left
         self.next = 0
-        by_length = np.argsort(lengths, kind="stable")
+        pieces = np.arange(len(lengths)) if only is None else only
+        by_length = pieces[np.argsort(lengths[pieces], kind="stable")]
         found, first = np.unique(lengths[by_length], return_index=True)
-        borders = [*first.tolist(), len(lengths)]
+        borders = [*first.tolist(), len(pieces)]
         items = by_length.tolist()
         self.items = {
             length: items[start:stop][::-1]
@@ -175,21 +205,25 @@ class _Pool:
 
     def best(self, left: int) -> int:
         """Length of a piece that fills `left` tokens, alone or with another; else the longest."""
-        if self.present >> left & 1 and self._has(left):
+        if self.present >> left & 1 and self.has(left):
             return left
         # Bit n: there are pieces of n and of left - n. The most even pair keeps the rare lengths.
         half = (left + 1) // 2
         while pairs := (self.present & self.mirror >> (self.row_tokens - left)) >> half:
             length = (pairs & -pairs).bit_length() - 1 + half
-            if self._has(length) and self._has(left - length):
+            if self.has(length) and self.has(left - length):
                 return length
+        return self.longest(left)
+
+    def longest(self, left: int) -> int:
+        """Length of the longest piece of at most `left` tokens; 0 without any."""
         while fitting := self.present & ((2 << left) - 1):
             length = fitting.bit_length() - 1
-            if self._has(length):
+            if self.has(length):
                 return length
         return 0
 
-    def _has(self, length: int) -> bool:
+    def has(self, length: int) -> bool:
         """Is a piece of this length left? If so, it is the last of its items; if not, say so."""
         items = self.items[length]
         while items and not self.is_left[items[-1]]:

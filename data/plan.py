@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import augment, index, mixture, order, pack
+from data import augment, budget, index, mixture, order, pack
 from data.corpus import Corpus
 from data.mixture import Stage
 from data.order import Run, SourceOrder, Taken
@@ -70,10 +70,16 @@ class Window:
     def __init__(self, run: Run, *, before: StreamState, after: Taken, config: DataConfig) -> None:
         self.run, self.before, self.after = run, before, after
         self.owner = np.repeat(np.arange(len(run)), np.diff(run.border))
-        rows = pack.fill_rows(run.stop - run.start, config.row_tokens)
+        rows = self._fill(row_tokens=config.row_tokens, max_images=config.max_row_images)
         rows = [rows[row] for row in pack.deal(self._tokens(rows)).tolist()]
         self.pieces = np.fromiter(chain.from_iterable(rows), np.int64, len(self.owner))
         self.border = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+
+    def _fill(self, *, row_tokens: int, max_images: int | None) -> list[list[int]]:
+        lengths, images = self.run.stop - self.run.start, self.run.images
+        if max_images is None:
+            return pack.fill_rows(lengths, row_tokens)
+        return budget.fill_rows_within(lengths, row_tokens, images=images, max_images=max_images)
 
     def _tokens(self, rows: list[list[int]]) -> np.ndarray:
         """int64[R, S]: tokens of every source in every row."""
@@ -210,7 +216,8 @@ def read_shards(
             context_tokens=config.context_tokens,
         )
     else:
-        cuts = pack.uncut(lengths)
+        images = np.concatenate([shard.index.image_counts for shard in opened])
+        cuts = pack.uncut(lengths, images)
     return Run(
         source=np.full(len(lengths), source, np.int32),
         shard=np.repeat(np.array(shards, np.int32), counts),
@@ -220,6 +227,7 @@ def read_shards(
         border=cuts.border,
         start=cuts.start,
         stop=cuts.stop,
+        images=cuts.images,
     )
 
 

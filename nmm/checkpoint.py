@@ -36,6 +36,7 @@ DATA_KEYS = (
     "seed",
     "repeat",
     "weight_changes",
+    "max_row_images",
     "augment",
 )
 

@@ -27,8 +27,8 @@ def segments(
     return segment, np.cumsum([0, *(2 * pairs)])
 
 
-def pieces(mix: str, *, documents: int, seed: int) -> np.ndarray:
-    """Lengths of the pieces of some documents in the order of the stream, for "45-45-10"."""
+def pieces(mix: str, *, documents: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths and images of the pieces of some documents in stream order, for "45-45-10"."""
     rng = np.random.default_rng(seed)
     times, found = [], []
     for kind, share in zip(KINDS, map(float, mix.split("-")), strict=True):
@@ -40,10 +40,11 @@ def pieces(mix: str, *, documents: int, seed: int) -> np.ndarray:
         )
         if share:
             times.append((np.cumsum(lengths) - lengths / 2) / share)
-            sizes = cuts.stop - cuts.start
-            found += [sizes[start:stop] for start, stop in pairwise(cuts.border)]
+            both = np.stack([cuts.stop - cuts.start, cuts.images])
+            found += [both[:, start:stop] for start, stop in pairwise(cuts.border)]
     first = np.argsort(np.concatenate(times), kind="stable")[:documents]
-    return np.concatenate([found[document] for document in first])
+    sizes, images = np.concatenate([found[document] for document in first], axis=1)
+    return sizes, images
 
 
 def write_indexes(

@@ -36,6 +36,7 @@ def source_order(
             border=np.arange(len(length) + 1),
             start=np.zeros_like(length),
             stop=length,
+            images=np.zeros_like(length),
         )
 
     counts = np.array([len(shard) for shard in lengths])

@@ -104,7 +104,8 @@ class DataConfig:
     """Rows of `row_tokens` tokens hold documents of at most `context_tokens`.
 
     A step consumes `global_rows` rows, whatever the number of processes; `window_documents`
-    documents are packed at a time, in an order drawn from `seed`. `tokenizer` is the path of a
+    documents are packed at a time, in an order drawn from `seed`; no row holds more than
+    `max_row_images` images (null: as many as its tokens). `tokenizer` is the path of a
     sentencepiece model. `repeat` allows more than one epoch. `workers` processes read and decode
     for each training process. A run stops when more than `max_bad_fraction` of its documents turn
     out to be unreadable. `weight_changes` are in the order of their steps.
@@ -124,6 +125,7 @@ class DataConfig:
     repeat: bool = False
     workers: int = 2
     max_bad_fraction: float = 0.01
+    max_row_images: int | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     weight_changes: list[WeightChange] = field(default_factory=list)
     index_dir: str | None = None
@@ -137,6 +139,7 @@ class DataConfig:
         positive(data__global_rows=self.global_rows, data__window_documents=self.window_documents)
         at_least(0, data__workers=self.workers, data__seed=self.seed)
         fraction(data__max_bad_fraction=self.max_bad_fraction)
+        positive(data__max_row_images=self.max_row_images)
         positive(data__cache_gigabytes=self.cache_gigabytes, data__read_tries=self.read_tries)
         positive(data__read_timeout_seconds=self.read_timeout_seconds)
         for name, source in self.sources.items():

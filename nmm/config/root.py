@@ -87,6 +87,14 @@ class Config:
                 f"document borders takes {needed} tokens; raise data.context_tokens "
                 "or model.image.patch_pixels."
             )
+        possible = self.data.context_tokens // self.model.image.tokens
+        if self.data.max_row_images is not None and self.data.max_row_images < possible:
+            raise UserError(
+                f"data.max_row_images is {self.data.max_row_images} but {possible} images of "
+                f"{self.model.image.tokens} tokens fit into the {self.data.context_tokens} tokens "
+                f"of data.context_tokens, so one piece alone may hold more; set it to {possible} "
+                "or more, or to null."
+            )
 
 
 def run_directory(run: RunConfig) -> Path:
