@@ -8,10 +8,10 @@ import pytest
 
 from data import pack
 from data.budget import fill_rows_within
-from data.documents import segment_tokens
 from data.layout import Reader, build
 from data.pack import fill_rows
 from data.plan import StreamState, plan_rows
+from data.sequences import segment_tokens
 from nmm.config import compose, load
 from nmm.errors import UserError
 from tests import corpora, lengths
