@@ -52,7 +52,8 @@ def cut(
     ends = np.cumsum(segment_tokens(segment, image_tokens), dtype=np.int64)
     before = np.concatenate([[0], ends])[border[:-1]]
     is_image = np.append(segment < 0, False)
-    seen = np.concatenate([[0], np.cumsum(is_image, dtype=np.int32)])
+    seen = np.zeros(len(segment) + 1, np.int32)  # images before every segment
+    np.cumsum(segment < 0, out=seen[1:])
     # All documents that are still too long get their next cut at once.
     long = np.flatnonzero(lengths > context_tokens)
     start = np.zeros(len(long), np.int64)

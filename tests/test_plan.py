@@ -178,12 +178,9 @@ def test_memory_neither_follows_the_run_nor_the_corpus(directory: Path, tmp_path
     small, large = configured(tmp_path), configured(directory)
     assert opened(large).sources[0].documents == 4 * opened(small).sources[0].documents
     peak(small, 100)  # what the first use of a module allocates
-    short, long = (
-        peak(large, 4800),
-        peak(large, 9600),
-    )  # by then every source is in its second block
+    short, long = peak(large, 1200), peak(large, 4800)
     assert long < 1.05 * short
-    assert short < 1.05 * peak(small, 4800) + 500 * 3 * 45
+    assert short < 1.05 * peak(small, 1200) + 500 * 3 * 45
 
 
 def test_opening_reads_only_totals(directory: Path) -> None:
