@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from data.loader import Loader
-from nmm import checkpoint, config, evaluate, parallel, rundir, schedule
+from nmm import checkpoint, config, evaluate, parallel, quarantine, rundir, schedule
 from nmm.batch import PackedBatch
 from nmm.begin import RunPlan, agreed, begin, make_plan, said_by_itself
 from nmm.checkpoint import Progress
@@ -76,8 +76,8 @@ def loop(
     sources = [source.name for source in plan.corpus.sources]
     batches = iter(loader)
     if progress.step == 0 and settings.evaluation.at_start:
-        row = evaluation(engine, plan, progress, settings, world=world)
-        log.evaluation({"step": 0, "phase": "start", **row})
+        start = {"step": 0, "phase": "start"}
+        evaluation(engine, plan, progress, log, settings=settings, now=start, world=world)
     while progress.step < total_steps:
         started = time.perf_counter()
         step = progress.step + 1
@@ -91,8 +91,13 @@ def loop(
         progress.step, progress.stream, progress.learning_rate = step, stream, rate
         count(progress.totals, result, settings=settings, sources=sources)
         for document in result.dropped:
-            log.dropped({"step": step, **vars(document)})
-        refuse_bad_corpus(progress, settings, directory=plan.directory)
+            log.quarantine({"step": step, "split": "train", **vars(document)})
+        quarantine.refuse_bad_windows(
+            progress,
+            result.dropped,
+            max_bad_fraction=settings.data.max_bad_fraction,
+            directory=plan.directory,
+        )
 
         now = {"step": step, "phase": schedule.phase_name(plan.phases, step=step)}
         if due(step, every=settings.log.every_steps, last=total_steps):
@@ -100,7 +105,7 @@ def loop(
             log.losses({**now, **rows, **speed(result, settings, started=started, world=world)})
             progress.logged_step = step
         if due(step, every=settings.evaluation.every_steps, last=total_steps):
-            log.evaluation({**now, **evaluation(engine, plan, progress, settings, world=world)})
+            evaluation(engine, plan, progress, log, settings=settings, now=now, world=world)
         if due(step, every=settings.checkpoint.every_steps, last=total_steps):
             checkpoint.save(
                 engine,
@@ -152,22 +157,6 @@ def refuse_not_finite(
     )
 
 
-def refuse_bad_corpus(progress: Progress, settings: Config, *, directory: Path) -> None:
-    """Stop when more documents were unreadable than data.max_bad_fraction allows.
-
-    Ten are always let pass.
-    """
-    assert progress.stream is not None
-    bad = sum(n for key, n in progress.totals.items() if key.startswith("dropped/"))
-    planned = sum(progress.stream["documents"]) + settings.data.window_documents
-    if bad > max(10, settings.data.max_bad_fraction * planned):
-        raise UserError(
-            f"{bad} of {planned} documents could not be read and data.max_bad_fraction is "
-            f"{settings.data.max_bad_fraction}; they are listed in {directory / 'dropped.jsonl'}: "
-            "repair the shards, or raise data.max_bad_fraction."
-        )
-
-
 def due(step: int, *, every: int, last: int) -> bool:
     """Is it time for what happens every `every` steps (0: never) and at the last one?"""
     return step == last or (every > 0 and step % every == 0)
@@ -205,10 +194,17 @@ def loss_row(
 
 
 def evaluation(
-    engine: Engine, plan: RunPlan, progress: Progress, settings: Config, *, world: World
-) -> Row:
-    """The held-out losses beside what was trained on so far (docs/scaling.md)."""
-    losses = evaluate.held_out_row(
+    engine: Engine,
+    plan: RunPlan,
+    progress: Progress,
+    log: RunLog,
+    *,
+    settings: Config,
+    now: Row,
+    world: World,
+) -> None:
+    """Log the held-out losses beside what was trained on so far, and what could not be read."""
+    losses, dropped = evaluate.held_out_row(
         engine.model,
         plan.held_out,
         settings.data,
@@ -216,12 +212,15 @@ def evaluation(
         micro_batch=plan.split.micro_batch,
         world=world,
     )
+    for document in dropped:
+        log.quarantine({"step": progress.step, "split": "held_out", **vars(document)})
     if losses["loss"] is not None and not math.isfinite(losses["loss"]):
         raise UserError(
             f"the held-out loss after step {progress.step} is {losses['loss']}; start another run "
             f"(run.name=NEW) with a lower optim.learning_rate."
         )
-    return {**{key: progress.totals.get(key, 0) for key in ("tokens", "flops")}, **losses}
+    trained = {key: progress.totals.get(key, 0) for key in ("tokens", "flops")}
+    log.evaluation({**now, **trained, **losses, "dropped": len(dropped)})
 
 
 def speed(result: StepResult, settings: Config, *, started: float, world: World) -> Row:

@@ -40,8 +40,8 @@ def build(rows: list[RowPlan], *, reader: "Reader", row_tokens: int) -> PackedBa
             found = reader.read(piece)
             if isinstance(found, Document):
                 page.draw(found, piece, row=row, here=slice(start, stop))
-            elif piece.start == 0:
-                page.dropped.append(_dropped(piece, corpus=reader.corpus, reason=found.reason))
+            else:
+                page.leave_out(piece, reason=found.reason)
     return page.batch()
 
 
@@ -86,9 +86,12 @@ class Page:
     def draw(self, document: Document, piece: Piece, *, row: int, here: slice) -> None:
         """Put a piece at the positions `here` of a row, as the row's next document."""
         self.keys[row].append(_key(piece, corpus=self.corpus))
-        if piece.start == 0:
-            self.counts["skipped_images"] += document.skipped_images
         sequence, there = document.sequence, slice(piece.start, piece.stop)
+        self.counts["pieces"] += 1
+        if piece.start == 0:
+            self.counts["documents"] += 1
+            self.counts["cut_documents"] += piece.stop < len(sequence.tokens)
+            self.counts["skipped_images"] += document.skipped_images
         self.tokens[row, here] = sequence.tokens[there]
         self.labels[row, here] = sequence.labels[there]
         self.modality[row, here] = Modality.text
@@ -97,6 +100,12 @@ class Page:
         self.position[row, here] = self.counting[: piece.stop - piece.start]
         if document.pixels:
             self._place_images(document, sequence.image[there], row=row, here=here)
+
+    def leave_out(self, piece: Piece, *, reason: str) -> None:
+        """Count a piece of a document that could not be read; the first one lists the document."""
+        self.counts["padded_tokens"] += piece.stop - piece.start
+        if piece.start == 0:
+            self.dropped.append(_dropped(piece, corpus=self.corpus, reason=reason))
 
     def _place_images(
         self, document: Document, in_document: np.ndarray, *, row: int, here: slice
@@ -189,4 +198,11 @@ def _key(piece: Piece, *, corpus: Corpus) -> str:
 def _dropped(piece: Piece, *, corpus: Corpus, reason: str) -> Dropped:
     source = corpus.sources[piece.source]
     shard = source.shards[piece.shard]
-    return Dropped(source.name, shard.name, shard.index.key(piece.document), reason)
+    return Dropped(
+        source=source.name,
+        shard=shard.name,
+        key=shard.index.key(piece.document),
+        reason=reason,
+        window=piece.window,
+        window_documents=piece.window_documents,
+    )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 NO_LABEL = -100
-COUNTS = ("skipped_images",)  # the keys of PackedBatch.counts
+# The keys of PackedBatch.counts.
+COUNTS = ("documents", "cut_documents", "pieces", "padded_tokens", "skipped_images")
 
 
 class Modality(IntEnum):
@@ -29,12 +30,17 @@ class Modality(IntEnum):
 
 @dataclass(frozen=True)
 class Dropped:
-    """A document that was planned and could not be read: its place in the row stays as padding."""
+    """A document that was planned and could not be read: its place in the row stays as padding.
+
+    It is one of the `window_documents` documents of the window number `window`.
+    """
 
     source: str
     shard: str
     key: str
     reason: str
+    window: int
+    window_documents: int
 
 
 @dataclass
@@ -52,6 +58,10 @@ class PackedBatch:
     keys      for every row, `shard/key` of its documents in order, for fault reports
     dropped   what could not be read while this batch was built
     counts    what happened to the documents of this batch, for the cumulative keys of losses.jsonl:
+              documents        that begin in it, without those that could not be read
+              cut_documents    those of them that are longer than the context
+              pieces           that lie in it
+              padded_tokens    positions of pieces that could not be read
               skipped_images   images that documents name and their samples do not hold
 
     Example, one row of 8 with an image of 2 tokens, then a text, then one position of padding

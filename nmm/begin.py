@@ -86,7 +86,8 @@ def refuse_lost_evidence(directory: Path, *, progress: Progress | None, every_st
 
     Checkpoints are due every `every_steps`. All logs are read, so that damage shows before work.
     """
-    rows, *_ = (read_rows(directory / f"{name}.jsonl") for name in ("losses", "evals", "dropped"))
+    names = ("losses", "evals", "quarantine")
+    rows, *_ = (read_rows(directory / f"{name}.jsonl") for name in names)
     path = directory / "losses.jsonl"
     if progress is None and rows and rows[-1]["step"] > every_steps:
         raise UserError(

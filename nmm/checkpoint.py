@@ -52,7 +52,7 @@ DAMAGE = (
     ValueError,
     UnpicklingError,
 )
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -60,8 +60,9 @@ class Progress:
     """Everything of a run that is neither weights nor optimizer state.
 
     `logged_step` is that of the last row of losses.jsonl, `learning_rate` that of the step last
-    taken, `stream` the place in the data, `totals` the cumulative keys of losses.jsonl; `identity`
-    holds the values that must be the same when the run continues.
+    taken, `stream` the place in the data, `totals` the cumulative keys of losses.jsonl;
+    `bad_documents` counts what could not be read of every window that goes on; `identity` holds the
+    values that must be the same when the run continues.
     """
 
     step: int = 0
@@ -69,6 +70,7 @@ class Progress:
     learning_rate: float = 0.0
     stream: dict[str, Any] | None = None
     totals: dict[str, int] = field(default_factory=dict)
+    bad_documents: dict[str, int] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
 
 

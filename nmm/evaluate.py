@@ -11,12 +11,12 @@ import torch
 
 from data.corpus import Corpus
 from data.loader import held_out_batches
-from nmm.batch import PackedBatch
+from nmm.batch import Dropped, PackedBatch
 from nmm.checkpoint import Trained, read_run
 from nmm.config import DataConfig, Kind
 from nmm.errors import UserError
 from nmm.model import Output
-from nmm.parallel import World, add_over_ranks
+from nmm.parallel import World, add_over_ranks, gather_lists
 from nmm.tally import Row, Tally, loss_keys, mean
 
 Forward = Callable[[PackedBatch], Output]
@@ -31,9 +31,13 @@ def held_out_row(
     rows_per_source: int,
     micro_batch: int,
     world: World,
-) -> Row:
-    """The loss keys of evals.jsonl (docs/scaling.md); every process takes part and gets the row."""
+) -> tuple[Row, list[Dropped]]:
+    """The loss keys of evals.jsonl (docs/scaling.md), and the documents that could not be read.
+
+    Every process takes part and gets both.
+    """
     model.eval()
+    dropped: list[Dropped] = []
     tally = Tally.zeros(len(corpus.sources), device=world.device)
     for _, batches in held_out_batches(
         corpus,
@@ -43,21 +47,24 @@ def held_out_row(
         rank=world.rank,
         world=world.size,
     ):
-        add_losses(tally, model, batches, device=world.device)
+        dropped += add_losses(tally, model, batches, device=world.device)
     add_over_ranks(tally.tables)
     model.train()
-    return loss_by_kind(tally, corpus)
+    return loss_by_kind(tally, corpus), gather_lists(dropped)
 
 
 @torch.no_grad()
 def add_losses(
     tally: Tally, model: Forward, batches: Iterable[PackedBatch], *, device: torch.device
-) -> None:
-    """Add the losses of `batches` to the tally."""
+) -> list[Dropped]:
+    """Add the losses of `batches` to the tally; what could not be read in them."""
+    dropped: list[Dropped] = []
     for batch in batches:
         on_device = batch.to(device)
         output = model(on_device)
         tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
+        dropped += batch.dropped
+    return dropped
 
 
 def loss_by_kind(tally: Tally, corpus: Corpus) -> Row:
@@ -165,7 +172,8 @@ def main() -> None:
         return
     print(f"{arguments.run}, step {row.pop('step')}: held-out loss in nats per token")
     for key, value in row.items():
-        print(f"  {key:32} {'-' if value is None else f'{value:.4f}'}")
+        shown = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value
+        print(f"  {key:32} {shown}")
 
 
 def _evaluate(directory: Path, *, rows_per_source: int | None, with_gap: bool) -> Row:
@@ -174,9 +182,10 @@ def _evaluate(directory: Path, *, rows_per_source: int | None, with_gap: bool) -
     rows = rows_per_source or trained.config.evaluation.rows_per_source
     corpus = open_held_out(trained)
     tally = Tally.zeros(len(corpus.sources), device=device)
+    dropped: list[Dropped] = []
     for _, batches in of_run(trained, corpus, rows_per_source=rows):
-        add_losses(tally, trained.model, batches, device=device)
-    row = {"step": trained.progress.step, **loss_by_kind(tally, corpus)}
+        dropped += add_losses(tally, trained.model, batches, device=device)
+    row = {"step": trained.progress.step, **loss_by_kind(tally, corpus), "dropped": len(dropped)}
     if with_gap:
         row["caption/own_images"], row["caption/other_images"] = image_gap(
             trained, corpus, rows_per_source=rows

@@ -224,9 +224,9 @@ class RunLog:
             return
         # A run from scratch also writes its evaluation of step 0 anew.
         keep_until_step = first_step if first_step > 0 else -1
-        self._losses, self._evals, self._dropped = (
+        self._losses, self._evals, self._quarantine = (
             JsonLog(directory / f"{name}.jsonl", keep_until_step=keep_until_step)
-            for name in ("losses", "evals", "dropped")
+            for name in ("losses", "evals", "quarantine")
         )
         self._wandb = WandbMirror(
             config, directory=directory, name=directory.name, settings=settings
@@ -251,10 +251,10 @@ class RunLog:
             shown = "  ".join(f"{kind} {_number(value)}" for kind, value in kinds.items())
             self.say(f"held-out loss at step {row['step']}: {_number(row['loss'])}  ({shown})")
 
-    def dropped(self, row: Row) -> None:
-        """A document that was planned and could not be read."""
+    def quarantine(self, row: Row) -> None:
+        """A document that was planned and could not be read (docs/scaling.md)."""
         if self._is_main:
-            self._dropped.write(row)
+            self._quarantine.write(row)
 
     def say(self, text: str) -> None:
         """A sentence for the person who watches."""
@@ -263,5 +263,5 @@ class RunLog:
 
     def close(self) -> None:
         if self._is_main:
-            for outlet in (self._losses, self._evals, self._dropped, self._wandb, self._console):
+            for outlet in (self._losses, self._evals, self._quarantine, self._wandb, self._console):
                 outlet.close()

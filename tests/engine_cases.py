@@ -104,7 +104,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
 
 def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) -> dict:
     corpus = corpora.open_corpus(data, split="held_out")
-    return held_out_row(
+    row, _ = held_out_row(
         engine.model,
         corpus,
         data,
@@ -112,6 +112,7 @@ def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) ->
         micro_batch=split.micro_batch,
         world=world,
     )
+    return row
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def batch(*, rows: int, row_tokens: int, images: int) -> PackedBatch:
     return PackedBatch(
         **made,
         keys=[["a/0"]],
-        dropped=[Dropped("s", "a", "1", "bad")],
+        dropped=[Dropped("s", "a", "1", "bad", 0, 8)],
         counts={"skipped_images": rows},
     )
 

@@ -51,7 +51,7 @@ def documented_keys(log: str) -> set[str]:
 def general(key: str) -> str:
     """`tokens/source/caption` as it is documented: `tokens/source/NAME`."""
     first, *rest = key.split("/")
-    if first == "dropped":
+    if first == "dropped" and rest:
         return "dropped/REASON"
     if len(rest) == 2 and rest[1] in NAMES[rest[0]]:
         return f"{first}/{rest[0]}/NAME"

@@ -34,6 +34,7 @@ RANKS = {
     "nmm.checkpoint": 5,
     "nmm.evaluate": 5,
     "nmm.generate": 5,
+    "nmm.quarantine": 5,
     "data.prepare": 6,
     "launch": 6,
     "bench": 6,

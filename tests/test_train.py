@@ -70,7 +70,7 @@ def test_killed_three_times_and_resumed_equals_undisturbed(
     done = run(arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing" in done.stdout
-    for name in ("losses.jsonl", "evals.jsonl", "dropped.jsonl"):
+    for name in ("losses.jsonl", "evals.jsonl", "quarantine.jsonl"):
         assert rows(killed / name) == rows(whole / name), name
     starts = json.loads((killed / "manifest.json").read_text())["starts"]
     assert len(starts) == 4
@@ -97,7 +97,7 @@ def test_a_document_that_cannot_be_decoded_is_counted_and_listed_each_epoch(
     undisturbed: Path,
 ) -> None:
     whole = undisturbed
-    dropped = rows(whole / "dropped.jsonl")
+    dropped = [row for row in rows(whole / "quarantine.jsonl") if row["split"] == "train"]
     last = rows(whole / "losses.jsonl")[-1]
     assert last["dropped/image_decode"] == len(dropped) > 1  # more than one epoch passed
     assert {(row["source"], row["key"]) for row in dropped} == {("caption", "cut")}

@@ -107,8 +107,9 @@ class DataConfig:
     documents are packed at a time, in an order drawn from `seed`; no row holds more than
     `max_row_images` images (null: as many as its tokens). `tokenizer` is the path of a
     sentencepiece model. `repeat` allows more than one epoch. `workers` processes read and decode
-    for each training process. A run stops when more than `max_bad_fraction` of its documents turn
-    out to be unreadable. `weight_changes` are in the order of their steps.
+    for each training process. A run stops when more than `max_bad_fraction` of the documents of a
+    window, and more than ten, turn out to be unreadable. `weight_changes` are in the order of their
+    steps.
 
     Shards may be URLs. Their indexes are below `index_dir`. With a `cache_dir` they are copied
     there whole, at most `cache_gigabytes` (10^9 bytes) at a time, else read by document. A read is
