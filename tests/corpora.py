@@ -49,8 +49,18 @@ def sentence(rng: np.random.Generator, words: int) -> str:
 def jpeg(rng: np.random.Generator, *, width: int = 16, height: int = 16) -> bytes:
     """A JPEG of one random colour."""
     image = Image.new("RGB", (width, height), tuple(rng.integers(0, 256, 3).tolist()))
+    return encoded(image, "JPEG", quality=95)
+
+
+def picture(rng: np.random.Generator, *, width: int, height: int, blur: int = 4) -> Image.Image:
+    """Smooth colours that differ everywhere."""
+    coarse = rng.integers(0, 256, (-(-height // blur), -(-width // blur), 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=95)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 FOLDERS = "nmm|data|tests|docs|conf|launch|bench"
-EXAMPLES = {"conf/data/mine.yaml"}  # what a user is told to write
+EXAMPLES = {"conf/data/mine.yaml", "data/corpora"}  # what a user is told to write
 OF_OTHERS = {"--nproc_per_node", "--num_gpus", "--index-url", "--local_rank"}  # torchrun, pip, ...
 DERIVED = {"model.image.tokens"}  # a number that follows from the config
 

@@ -111,7 +111,9 @@ def test_the_manifest_holds_sizes_fingerprints_and_every_start(run: Path, settin
         "total_steps": runs.STEPS,
     }
     assert (starts[0]["step"], starts[0]["processes"]) == (0, 1)
+    decoders = {"pillow", "simplejpeg", "numpy", "sentencepiece", "torch", "webdataset"}
     for start in starts:
+        assert start["versions"].keys() >= decoders
         assert start["versions"] == {name: version(name) for name in PACKAGES}
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", start["time"])
         if (ROOT / ".git").exists():
