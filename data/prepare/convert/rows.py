@@ -75,16 +75,16 @@ def _lines(piece: Piece, *, left_out: LeftOut) -> Iterator[tuple[str, bytes | No
             if piece.start:
                 file.seek(piece.start - 1)
                 next(streams.lines(file), None)
-            begin = file.tell()
+            begin = file.tell() if piece.stop else 0
             for line in streams.lines(file):
                 if piece.stop and begin >= piece.stop:
                     break
                 number += 1
                 yield f"{piece.path}:{f'byte {begin}' if piece.start else number}", line
-                begin = file.tell()
+                begin = file.tell() if piece.stop else 0
     except streams.DAMAGED as error:
-        reason = f"compressed file that is cut or damaged, from here on ({error})"
-        left_out.note(reason, where=f"{piece.path}:{number + 1}")
+        where = f"{piece.path}:{number + 1} ({error})"
+        left_out.note("compressed file that is cut or damaged, from here on", where=where)
 
 
 def read_csv(piece: Piece, *, left_out: LeftOut) -> Iterator[Row]:
@@ -95,4 +95,5 @@ def read_csv(piece: Piece, *, left_out: LeftOut) -> Iterator[Row]:
             for number, record in enumerate(records, start=2):
                 yield Row(f"{piece.path}:{number}", piece.file.parent, record)
         except csv.Error as error:
-            left_out.note(f"CSV that cannot be read to its end ({error})", where=piece.path)
+            where = f"{piece.path}:{records.line_num} ({error})"
+            left_out.note("CSV that is damaged, from here on", where=where)

@@ -26,21 +26,21 @@ def is_compressed(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """What the file holds, unpacked; reading raises one of `DAMAGED` where it is cut or broken."""
     with path.open("rb") as file:
         head = file.read(4)
         file.seek(0)
         if head.startswith(GZIP):
             with gzip.open(file) as unpacked:
-                yield unpacked  # pyright: ignore[reportReturnType] - a GzipFile reads bytes
+                yield unpacked
         elif head.startswith(ZSTANDARD):
             yield io.BufferedReader(_Zstandard(file), buffer_size=1 << 17)
         else:
             yield file
 
 
-def lines(file: BinaryIO) -> Iterator[bytes | None]:
+def lines(file: io.BufferedIOBase) -> Iterator[bytes | None]:
     """The lines of a file; None for one that is too long to be a document."""
     while line := file.readline(MAX_BYTES):
         if len(line) < MAX_BYTES or line.endswith(b"\n"):

@@ -1,7 +1,6 @@
 """Samples of tars that others wrote: images with captions, and texts."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from data.prepare.convert.tasks import Piece
 from nmm.errors import UserError
 
 BYTES_PER_SAMPLE = 10_000
+END_BYTES = 2 * tar.BLOCK_BYTES
 GZIPPED = ".gz"
 Members = dict[str, bytes]
 
@@ -103,7 +103,8 @@ def _samples(piece: Piece, *, scratch: Path, left_out: LeftOut) -> Iterator[tupl
         try:
             found = tar.scan(path)
         except UserError as error:
-            left_out.add("file that is no tar", where=f"{piece.path} ({error})")
+            where = str(error).partition(";")[0].replace(str(path), piece.path)
+            left_out.add("file that is no tar", where=where)
             return
         with path.open("rb") as file:
             for sample in found.samples:
@@ -114,9 +115,12 @@ def _samples(piece: Piece, *, scratch: Path, left_out: LeftOut) -> Iterator[tupl
                     left_out.add(reason, where=where)
                     continue
                 yield where, members
+        end = path.stat().st_size
     if found.damaged_at is not None:
         where = f"{piece.path}:byte {found.damaged_at}"
         left_out.note("tar that is cut or damaged, from here on", where=where)
+    elif end - found.end < END_BYTES:
+        left_out.note("tar without its last blocks: cut, or never closed", where=piece.path)
 
 
 def _members(file: BinaryIO, sample: tar.Sample) -> Members:
@@ -142,9 +146,10 @@ def _plain(piece: Piece, *, scratch: Path, left_out: LeftOut) -> Iterator[Path]:
     copy = scratch / "unpacked.tar"
     with streams.opened(piece.file) as packed, copy.open("wb") as file:
         try:
-            shutil.copyfileobj(packed, file, 1 << 20)
+            while chunk := packed.read1(1 << 20):  # `read` loses what lies before the damage
+                file.write(chunk)
         except streams.DAMAGED as error:
-            left_out.note(f"compressed file that is cut or damaged ({error})", where=piece.path)
+            left_out.note("compressed file that is cut or damaged", where=f"{piece.path} ({error})")
     try:
         yield copy
     finally:

@@ -124,8 +124,11 @@ class Workspace:
         return Receipt(**record["total"])
 
     def discard(self) -> None:
-        """Take the folder away if no task is done: then there is nothing to continue."""
-        if not list(self.root.glob("*/receipt.json")):
+        """Take the folder away if no task has written a document: there is nothing to continue."""
+        done = [
+            Receipt(**json.loads(file.read_text())) for file in self.root.glob("*/receipt.json")
+        ]
+        if not any(join(done).documents.values()):
             shutil.rmtree(self.root)
 
     def _signed(self, number: int) -> Receipt:
