@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from data import tar
-from data.documents import parse
+from data.documents import parse, variants
 from data.prepare.convert.__main__ import main
 from data.prepare.index import index_shards
-from nmm.config import Kind
+from nmm.config import Kind, Layout
 from tests.corpora import tokenizer_path
 
 Document = list[str | bytes]
@@ -63,13 +63,20 @@ def samples(directory: Path, name: str = "train") -> dict[str, dict[str, bytes]]
     return found
 
 
-def read(kind: Kind, directory: Path, name: str = "train") -> list[Document]:
+def read(
+    kind: Kind, directory: Path, name: str = "train", *, text_field: str | None = None
+) -> list[Document]:
     """The documents of all shards, which the index must count as they are."""
-    documents = [parse(kind, members) for members in samples(directory, name).values()]
+    layout = Layout(kind, text_field)
+    documents = [
+        parse(layout, members, key=key, variant=variant).parts
+        for key, members in samples(directory, name).items()
+        for variant in range(variants(layout, members))
+    ]
     shards = sorted(directory.glob(f"{name}-*.tar"))
-    indexes = index_shards(shards, kind=kind, tokenizer=tokenizer_path()) if shards else []
+    indexes = index_shards(shards, layout=layout, tokenizer=tokenizer_path()) if shards else []
     assert sum(len(index) for index in indexes) == len(documents)
     images = sum(isinstance(part, bytes) for document in documents for part in document)
     assert sum(index.images for index in indexes) == images
-    assert not any(index.dropped for index in indexes)
+    assert not any(index.dropped or index.totals.skipped_images for index in indexes)
     return documents

@@ -162,10 +162,11 @@ def test_all_captions_of_a_list_are_kept(
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     run("captions-parquet", "--input", tmp_path / "a.parquet", "--out", tmp_path / "out", *WHOLE,
         "--text-field", "captions")  # fmt: skip
-    first, second = samples(tmp_path / "out").values()
-    assert json.loads(first["json"]) == {"caption": ["a cat", "one cat\nsits"]}
-    assert json.loads(second["json"]) == {"caption": ["a dog"]}
-    assert (first["jpg"], second["jpg"]) == (picture(1), picture(2))
+    assert read(Kind.caption, tmp_path / "out", text_field="caption") == [
+        [picture(1), "a cat"],
+        [picture(1), "one cat\nsits"],
+        [picture(2), "a dog"],
+    ]
     said = capsys.readouterr().out
     assert "3  documents in" in said
     assert "the text field caption" in said
