@@ -254,9 +254,9 @@ def test_tars_may_be_packed_and_damaged_ones_give_what_they_hold(
     check_reported(
         capsys.readouterr().out,
         "1 compressed file that is cut or damaged",
-        "1 tar that is cut or damaged, from here on",
-        "1 tar without its last blocks: cut, or never closed",
-        "1 truncated",
+        "1 the file ends inside a member; what follows is lost",
+        "1 the zeros of an archive's end are missing; its writer was not closed",
+        "1 a member is longer than what is left of the file",
         "2 file that is no tar",
     )
     assert not list(tmp_path.rglob("unpacked.tar"))
@@ -276,6 +276,11 @@ def folder(tmp_path: Path) -> Path:
     (photos / "cat" / "._0.jpg").write_bytes(b"of a Mac")
     (photos / ".hidden").mkdir()
     (photos / ".hidden" / "0.jpg").write_bytes(picture(0))
+    (photos / "cat" / "around").symlink_to(photos)
+    (photos / "gone.jpg").symlink_to(photos / "nowhere.jpg")
+    (photos.parent / "dog").mkdir()
+    (photos.parent / "dog" / "5.jpg").write_bytes(picture(5))
+    (photos / "linked").symlink_to(photos.parent / "dog")
     (photos / "drawing.svg").write_bytes(SVG)
     (photos / "scan.tif").write_bytes(b"II*\0")
     return photos
@@ -287,14 +292,18 @@ def test_folders_with_texts_beside_or_as_names(
     out = folder.parent / "out"
     run("captions-folder", "--input", folder, "--out", out, *WHOLE)
     assert read(Kind.caption, out) == [[picture(i), f"cat {i}"] for i in range(2)]
-    unread = ("1 SVG image", "1 image that is not JPEG, PNG, WebP or GIF")
+    unread = (
+        "1 SVG image",
+        "1 image that is not JPEG, PNG, WebP or GIF",
+        "1 file that cannot be read",
+    )
     check_reported(
-        capsys.readouterr().out, "1 no text in the .txt", "3 no .txt beside the image", *unread
+        capsys.readouterr().out, "1 no text in the .txt", "4 no .txt beside the image", *unread
     )
     out = folder.parent / "names"
     run("captions-folder", "--input", folder, "--text", "folder-name", "--out", out, *WHOLE)
     expected = [[picture(i), name] for name in ("cat", "t-shirt") for i in range(3)]
-    assert read(Kind.caption, out) == expected
+    assert read(Kind.caption, out) == [*expected[:3], [picture(5), "dog"], *expected[3:]]
     check_reported(capsys.readouterr().out, *unread)
 
 

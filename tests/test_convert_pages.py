@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.prepare.convert import hypertext, markdown
+from data.prepare.convert.left_out import Unusable
 from nmm.config import Kind
 from tests.converting import check_reported, picture, read, run
 
@@ -132,6 +133,12 @@ def test_markdown_is_plain_text_with_its_images() -> None:
 )
 def test_html_is_what_a_reader_sees(html: str, text: str) -> None:
     assert plain(html) == text
+
+
+def test_pages_that_would_take_hours_are_no_documents() -> None:
+    assert plain("<p>a<li>b" * 30_000).startswith("a\n\n- b")
+    with pytest.raises(Unusable, match="20,000 elements inside each other"):
+        plain("<DIV>" * 20_001)
 
 
 def test_pages_find_their_images_and_count_the_others(

@@ -103,8 +103,13 @@ def walk(reading: Reading) -> Iterator[Path]:
                 f"--input is {folder}, which is no folder; captions-folder takes folders."
             )
         empty = True
-        for parent, folders, names in os.walk(folder):
+        seen: set[str] = set()
+        for parent, folders, names in os.walk(folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if (place := os.path.realpath(parent)) in seen:  # a link to where we have been
+                folders.clear()
+                continue
+            seen.add(place)
             for name in sorted(names):
                 if _is_wanted(name, text_from=reading.text_from):
                     empty = False

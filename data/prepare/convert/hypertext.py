@@ -5,10 +5,12 @@ items of lists, " | " between the cells of tables, ``` around code, $ around the
 Emphasis, the targets of links, scripts, styles and navigation are dropped.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from data.prepare.convert.left_out import Unusable
 from data.prepare.convert.plain import Parts, Plain
 
 ReadImage = Callable[[str], bytes | None]
@@ -31,12 +33,24 @@ LINES = {
 IN_LAYOUTS = ("table", "p", "div", "ul", "ol", "pre", "blockquote", "h1", "h2", "h3", "h4")
 LAYOUT = ", ".join(f"td {tag}" for tag in IN_LAYOUTS)
 DRAWING = "data:image/svg+xml,<svg>"  # the link of a drawing that is part of the page
+TAGS = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)")
+DEEPEST = 20_000
+# Elements that are never open inside themselves, whether or not their end is written.
+ENDED_BY_OTHERS = {
+    "area", "base", "br", "col", "dd", "dt", "embed", "hr", "img", "input", "li", "link", "meta",
+    "option", "p", "param", "source", "tbody", "td", "tfoot", "th", "thead", "tr", "track", "wbr",
+}  # fmt: skip
 TEX_SCRIPT = "math/tex"
 TEX_IN_MATHML = 'annotation[encoding="application/x-tex"]'
 
 
 def read(html: str, *, image: ReadImage) -> Parts:
-    """The parts of a page; `image` gets the link of every <img> ("": none) and may return None."""
+    """The parts of a page; `image` gets the link of every <img> ("": none) and may return None.
+
+    Raises Unusable for elements nested so deeply that the parser would take hours.
+    """
+    if _is_deep(html):
+        raise Unusable(f"page with more than {DEEPEST:,} elements inside each other")
     page = _Page(image)
     root = LexborHTMLParser(html).root
     stack = [(root, True)] if root is not None else []
@@ -172,6 +186,19 @@ class _Page:
         mark = "$$" if display else "$"
         self.plain.write(f"{mark}{tex.strip()}{mark}")
         return False
+
+
+def _is_deep(html: str) -> bool:
+    """Are there elements inside each other beyond what the parser, which is quadratic, can take?"""
+    depth = 0
+    if html.count("<") <= DEEPEST:
+        return False
+    for tag in TAGS.finditer(html):
+        if tag[2].lower() not in ENDED_BY_OTHERS:
+            depth += -1 if tag[1] else 1
+            if depth > DEEPEST:
+                return True
+    return False
 
 
 def _link(attributes: Attributes) -> str:

@@ -39,8 +39,8 @@ class LeftOut:
         self._in_a_row[what] += 1
         if self._in_a_row[what] == IN_A_ROW:
             raise UserError(
-                f"--input has {IN_A_ROW} {what}s in a row that cannot be used, the last at {where} "
-                f"({text}); check the form, the fields and the --image-root of the command."
+                f"--input has {IN_A_ROW} {what}s in a row that cannot be used, the last at "
+                f"{where}: {text}; check the form, the fields and the --image-root of the command."
             )
 
     def note(self, reason: str, *, where: str) -> None:

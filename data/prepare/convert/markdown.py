@@ -10,10 +10,15 @@ from markdown_it.rules_inline import StateInline
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 FRONT_MATTER = re.compile(r"---[ \t]*\n(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
-# \( \) and \[ \], or with two backslashes as in sites of Jekyll; not longer than any formula is.
-BRACKETS = re.compile(r"(\\{1,2})(?:\((.{1,4000}?)\1\)|\[(.{1,4000}?)\1\])", re.DOTALL)
+LONGEST = 4000  # characters of a formula
 LIKE_TEX = re.compile(r"[\\^_=]")
 INLINE, DISPLAY, BLOCK = "math_inline", "math_inline_double", "math_block"
+BRACKETS = (  # those with two backslashes are of sites made by Jekyll
+    (r"\\(", r"\\)", INLINE),
+    (r"\\[", r"\\]", DISPLAY),
+    (r"\(", r"\)", INLINE),
+    (r"\[", r"\]", DISPLAY),
+)
 
 
 def to_html(text: str) -> str:
@@ -38,17 +43,18 @@ def _brackets(state: StateInline, silent: bool) -> bool:
 
     The signature is that of a rule of the library.
     """
-    match = BRACKETS.match(state.src, state.pos, state.posMax)
-    if match is None:
-        return False
-    tex = match[2] or match[3]
-    if len(match[1]) == 1 and not LIKE_TEX.search(tex):
-        return False
-    if not silent:
-        token = state.push(INLINE if match[2] else DISPLAY, "math", 0)
-        token.content = tex
-    state.pos = match.end()
-    return True
+    for opening, closing, kind in BRACKETS:
+        if state.src.startswith(opening, state.pos):
+            start = state.pos + len(opening)
+            end = state.src.find(closing, start, min(start + LONGEST, state.posMax))
+            tex = state.src[start:end]
+            if end < 0 or (len(opening) == 2 and not LIKE_TEX.search(tex)):
+                return False
+            if not silent:
+                state.push(kind, "math", 0).content = tex
+            state.pos = end + len(closing)
+            return True
+    return False
 
 
 def _formula(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:

@@ -13,10 +13,10 @@ from data.prepare.convert.captions import Captioned
 from data.prepare.convert.left_out import LeftOut, Unusable
 from data.prepare.convert.options import Reading
 from data.prepare.convert.tasks import Piece
-from nmm.errors import UserError
+from data.prepare.findings import DEFECTS
+from data.samples import NotAShardError, Sample
 
 BYTES_PER_SAMPLE = 10_000
-END_BYTES = 2 * tar.BLOCK_BYTES
 GZIPPED = ".gz"
 Members = dict[str, bytes]
 
@@ -44,8 +44,8 @@ def read_texts(
     """The text member of every sample."""
     for where, members in _samples(piece, scratch=scratch, left_out=left_out):
         try:
-            text = _member(members, reading.text_extension)
-            if not text:
+            text = _member(members, reading.text_extension).strip("\n")
+            if not text.strip():
                 raise Unusable("no text")
         except Unusable as reason:
             left_out.add(reason, where=_has(where, members))
@@ -90,7 +90,7 @@ def _fields(members: Members, *, needed: bool) -> dict:
 
 
 def _member(members: Members, extension: str) -> str:
-    return values.decode(members.get(extension, b"")).strip()
+    return values.decode(members.get(extension, b""))
 
 
 def _has(where: str, members: Members) -> str:
@@ -102,7 +102,7 @@ def _samples(piece: Piece, *, scratch: Path, left_out: LeftOut) -> Iterator[tupl
     with _plain(piece, scratch=scratch, left_out=left_out) as path:
         try:
             found = tar.scan(path)
-        except UserError as error:
+        except NotAShardError as error:
             where = str(error).partition(";")[0].replace(str(path), piece.path)
             left_out.add("file that is no tar", where=where)
             return
@@ -115,18 +115,14 @@ def _samples(piece: Piece, *, scratch: Path, left_out: LeftOut) -> Iterator[tupl
                     left_out.add(reason, where=where)
                     continue
                 yield where, members
-        end = path.stat().st_size
-    if found.damaged_at is not None:
-        where = f"{piece.path}:byte {found.damaged_at}"
-        left_out.note("tar that is cut or damaged, from here on", where=where)
-    elif end - found.end < END_BYTES:
-        left_out.note("tar without its last blocks: cut, or never closed", where=piece.path)
+    for reason, detail in found.contents.defects:
+        left_out.note(DEFECTS[reason], where=f"{piece.path} ({detail})")
 
 
-def _members(file: BinaryIO, sample: tar.Sample) -> Members:
+def _members(file: BinaryIO, sample: Sample) -> Members:
     """By extension; a gzipped member is unpacked and loses its .gz."""
     if sample.fault:
-        raise Unusable(sample.fault.replace("_", " "))
+        raise Unusable(DEFECTS[sample.fault])
     if sample.stop - sample.start > values.MAX_BYTES:
         raise Unusable(f"sample of more than {values.MEBIBYTES} MiB")
     file.seek(sample.start)

@@ -36,7 +36,7 @@ Task = list[Piece]
 
 def whole(path: Path, *, bytes_per_document: int | None = None) -> Piece:
     """All of a file; without a number it is one document."""
-    status = path.stat()
+    status = path.stat() if path.exists() else path.lstat()  # a link to nothing is counted later
     documents = 1 if bytes_per_document is None else 1 + status.st_size // bytes_per_document
     return Piece(str(path), status.st_size, status.st_mtime_ns, documents)
 

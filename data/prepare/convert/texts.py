@@ -9,6 +9,8 @@ from data.prepare.convert.options import Reading
 from data.prepare.convert.rows import Row
 from data.prepare.convert.tasks import Piece
 
+ZIP = b"PK\x03\x04"
+
 
 def from_rows(rows: Iterable[Row], *, reading: Reading, left_out: LeftOut) -> Iterator[str]:
     """The text of every row."""
@@ -29,6 +31,7 @@ def from_file(piece: Piece, *, reading: Reading, left_out: LeftOut) -> Iterator[
     """A file as one document, or as many; one that is not wholly text gives none."""
     characters = reading.document_characters
     try:
+        _refuse_archive(piece.file)
         if characters is None:
             yield from _whole(piece.file)
         else:
@@ -67,6 +70,12 @@ def _joined(lines: list[str]) -> Iterator[str]:
     piece = "\n".join(lines).strip("\n")
     if piece.strip():
         yield piece
+
+
+def _refuse_archive(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) == ZIP:
+            raise Unusable("ZIP archive, to be unpacked first")
 
 
 def _whole(path: Path) -> Iterator[str]:
