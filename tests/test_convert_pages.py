@@ -107,6 +107,7 @@ def test_markdown_is_plain_text_with_its_images() -> None:
             "<ul><li>a<li>b<ol start=3><li>c<li></li><li>d</ol></ul>e",
             "- a\n- b\n  3. c\n  5. d\n\ne",
         ),
+        ("<ol start=" + "9" * 5000 + "><li>a</ol><ol start=x><li>b</ol>", "1. a\n\n1. b"),
         ("<pre>\n  x\n<b>y</b>  z\n</pre>", "```\n  x\ny  z\n```"),
         ("<pre>```</pre>", "````\n```\n````"),
         (

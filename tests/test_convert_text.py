@@ -55,7 +55,8 @@ def test_rows_of_lines_and_parquet_and_members_of_tars(
     lines = source.read_bytes()
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines[:50]) + gzip.compress(lines[50:]))
     (tmp_path / "c.json.zst").write_bytes(zstandard.compress(lines))
-    table = pyarrow.Table.from_pylist([{"text": f"row {i}"} for i in range(9)])
+    values = pyarrow.array([*(b"row %d" % i for i in range(9)), b"caf\xe9"])
+    table = pyarrow.table({"text": values.view(pyarrow.string())})
     parquet.write_table(table, tmp_path / "d.parquet")
     with TarWriter(str(tmp_path / "e.tar"), encoder=False) as tar:
         for i in range(9):
@@ -70,6 +71,7 @@ def test_rows_of_lines_and_parquet_and_members_of_tars(
     check_reported(
         capsys.readouterr().out,
         "1 no text",
+        "1 not UTF-8",
         "1 compressed file that is cut or damaged, from here on",
     )
 

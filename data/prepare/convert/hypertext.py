@@ -114,9 +114,7 @@ class _Page:
             case "code" if self._code is None:
                 self.plain.write("`")
             case "ul" | "ol":
-                start = node.attributes.get("start") or "1"
-                numbered = tag == "ol" and start.isdecimal()
-                self._lists.append(int(start) if numbered else None)
+                self._lists.append(_first_number(node.attributes) if tag == "ol" else None)
             case "li":
                 self.plain.open_item(self._marker())
             case "table":
@@ -186,6 +184,11 @@ class _Page:
         mark = "$$" if display else "$"
         self.plain.write(f"{mark}{tex.strip()}{mark}")
         return False
+
+
+def _first_number(attributes: Attributes) -> int:
+    start = attributes.get("start") or ""
+    return int(start) if re.fullmatch(r"[0-9]{1,9}", start) else 1
 
 
 def _is_deep(html: str) -> bool:

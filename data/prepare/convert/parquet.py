@@ -64,7 +64,11 @@ def read(piece: Piece, *, wanted: Wanted, left_out: LeftOut) -> Iterator[Row]:
             number = sum(sizes[:group])
             try:
                 for values in _values(file, group, columns=columns):
-                    yield Row(f"{piece.path}:row {number}", piece.file.parent, values)
+                    where = f"{piece.path}:row {number}"
+                    if values is None:
+                        left_out.add("not UTF-8", where=where)
+                    else:
+                        yield Row(where, piece.file.parent, values)
                     number += 1
             except (arrow.ArrowException, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
@@ -73,9 +77,21 @@ def read(piece: Piece, *, wanted: Wanted, left_out: LeftOut) -> Iterator[Row]:
                 left_out.note("parquet that is damaged, to the end of the row group", where=where)
 
 
-def _values(file: ParquetFile, group: int, *, columns: list[str]) -> Iterator[dict]:
+def _values(file: ParquetFile, group: int, *, columns: list[str]) -> Iterator[dict | None]:
+    """Every row of a row group; None for one with a text that is none."""
     batches = file.iter_batches(
         batch_size=ROWS_AT_A_TIME, row_groups=[group], columns=columns, use_threads=False
     )
     for batch in batches:
-        yield from batch.to_pylist()
+        try:
+            rows: list[dict | None] = batch.to_pylist()
+        except UnicodeDecodeError:
+            rows = [_one(batch.slice(row, 1)) for row in range(len(batch))]
+        yield from rows
+
+
+def _one(batch: arrow.RecordBatch) -> dict | None:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError:
+        return None

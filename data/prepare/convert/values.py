@@ -74,8 +74,9 @@ def linked(link: str, *, paths: Sequence[Path]) -> bytes:
     """The image of a data URI, or of the first of the `paths` that is a file; no URL is fetched."""
     if match := DATA_URI.match(link):
         body = link[match.end() :]
-        is_base64 = match[0].lower().endswith(";base64,")
-        return checked(_base64(unquote(body)) if is_base64 else unquote_to_bytes(body))
+        if match[0].lower().endswith(";base64,"):
+            return checked(_base64(unquote(body)))
+        return checked(unquote_to_bytes(body.encode(errors="replace")))
     if URL.match(link):
         raise Unusable("image given by a URL, never fetched", expected=True)
     return checked(_file(paths))

@@ -10,6 +10,7 @@ At the end the shards get their final names in OUT and the folder goes away. The
 repeats or continues each of these steps, wherever it was killed.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -195,6 +196,10 @@ def _locked(out: Path) -> Iterator[None]:
                         f"--out is {out}, where another process converts; wait until it ends."
                     ) from None
                 time.sleep(0.05)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
+                    raise
+                break  # a shared file system without locks: two commands are not told apart
         yield
     finally:
         os.close(folder)
