@@ -6,6 +6,7 @@ from types import TracebackType
 
 from webdataset.writer import TarWriter
 
+CAPTION_FIELD = "caption"  # of KEY.json, where an image has several captions
 IMAGE_SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif"}
 
 
@@ -34,6 +35,11 @@ class ShardWriter:
         if scene is not None:
             sample["json"] = json.dumps(scene).encode()
         self._write(key, sample)
+
+    def captions(self, key: str, *, image: bytes, texts: list[str]) -> None:
+        """One image and its texts, each of which makes a document, as a list in KEY.json."""
+        layout = json.dumps({CAPTION_FIELD: texts})
+        self._write(key, {image_extension(image): image, "json": layout.encode()})
 
     def interleaved(self, key: str, parts: list[str | bytes]) -> None:
         """Texts and images in reading order, as parallel lists in KEY.json beside KEY.N.jpg."""

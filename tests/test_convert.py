@@ -1,189 +1,180 @@
-"""Converters: nothing lost, splits disjoint, same bytes twice, bad input counted or refused."""
+"""The converter: nothing lost, splits disjoint, the same bytes however often it was killed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections import Counter
-from io import BytesIO
+import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from data import tar
-from data.documents import parse
-from data.prepare import convert
-from data.prepare.foreign import split_text
-from nmm.config import Kind, Layout
+from data.prepare.convert import command, workspace
+from data.prepare.convert.run import _do_tasks
+from nmm.config import Kind
+from tests.converting import picture, read, refused, run, samples, write_lines
 
-
-def jpeg(colour: int) -> bytes:
-    file = BytesIO()
-    Image.new("RGB", (8, 8), (4 * colour, 0, 0)).save(file, "JPEG")
-    return file.getvalue()
+DOCUMENTS, TASKS = 12_000, 24
+STOPPED = "stopped; the same command continues from the tasks that are done.\n"
+FLAGS = ("--documents-per-shard", 100, "--documents-per-task", DOCUMENTS // TASKS)
 
 
-def write_lines(path: Path, rows: list) -> Path:
-    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    path.write_bytes(b"\r\n".join(lines))
-    return path
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def read(kind: Kind, directory: Path, name: str) -> list[list[str | bytes]]:
-    documents = []
-    for shard in sorted(directory.glob(f"{name}-*.tar")):
-        raw = shard.read_bytes()
-        for sample in tar.scan(shard).samples:
-            assert not sample.fault
-            members = tar.members_of(raw[sample.start : sample.stop])
-            documents.append(parse(Layout(kind), members).parts)
-    return documents
+def receipts(out: Path) -> set[str]:
+    return {path.parent.name for path in out.glob(".convert/*/receipt.json")}
 
 
-def run(*arguments: object) -> None:
-    convert.main([str(argument) for argument in arguments])
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of the same length, so that tasks are alike, with some unusable lines."""
+    rows: list = [{"text": f"document {i:06d} " + "word " * 40} for i in range(DOCUMENTS)]
+    for number in range(0, DOCUMENTS, 1000):
+        rows[number] = {"text": " " * 215}
+    return write_lines(tmp_path_factory.mktemp("lines") / "a.jsonl", rows)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one sentence of a refusal."""
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    assert isinstance(caught.value.code, str)
-    return caught.value.code + capsys.readouterr().err
+@pytest.fixture(scope="module")
+def undisturbed(lines: Path) -> Path:
+    out = lines.parent / "undisturbed"
+    run("text", "--input", lines, "--out", out, *FLAGS)
+    return out
 
 
-@pytest.fixture
-def captions(tmp_path: Path) -> Path:
-    """60 captions of 20 texts, and one line for every way to be unusable."""
-    (tmp_path / "images").mkdir()
-    for index in range(60):
-        (tmp_path / "images" / f"{index}.jpg").write_bytes(jpeg(index))
-    (tmp_path / "images" / "page.jpg").write_bytes(b"<html>not found</html>")
-    rows: list = [{"image": f"images/{i}.jpg", "caption": f"Text {i % 20}."} for i in range(60)]
-    rows[0] = b"\xef\xbb\xbf" + json.dumps(rows[0]).encode()
-    rows += [
-        {"image": "images/0.jpg", "caption": " ", "alt": "from alt\r\nin two lines"},
-        {"image": "images/none.jpg", "caption": "dangling"},
-        {"image": "images/page.jpg", "caption": "a web page"},
-        {"image": None, "caption": "no path"},
-        {"image": "images/0.jpg", "caption": None},
-        {"image": "images/0.jpg", "caption": ["a", "list"]},
-        {"image": "images/0.jpg", "caption": "half \ud800"},
-        b'{"image": "images/0.jpg", "caption": "latin \xe9"}',
-        b'{"image": "cut off',
-        b"[1, 2]",
-        b"",
-    ]
-    return write_lines(tmp_path / "captions.jsonl", rows)
+def begin(lines: Path, out: Path) -> subprocess.Popen[str]:
+    """The command in another process, with two workers."""
+    arguments = ("text", "--input", lines, "--out", out, *FLAGS, "--workers", 2)
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from data.prepare.convert.__main__ import main; main(sys.argv[1:])"
+    asked = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def test_captions_arrive_whole_on_two_disjoint_sides(
-    captions: Path, capsys: pytest.CaptureFixture[str]
+def wait_for_receipts(out: Path, number: int) -> None:
+    until = time.monotonic() + 60
+    while len(receipts(out)) < number:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def children(process: int) -> list[int]:
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_killed_three_times_and_continued_equals_undisturbed(
+    lines: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    out = captions.parent / "out"
-    run("captions-jsonl", "--input", captions, "--out", out, "--fallback-field", "alt",
-        "--held-out-fraction", 0.3, "--documents-per-shard", 7)  # fmt: skip
-    train, held_out = read(Kind.caption, out, "train"), read(Kind.caption, out, "held_out")
-    expected = [(jpeg(index), f"Text {index % 20}.") for index in range(60)]
-    found = Counter((image, text) for image, text in train + held_out)
-    assert found == Counter([*expected, (jpeg(0), "from alt\nin two lines")])
-    assert not {text for _, text in train} & {text for _, text in held_out}
-    assert len(held_out) > 3
-    assert len(list(out.glob("train-*.tar"))) == -(-len(train) // 7)
-    report = capsys.readouterr().out
-    for line in (
-        "1  no caption, took alt (first: captions.jsonl:61)",
-        "1  image that cannot be read (first: captions.jsonl:62)",
-        "1  image that is not JPEG, PNG, WebP or GIF (first: captions.jsonl:63)",
-        "1  no path in image (first: captions.jsonl:64)",
-        "2  no text in caption (first: captions.jsonl:65, captions.jsonl:66)",
-        "1  half a surrogate pair in the text (first: captions.jsonl:67)",
-        "1  not UTF-8 (first: captions.jsonl:68)",
-        "1  not JSON (first: captions.jsonl:69)",
-        "1  not a JSON object (first: captions.jsonl:70)",
-    ):
-        assert line in report
+    """A worker is killed, then all are interrupted as by Ctrl-C, then the command is killed."""
+    done: dict[str, int] = {}
+    for code in (1, 130, -9):
+        process = begin(lines, tmp_path)
+        wait_for_receipts(tmp_path, len(done) + 2)
+        workers = children(process.pid)
+        assert len(workers) == 2
+        if code == 130:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(workers[0] if code == 1 else process.pid, signal.SIGKILL)
+        said = process.communicate(timeout=30)[1]
+        assert process.returncode == code
+        assert all((tmp_path / ".convert" / task / "receipt.json").exists() for task in done)
+        for task, inode in done.items():
+            assert (tmp_path / ".convert" / task / "train-000000.tar").stat().st_ino == inode
+        for task in receipts(tmp_path):
+            done[task] = (tmp_path / ".convert" / task / "train-000000.tar").stat().st_ino
+        if code == 1:
+            assert said.startswith("error: a worker was killed by SIGKILL in task ")
+        elif code == 130:
+            assert said == STOPPED
+        assert code == -9 or not any(map(is_alive, workers))
+    assert 6 <= len(done) < TASKS
+    run("text", "--input", lines, "--out", tmp_path, *FLAGS)
+    assert not any(map(is_alive, workers))
+    assert contents(tmp_path) == contents(undisturbed)
+    final = {path.stat().st_ino for path in tmp_path.iterdir()}
+    assert set(done.values()) <= final
 
 
-def test_the_same_input_gives_the_same_bytes(captions: Path) -> None:
-    outs = [captions.parent / name for name in ("a", "b")]
-    for out in outs:
-        run("captions-jsonl", "--input", captions, "--out", out, "--held-out-fraction", 0.3)
-    contents = [{shard.name: shard.read_bytes() for shard in out.iterdir()} for out in outs]
-    assert contents[0] == contents[1]
-    assert set(contents[0]) == {"train-000000.tar", "held_out-000000.tar"}
-
-
-def test_interleaved_keeps_the_reading_order_and_drops_a_dangling_image_only(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_nothing_is_lost_and_shards_and_keys_follow_the_input(
+    lines: Path, undisturbed: Path
 ) -> None:
-    (tmp_path / "pictures").mkdir()
-    for index in (1, 2):
-        (tmp_path / "pictures" / f"{index}.jpg").write_bytes(jpeg(index))
-    image = [{"type": "image", "small": f"{index}.jpg"} for index in range(3)]
-    text = [{"type": "text", "text": word} for word in ("one", "two\r\n", "", "three")]
-    rows = [
-        {"sequence": [text[0], text[1], image[1], text[2], text[3], image[2], image[1]]},
-        {"sequence": [image[2], text[0], image[0], text[3]]},
-        {"sequence": [image[2], text[2]]},
-        {"sequence": [{"type": "video"}, text[0], 7]},
-        {"sequence": "text"},
-    ]
-    source = write_lines(tmp_path / "book.jsonl", rows)
-    run("interleaved-jsonl", "--input", source, "--out", tmp_path / "out", "--held-out-fraction", 0,
-        "--image-field", "small", "--image-root", tmp_path / "pictures")  # fmt: skip
-    assert read(Kind.interleaved, tmp_path / "out", "train") == [
-        ["one\n\ntwo", jpeg(1), "three", jpeg(2), jpeg(1)],
-        [jpeg(2), "one\n\nthree"],
-        ["one"],
-    ]
-    assert not list((tmp_path / "out").glob("held_out-*"))
-    report = capsys.readouterr().out
-    for line in (
-        "1  image that cannot be read: left out of its document (first: book.jsonl:2)",
-        "1  no text in sequence (first: book.jsonl:3)",
-        "2  segment that is neither text nor image: left out of its document (first: book.jsonl:4",
-        "1  no list in sequence (first: book.jsonl:5)",
-    ):
-        assert line in report
+    train, held_out = samples(undisturbed), samples(undisturbed, "held_out")
+    assert not train.keys() & held_out.keys()
+    assert len(train) + len(held_out) == DOCUMENTS - 12
+    assert 0.03 < len(held_out) / DOCUMENTS < 0.07
+    texts = [members["txt"] for _, members in sorted({**train, **held_out}.items())]
+    assert texts == sorted(set(texts))
+    for found in (train, held_out):
+        assert list(found) == sorted(found)
+    for split in ("train", "held_out"):
+        names = sorted(path.name for path in undisturbed.glob(f"{split}-*.tar"))
+        assert names == [f"{split}-{number:06d}.tar" for number in range(len(names))]
 
 
-def test_text_files_are_documents_without_mark_and_carriage_returns(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfIt was\r\na  cat.\r\n\r\nEnd\r\n")
-    (tmp_path / "b.txt").write_bytes(b"   \n")
-    (tmp_path / "c.txt").write_bytes("é 😀".encode())
-    (tmp_path / "d.txt").write_bytes(b"caf\xe9")
-    run("text", "--input", tmp_path / "*.txt", "--out", tmp_path, "--held-out-fraction", 0)
-    assert read(Kind.text, tmp_path, "train") == [["It was\na  cat.\n\nEnd"], ["é 😀"]]
+def test_killed_between_the_last_moves(lines: Path, undisturbed: Path, tmp_path: Path) -> None:
+    arguments = ["text", "--input", str(lines), "--out", str(tmp_path), *map(str, FLAGS)]
+    reading, writing, _ = command.parse(arguments)
+    with workspace.opened(reading, writing) as space:
+        _do_tasks(
+            space, reading, writing, workers=1, progress=lambda tasks, done: lambda more: None
+        )
+        moves = json.loads((space.root / "moves.json").read_text())["moves"]
+        for source, target in moves[:5]:
+            (tmp_path / source).rename(tmp_path / target)
+    run("text", "--input", lines, "--out", tmp_path, *FLAGS)
+    assert contents(tmp_path) == contents(undisturbed)
 
 
-def test_split_text_loses_no_word_and_ends_at_blank_lines() -> None:
-    paragraphs = [" ".join(f"w{i}x{j}" for j in range(i % 30 + 1)) for i in range(200)]
-    text = "\n\n".join(paragraphs)
-    pieces = list(split_text(text, characters=400))
-    assert [p for piece in pieces for p in piece.split("\n\n")] == paragraphs
-    assert all(400 <= len(piece) + 2 < 800 for piece in pieces[:-1])
-    lines = "\n".join(f"line {index}" for index in range(1000))
-    pieces = list(split_text(lines, characters=100))
-    assert "\n".join(pieces) == lines
-    assert max(map(len, pieces)) < 220
+def test_another_command_or_process_is_refused_and_other_input_is_read_again(
+    lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    source.write_bytes(lines.read_bytes())
+    process = begin(source, out)
+    wait_for_receipts(out, 2)
+    monkeypatch.setattr(workspace, "WAIT_SECONDS", 0.1)
+    arguments = ("text", "--input", source, "--out", out)
+    assert "where another process converts" in refused(capsys, *arguments, *FLAGS)
+    monkeypatch.undo()
+    process.terminate()
+    assert process.communicate(timeout=30)[1] == STOPPED
+    assert process.returncode == 130
+    message = refused(capsys, *arguments, *FLAGS, "--text-field", "body")
+    assert "was begun with --text-field text, and now it is body" in message
+    assert "--documents-per-shard 100, and now it is 1000" in refused(capsys, *arguments)
+    source.write_bytes(source.read_bytes()[:100_000])
+    run(*arguments, *FLAGS)
+    run("text", "--input", source, "--out", tmp_path / "fresh", *FLAGS)
+    assert contents(out) == contents(tmp_path / "fresh")
 
 
 def test_existing_shards_are_never_overwritten(
-    captions: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = captions.parent / "out"
-    run("captions-jsonl", "--input", captions, "--out", out, "--held-out-fraction", 0.3)
-    before = {shard.name: shard.read_bytes() for shard in out.iterdir()}
-    message = refused(capsys, "captions-jsonl", "--input", captions, "--out", out)
+    source = write_lines(tmp_path / "a.jsonl", [{"text": f"text {i}"} for i in range(60)])
+    out = tmp_path / "out"
+    run("text", "--input", source, "--out", out, "--held-out-fraction", 0.3)
+    before = contents(out)
+    assert set(before) == {"train-000000.tar", "held_out-000000.tar"}
+    message = refused(capsys, "text", "--input", source, "--out", out)
     assert "held_out-000000.tar exists" in message
-    run("captions-jsonl", "--input", captions, "--out", out, "--name", "more",
-        "--held-out-fraction", 0)  # fmt: skip
+    run("text", "--input", source, "--out", out, "--name", "more", "--held-out-fraction", 0)
     assert {name: (out / name).read_bytes() for name in before} == before
-    assert len(read(Kind.caption, out, "more")) == 60
+    assert len(read(Kind.text, out, "more")) == 60
 
 
-def test_a_wrong_image_root_stops_early_and_leaves_no_shard(
+def test_a_wrong_image_root_stops_early_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sequence = [{"type": "text", "text": "t"}, {"type": "image", "file": "none.jpg"}]
@@ -206,8 +197,12 @@ def test_a_wrong_image_root_stops_early_and_leaves_no_shard(
         ),
         (("text", "--input", "{empty}", "--held-out-fraction", "5"), "--held-out-fraction is 5.0"),
         (("text", "--input", "{empty}", "--name", "held_out"), "--name is held_out"),
+        (("text", "--input", "{empty}", "--name", "a/b"), "--name is 'a/b'"),
         (("text", "--input", "{empty}", "--document-characters", "-1"), "characters is -1"),
         (("captions-jsonl", "--input", "{empty}"), "no document"),
+        (("captions-jsonl", "--input", "{empty}", "--image-root", "no"), "--image-root is no"),
+        (("captions-parquet", "--input", "{empty}"), "cannot be read as parquet"),
+        (("captions-folder", "--input", "{empty}"), "which is no folder"),
     ],
 )
 def test_refusals(
@@ -227,8 +222,8 @@ def test_the_example_of_the_documentation_writes_readable_shards(
     page = Path("docs/data-format.md").read_text()
     example = page.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
-    Path("cat.jpg").write_bytes(jpeg(1))
+    Path("cat.jpg").write_bytes(picture(1))
     subprocess.run([sys.executable, "-c", example], check=True)
-    assert read(Kind.caption, tmp_path, "caption") == [[jpeg(1), "A cat sleeps."]]
-    assert read(Kind.interleaved, tmp_path, "interleaved") == [["A cat:", jpeg(1), "It sleeps."]]
+    assert read(Kind.caption, tmp_path, "caption") == [[picture(1), "A cat sleeps."]]
+    assert read(Kind.interleaved, tmp_path, "interleaved") == [["A cat:", picture(1), "It sleeps."]]
     assert read(Kind.text, tmp_path, "text") == [["The cat slept until noon."]]
