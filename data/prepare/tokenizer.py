@@ -136,7 +136,8 @@ def _sources(arguments: list[str]) -> list[tuple[Layout, list[str]]]:
                 f"--source is {argument}; write KIND='GLOB', KIND:FIELD='GLOB' or "
                 f"KIND:FIELD:MODALITY='GLOB' with a KIND of {', '.join(KINDS)}."
             )
-        layout = Layout(Kind[kind], field or None, UnitModality[modality] if modality else None)
+        named = field if field or name.endswith(f"{kind}:") else None
+        layout = Layout(Kind[kind], named, UnitModality[modality] if modality else None)
         layout.check(f"FIELD of --source {name}", modality_key=f"--source {name}")
         found.append((layout, find_shards(pattern, key=f"--source {name}", store=LOCAL)))
     return found
