@@ -166,7 +166,11 @@ def count(
     totals: dict[str, int], result: StepResult, *, settings: Config, sources: Sequence[str]
 ) -> None:
     """Add a step to the cumulative keys of losses.jsonl; a skipped update counts no tokens."""
-    counted = token_keys(result.tally, sources=sources) if result.applied else {}
+    counted = (
+        token_keys(result.tally, sources=sources, units=settings.data.units)
+        if result.applied
+        else {}
+    )
     if result.applied:
         counted["flops"] = flops_per_token(settings.model) * result.tally.count(TOKENS)
     counted["skipped_steps"] = 0 if result.applied else 1
@@ -188,7 +192,7 @@ def loss_row(
         "fill_fraction": result.tally.count(TOKENS) / positions,
         "labels": result.tally.count(LABELS),
         "lr": progress.learning_rate,
-        **loss_keys(result.tally, sources=sources),
+        **loss_keys(result.tally, sources=sources, units=settings.data.units),
         "grad_norm": result.grad_norm,
     }
 

@@ -18,7 +18,15 @@ from data.order import BLOCK_SHARDS
 from data.store import Store, is_url, name_of
 from data.tokenizer import Tokenizer
 from data.totals import Totals
-from nmm.config import AugmentConfig, DataConfig, ImageConfig, Kind, Layout, SourceConfig
+from nmm.config import (
+    AugmentConfig,
+    DataConfig,
+    ImageConfig,
+    Kind,
+    Layout,
+    SourceConfig,
+    UnitModality,
+)
 from nmm.errors import UserError
 
 OPEN_SHARDS = 2 * BLOCK_SHARDS + 4
@@ -61,6 +69,9 @@ class Shards(Sequence[Shard]):
         self.skipped_images = sum(each.skipped_images for each in totals)
         self.tokens = sum(each.tokens(image) for each in totals)
         self.longest = max(each.longest_tokens(image) for each in totals)
+        self.unit_tokens = sum(each.unit_tokens for each in totals)
+        self.longest_units = max(each.longest_units for each in totals)
+        self.largest_unit = max(each.largest_unit for each in totals)
         self.digests = [bytes.fromhex(each.digest) for each in totals]
         self._open: dict[int, Shard] = {}
 
@@ -132,6 +143,7 @@ class Source:
     text_tokens: int
     images: int
     skipped_images: int
+    unit_tokens: int
     tokens: int
     longest: int
     text_first_fraction: float
@@ -181,7 +193,7 @@ class Corpus:
         Sources without held-out shards are no part of that split.
         """
         assert split in ("train", "held_out"), split
-        tokenizer = Tokenizer(config.tokenizer)
+        tokenizer = Tokenizer(config.tokenizer, units=config.units)
         tokenizer.check_capacity(vocab_size)
         store = Store.of(config)
         digest = hashlib.sha256(tokenizer.hash.encode())
@@ -199,6 +211,9 @@ class Corpus:
             digest.update(f"\n{name}\n{source.kind.value}\n".encode())
             if source.text_field is not None:
                 digest.update(f"{source.text_field}\n".encode())
+            if source.modality is not None:
+                digest.update(f"{source.modality.value}\n".encode())
+                _check_units(shards, key=key, modality=source.modality, config=config)
             for each in shards.digests:
                 digest.update(each.hex().encode())
             sources.append(_source(name, source, shards, split=split))
@@ -280,6 +295,22 @@ def _open_shards(
     return shards
 
 
+def _check_units(shards: Shards, *, key: str, modality: UnitModality, config: DataConfig) -> None:
+    """Refuse units without an id, and images of more codes than the context."""
+    if shards.largest_unit >= config.units[modality]:
+        raise UserError(
+            f"{key} holds the {modality.value} unit {shards.largest_unit}, but "
+            f"data.units.{modality.value} is {config.units[modality]}; set it to "
+            f"{shards.largest_unit + 1} or more."
+        )
+    if modality is UnitModality.image and shards.longest_units > config.context_tokens - 2:
+        raise UserError(
+            f"{key} holds an image of {shards.longest_units} tokens, which are never cut, but "
+            f"data.context_tokens is {config.context_tokens}; set it to "
+            f"{shards.longest_units + 2} or more."
+        )
+
+
 def _source(name: str, source: SourceConfig, shards: Shards, *, split: str) -> Source:
     """A source; nothing of the held-out split is drawn, so that no loss depends on a seed."""
     return Source(
@@ -293,6 +324,7 @@ def _source(name: str, source: SourceConfig, shards: Shards, *, split: str) -> S
         text_tokens=shards.text_tokens,
         images=shards.images,
         skipped_images=shards.skipped_images,
+        unit_tokens=shards.unit_tokens,
         tokens=shards.tokens,
         longest=shards.longest,
         text_first_fraction=source.text_first_fraction if split == "train" else 0.0,

@@ -1,7 +1,7 @@
 """From the members of a sample to its documents.
 
-A document is a list of parts in reading order, texts (str) and images (bytes); how samples
-hold them is in docs/data-format.md.
+A document is a list of parts in reading order: texts (str), images (bytes), and runs of units
+(Units); how samples hold them is in docs/data-format.md.
 """
 
 import base64
@@ -9,12 +9,14 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data.units import NotUnitsError, Units, read_units
 from nmm.config import Kind, Layout
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif")
+UNITS_EXTENSION = "units.npy"
 LONGEST_NAME = 255  # of a file; an image as base64 is longer
 
-Parts = list[str | bytes]
+Parts = list[str | bytes | Units]
 
 
 class BadSample(Exception):  # noqa: N818 - it is a verdict on a sample, counted and not fatal
@@ -41,6 +43,15 @@ class Parsed(NamedTuple):
     parts: Parts
     skipped_images: int
 
+    @property
+    def has_text(self) -> bool:
+        """Is there one that is not blank?"""
+        return any(isinstance(part, str) and part.strip() for part in self.parts)
+
+    @property
+    def has_units(self) -> bool:
+        return any(isinstance(part, Units) for part in self.parts)
+
 
 def variants(layout: Layout, members: dict[str, bytes]) -> int:
     """Documents of a sample: one for each caption of a list, else 1; never raises."""
@@ -60,15 +71,29 @@ def parse(layout: Layout, members: dict[str, bytes], *, key: str = "", variant: 
     field = layout.text_field
     match layout.kind:
         case Kind.caption:
-            parts: Parts = [_image(members), _caption(members, field=field, variant=variant)]
-            found = Parsed(parts, 0)
+            image = _image(members) if layout.modality is None else _units(members)
+            found = Parsed([image, _caption(members, field=field, variant=variant)], 0)
         case Kind.interleaved:
-            found = _interleaved(members, key=key)
+            found = _interleaved(members, key=key, layout=layout)
         case Kind.text:
             found = Parsed([_plain_text(members, field=field)], 0)
-    if not any(isinstance(part, str) and part.strip() for part in found.parts):
+        case Kind.units:
+            found = Parsed([_units(members)], 0)
+    may_be_mute = layout.kind in (Kind.units, Kind.interleaved) and found.has_units
+    if not found.has_text and not may_be_mute:
         raise BadSample("empty_text")
     return found
+
+
+def _units(members: dict[str, bytes]) -> Units:
+    return _as_units(_member(members, UNITS_EXTENSION, missing="missing_units"))
+
+
+def _as_units(data: bytes) -> Units:
+    try:
+        return read_units(data)
+    except NotUnitsError:
+        raise BadSample("bad_units") from None
 
 
 def _image(members: dict[str, bytes]) -> bytes:
@@ -127,17 +152,17 @@ def _json(members: dict[str, bytes]) -> dict:
     return found
 
 
-def _interleaved(members: dict[str, bytes], *, key: str) -> Parsed:
-    """Texts and images in reading order; an image that is not in the sample is left out."""
-    layout = _json(members)
-    places = _parallel(layout) if "texts" in layout else _matched(layout)
+def _interleaved(members: dict[str, bytes], *, key: str, layout: Layout) -> Parsed:
+    """Texts and images or units in reading order; what is not in the sample is left out."""
+    found = _json(members)
+    places = _parallel(found) if "texts" in found else _matched(found)
     parts: Parts = []
     skipped = 0
     for place in places:
         if isinstance(place, str):
             parts += [_clean(place)] if place else []
         elif (image := _image_of(place, members, key=key)) is not None:
-            parts.append(image)
+            parts.append(image if layout.modality is None else _as_units(image))
         else:
             skipped += 1
     return Parsed(parts, skipped)

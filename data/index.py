@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from data import columns
+from data.sequences import IMAGE_SEGMENT
 from data.store import LOCAL, Store, is_url
 from data.tokenizer import Tokenizer
 from data.totals import Totals
-from nmm.config import Layout
+from nmm.config import Layout, UnitModality
 from nmm.errors import UserError
 
 FORMAT = 3
@@ -25,7 +26,9 @@ class ShardIndex:
     crc          uint32[N]   crc32 of these bytes
     text_counts  int32[N]    text tokens of every document
     image_counts int32[N]    images of every document
-    segment      int32[S]    of all documents: tokens of a text, or sequences.IMAGE_SEGMENT
+    unit_counts  int32[N]    positions of its runs of units, with their begins and ends
+    segment      int32[S]    of all documents: tokens of a text, sequences.IMAGE_SEGMENT, or minus
+                 the positions of a run of units
     border       int64[N+1]  document i has segments [border[i], border[i+1])
     variant      int32[N]    number of its text among those of its sample: 0, or of several captions
     skipped      int32[N]    images that the document names and the sample does not hold
@@ -44,6 +47,7 @@ class ShardIndex:
     crc: np.ndarray
     text_counts: np.ndarray
     image_counts: np.ndarray
+    unit_counts: np.ndarray
     segment: np.ndarray
     border: np.ndarray
     variant: np.ndarray
@@ -66,7 +70,7 @@ class ShardIndex:
 
     def lengths(self, image_tokens: int) -> np.ndarray:
         """int32[N]: tokens of every document in a row, with begin, end and image positions."""
-        return 2 + self.text_counts + image_tokens * self.image_counts
+        return 2 + self.text_counts + self.unit_counts + image_tokens * self.image_counts
 
     @property
     def text_tokens(self) -> int:
@@ -87,6 +91,7 @@ class ShardIndex:
             "format": FORMAT,
             "kind": self.layout.kind.value,
             "text_field": self.layout.text_field,
+            "modality": _name(self.layout.modality),
             "tokenizer": self.tokenizer_hash,
             "shard_bytes": self.shard_bytes,
             **asdict(self.totals),
@@ -98,7 +103,7 @@ class ShardIndex:
 
 
 DIGESTED = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
-ARRAYS = (*DIGESTED, "variant", "skipped", "text_counts", "image_counts")
+ARRAYS = (*DIGESTED, "variant", "skipped", "text_counts", "image_counts", "unit_counts")
 
 
 def read_totals(
@@ -131,6 +136,7 @@ def read_totals(
         ("format", head.get("format"), FORMAT),
         ("kind", head.get("kind"), layout.kind.value),
         ("text_field", head.get("text_field"), layout.text_field),
+        ("modality", head.get("modality"), _name(layout.modality)),
         ("shard size in bytes", head.get("shard_bytes"), shard_bytes),
         ("tokenizer", head.get("tokenizer"), tokenizer.hash),
     ):
@@ -179,8 +185,13 @@ def join_segments(indexes: list[ShardIndex]) -> tuple[np.ndarray, np.ndarray]:
     return segment, np.concatenate([[0], *borders])
 
 
+def _name(modality: UnitModality | None) -> str | None:
+    return modality.value if modality else None
+
+
 def _remedy(shard: str, *, layout: Layout, tokenizer: Tokenizer, store: Store) -> str:
     flags = f" --text-field {layout.text_field}" if layout.text_field else ""
+    flags += f" --modality {layout.modality.value}" if layout.modality else ""
     flags += f" --index-dir {store.index_dir}" if is_url(shard) else ""
     return (
         f"run `python -m data.prepare.index --kind {layout.kind.value} --shards '{shard}' "
@@ -198,6 +209,7 @@ def assemble(
     border: np.ndarray,
     variant: np.ndarray,
     skipped: np.ndarray,
+    largest_unit: int = -1,
     **places: np.ndarray,
 ) -> ShardIndex:
     """An index from its arrays; what can be counted from them is counted here."""
@@ -208,16 +220,30 @@ def assemble(
     if variant.any():  # a corpus without variants keeps the digest that it had before they were
         digest.update(variant.tobytes())
     owner = np.repeat(np.arange(len(border) - 1), np.diff(border))
-    text = np.bincount(owner, np.maximum(segment, 0), minlength=len(border) - 1).astype(np.int32)
-    images = np.bincount(owner[segment < 0], minlength=len(border) - 1).astype(np.int32)
+    runs = np.where(segment < IMAGE_SEGMENT, -segment, 0)
+    text, units = (
+        np.bincount(owner, tokens, minlength=len(border) - 1).astype(np.int32)
+        for tokens in (np.maximum(segment, 0), runs)
+    )
+    images = np.bincount(owner[segment == IMAGE_SEGMENT], minlength=len(border) - 1)
+    images = images.astype(np.int32)
     return ShardIndex(
         layout=layout,
         tokenizer_hash=tokenizer_hash,
         shard_bytes=shard_bytes,
-        totals=Totals.count(text, images, skipped, digest=digest.hexdigest()),
+        totals=Totals.count(
+            text,
+            images,
+            skipped,
+            units,
+            longest_units=int(runs.max(initial=0)),
+            largest_unit=largest_unit,
+            digest=digest.hexdigest(),
+        ),
         dropped=dropped,
         **arrays,
         skipped=skipped,
         text_counts=text,
         image_counts=images,
+        unit_counts=units,
     )

@@ -13,6 +13,7 @@ from data.documents import BadSample
 from data.index import ShardIndex, assemble
 from data.samples import Contents, Sample
 from data.tokenizer import Tokenizer
+from data.units import Units
 from nmm.config import Layout
 from nmm.errors import UserError
 
@@ -27,6 +28,7 @@ class Counted(NamedTuple):
     variant: int
     segments: np.ndarray
     skipped_images: int
+    largest_unit: int
 
 
 def index_shard(path: Path, *, layout: Layout, tokenizer: Tokenizer) -> ShardIndex:
@@ -74,7 +76,8 @@ def _documents(
         except BadSample as bad:
             dropped.append((bad.reason, sample.key))
         else:
-            yield Counted(sample, crc, variant, segments, parsed.skipped_images)
+            largest = _largest_unit(parsed.parts)
+            yield Counted(sample, crc, variant, segments, parsed.skipped_images, largest)
 
 
 def _segments(parts: documents.Parts, tokenizer: Tokenizer) -> np.ndarray:
@@ -82,9 +85,13 @@ def _segments(parts: documents.Parts, tokenizer: Tokenizer) -> np.ndarray:
         if isinstance(part, bytes):
             images.check_header(part)
     segments = sequences.segments(sequences.encode(parts, tokenizer))
-    if segments.max() <= 0:
+    if segments.max() <= 0 and segments.min() >= sequences.IMAGE_SEGMENT:
         raise BadSample("empty_text")
     return segments
+
+
+def _largest_unit(parts: documents.Parts) -> int:
+    return max((int(part.values.max()) for part in parts if isinstance(part, Units)), default=-1)
 
 
 def _assemble(
@@ -108,6 +115,7 @@ def _assemble(
         border=_borders([len(each.segments) for each in usable]),
         variant=np.array([each.variant for each in usable], np.int32),
         skipped=np.array([each.skipped_images for each in usable], np.int32),
+        largest_unit=max(each.largest_unit for each in usable),
         key_bytes=np.frombuffer(b"".join(keys), np.uint8),
         key_border=_borders([len(key) for key in keys]),
     )

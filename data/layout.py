@@ -76,7 +76,9 @@ class Page:
         self.tokens = np.full(shape, corpus.tokenizer.ids.pad, np.int64)
         self.labels = np.full(shape, NO_LABEL, np.int64)
         self.document, self.image, self.position = (np.zeros(shape, np.int32) for _ in range(3))
-        self.modality, self.source = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        self.modality, self.label_modality, self.source = (
+            np.zeros(shape, np.uint8) for _ in range(3)
+        )
         self.counting = np.arange(row_tokens, dtype=np.int32)
         self.pixels: list[np.ndarray] = []
         self.keys: list[list[str]] = [[] for _ in range(rows)]
@@ -94,7 +96,8 @@ class Page:
             self.counts["skipped_images"] += document.skipped_images
         self.tokens[row, here] = sequence.tokens[there]
         self.labels[row, here] = sequence.labels[there]
-        self.modality[row, here] = Modality.text
+        self.modality[row, here] = sequence.modality[there]
+        self.label_modality[row, here] = sequence.label_modality[there]
         self.source[row, here] = piece.source
         self.document[row, here] = len(self.keys[row])
         self.position[row, here] = self.counting[: piece.stop - piece.start]
@@ -116,7 +119,6 @@ class Page:
         if not len(numbers):
             return
         first, last = int(numbers[0]), int(numbers[-1])
-        self.modality[row, here][is_image] = Modality.image
         self.image[row, here][is_image] = numbers + (len(self.pixels) + 1 - first)
         self.pixels += document.pixels[first - 1 : last]
 
@@ -128,6 +130,7 @@ class Page:
             "image": self.image,
             "position": self.position,
             "modality": self.modality,
+            "label_modality": self.label_modality,
             "source": self.source,
         }
         side = self.corpus.image.side_pixels
@@ -186,7 +189,9 @@ def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:
             f"run `python -m data.prepare.index` with --force."
         )
     ids, image_tokens = corpus.tokenizer.ids, corpus.image.tokens
-    sequence = sequences.sequence(texts, ids, image_tokens=image_tokens)
+    kind = source.layout.modality
+    modality = Modality[kind.value] if kind else None
+    sequence = sequences.sequence(texts, ids, image_tokens=image_tokens, modality=modality)
     return Document(sequence, pixels, skipped_images)
 
 

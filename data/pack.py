@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.sequences import segment_tokens
+from data.sequences import IMAGE_SEGMENT, segment_tokens
 
 MIN_FILL = (3, 4)
 CLOSING_PIECES = 4
@@ -39,21 +39,25 @@ def cut(
     border: np.ndarray,
     image_tokens: int,
     context_tokens: int,
+    whole_units: bool = False,
 ) -> Cuts:
     """The pieces of documents of `lengths` tokens, begin and end included.
 
     Document i has the segments [border[i], border[i+1]) of `segment`, as in an index. A document
     that fits is one piece. Otherwise a piece ends at the last segment border, if that leaves it
-    three quarters full, else at a text token; an image is never cut. With a context of 8, images
-    of 3, and a document of 4 tokens, an image and 6 tokens:
+    three quarters full, else at a text token or unit; an image is never cut, nor, with
+    `whole_units`, a run of units. With a context of 8, images of 3, and a document of 4 tokens, an
+    image and 6 tokens:
 
         b x x x x I I I | y y y y y y e        pieces (0, 8), (8, 15)
     """
     ends = np.cumsum(segment_tokens(segment, image_tokens), dtype=np.int64)
     before = np.concatenate([[0], ends])[border[:-1]]
-    is_image = np.append(segment < 0, False)
+    is_patches = segment == IMAGE_SEGMENT
+    is_whole = segment < 0 if whole_units else is_patches
+    is_image = np.append(is_whole, False)
     seen = np.zeros(len(segment) + 1, np.int32)  # images before every segment
-    np.cumsum(segment < 0, out=seen[1:])
+    np.cumsum(is_patches, out=seen[1:])
     # All documents that are still too long get their next cut at once.
     long = np.flatnonzero(lengths > context_tokens)
     start = np.zeros(len(long), np.int64)

@@ -12,7 +12,7 @@ from data import augment, budget, index, mixture, order, pack
 from data.corpus import Corpus
 from data.mixture import Stage
 from data.order import Run, SourceOrder, Taken
-from nmm.config import DataConfig
+from nmm.config import DataConfig, UnitModality
 
 
 class Piece(NamedTuple):
@@ -214,6 +214,7 @@ def read_shards(
             border=border,
             image_tokens=corpus.image.tokens,
             context_tokens=config.context_tokens,
+            whole_units=corpus.sources[source].layout.modality is UnitModality.image,
         )
     else:
         images = np.concatenate([shard.index.image_counts for shard in opened])

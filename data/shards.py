@@ -1,9 +1,12 @@
 """Writing shards: how a document of each kind lies in a tar (docs/data-format.md)."""
 
 import json
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from webdataset.writer import TarWriter
 
 CAPTION_FIELD = "caption"  # of KEY.json, where an image has several captions
@@ -56,6 +59,15 @@ class ShardWriter:
                 texts.append(None)
                 images.append(member)
         sample["json"] = json.dumps({"texts": texts, "images": images}).encode()
+        self._write(key, sample)
+
+    def units(self, key: str, units: Sequence[int], *, text: str | None = None) -> None:
+        """A run of units; with a `text`, a caption whose units stand in the place of an image."""
+        buffer = BytesIO()
+        np.save(buffer, np.asarray(units), allow_pickle=False)
+        sample: dict = {"units.npy": buffer.getvalue()}
+        if text is not None:
+            sample["txt"] = text.encode()
         self._write(key, sample)
 
     def text(self, key: str, text: str) -> None:

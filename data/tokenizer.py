@@ -1,19 +1,37 @@
 """Text to ids and back with a sentencepiece model, and the table of ids around it."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import sentencepiece
 
+from nmm.batch import Modality
+from nmm.config import UnitModality
 from nmm.errors import UserError
+
+
+@dataclass(frozen=True)
+class UnitIds:
+    """The ids of one modality: those around a run of units, and behind them `count` units."""
+
+    begin: int
+    end: int
+    count: int
+
+    @property
+    def first(self) -> int:
+        """The id of unit 0."""
+        return self.end + 1
 
 
 @dataclass(frozen=True)
 class IdTable:
     """What ids mean: the model's pieces are 0 .. text_end-1, the sentinels follow, `size` in all.
 
-    A model without a pad, begin or end piece gets a sentinel for it after the image id.
+    A model without a pad, begin or end piece gets a sentinel for it after the image id. Behind all
+    these come the `units` of every modality that data.units names.
     """
 
     pad: int
@@ -23,12 +41,23 @@ class IdTable:
     text_end: int
     image: int
     size: int
+    units: dict[Modality, UnitIds] = field(default_factory=dict)
+
+    def with_units(self, counts: Mapping[UnitModality, int]) -> "IdTable":
+        """The table with ids for so many units of every modality, in the order given."""
+        units, size = dict(self.units), self.size
+        for name, count in counts.items():
+            units[Modality[name.value]] = UnitIds(begin=size, end=size + 1, count=count)
+            size += 2 + count
+        return replace(self, units=units, size=size)
 
 
 class Tokenizer:
     """A sentencepiece model; `hash` is the sha256 of its bytes, `ids` the table of its ids."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, *, units: Mapping[UnitModality, int] | None = None
+    ) -> None:
         self.path = str(path)
         try:
             model = Path(path).read_bytes()
@@ -46,7 +75,7 @@ class Tokenizer:
                 f"data.tokenizer is {path}, which is not a sentencepiece model; train one with "
                 f"`python -m data.prepare.tokenizer`, or correct the path."
             ) from None
-        self.ids = _id_table(self._model)
+        self.ids = _id_table(self._model).with_units(units or {})
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
@@ -61,7 +90,8 @@ class Tokenizer:
         if vocab_size < self.ids.size:
             raise UserError(
                 f"model.vocab_size is {vocab_size} but the tokenizer {self.path} needs "
-                f"{self.ids.size} ids; set model.vocab_size to {self.ids.size} or more."
+                f"{self.ids.size} ids{' with data.units' if self.ids.units else ''}; set "
+                f"model.vocab_size to {self.ids.size} or more."
             )
 
 
@@ -72,4 +102,7 @@ def _id_table(model: sentencepiece.SentencePieceProcessor) -> IdTable:
     for name, piece in (("pad", model.pad_id()), ("bos", model.bos_id()), ("eos", model.eos_id())):
         special[name] = piece if piece >= 0 else size
         size += piece < 0
-    return IdTable(unk=model.unk_id(), text_end=image, image=image, size=size, **special)
+    pad, bos, eos = special["pad"], special["bos"], special["eos"]
+    return IdTable(
+        pad=pad, unk=model.unk_id(), bos=bos, eos=eos, text_end=image, image=image, size=size
+    )

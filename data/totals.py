@@ -1,6 +1,6 @@
 """What is known of a shard without opening its index: sums, and the longest document."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -10,7 +10,10 @@ class Totals:
     """What the first line of an index says; `longest` leads to the longest document.
 
     skipped_images   images that documents name and their samples do not hold
-    longest   (images, text tokens) of every document that no other exceeds in both
+    unit_tokens      positions of all runs of units, with their begins and ends
+    longest_units    positions of the longest run of units
+    largest_unit     the largest number among the units, -1 without any
+    longest   (images, other tokens) of every document that no other exceeds in both
     digest    sha256 of all that is known of the documents
     """
 
@@ -18,43 +21,58 @@ class Totals:
     text_tokens: int
     images: int
     skipped_images: int
+    unit_tokens: int
+    longest_units: int
+    largest_unit: int
     longest: list[tuple[int, int]]
     digest: str
 
     def tokens(self, image_tokens: int) -> int:
-        """Tokens of all documents in rows: text, image positions, begins and ends."""
-        return self.text_tokens + image_tokens * self.images + 2 * self.documents
+        """Tokens of all documents in rows: text, images, units, begins and ends."""
+        others = self.text_tokens + self.unit_tokens + 2 * self.documents
+        return others + image_tokens * self.images
 
     def longest_tokens(self, image_tokens: int) -> int:
         """Tokens of the longest document in a row; 0 without any."""
-        return max((2 + text + image_tokens * images for images, text in self.longest), default=0)
+        lengths = (2 + others + image_tokens * images for images, others in self.longest)
+        return max(lengths, default=0)
 
     @staticmethod
     def from_head(head: dict) -> "Totals":
         """From the first line of an index."""
-        longest = [(images, text) for images, text in head["longest"]]
-        names = ("documents", "text_tokens", "images", "skipped_images", "digest")
+        longest = [(images, others) for images, others in head["longest"]]
+        names = [field.name for field in fields(Totals) if field.name != "longest"]
         return Totals(**{name: head[name] for name in names}, longest=longest)
 
     @staticmethod
     def count(
-        text: np.ndarray, images: np.ndarray, skipped: np.ndarray, *, digest: str
+        text: np.ndarray,
+        images: np.ndarray,
+        skipped: np.ndarray,
+        units: np.ndarray,
+        *,
+        longest_units: int,
+        largest_unit: int,
+        digest: str,
     ) -> "Totals":
-        """From the text tokens, the images and the skipped images of every document."""
+        """From text tokens, images, skipped images and positions of units of every document."""
         return Totals(
             documents=len(text),
             text_tokens=int(text.sum(dtype=np.int64)),
             images=int(images.sum(dtype=np.int64)),
             skipped_images=int(skipped.sum(dtype=np.int64)),
-            longest=_longest(text, images),
+            unit_tokens=int(units.sum(dtype=np.int64)),
+            longest_units=longest_units,
+            largest_unit=largest_unit,
+            longest=_longest(text + units, images),
             digest=digest,
         )
 
 
-def _longest(text: np.ndarray, images: np.ndarray) -> list[tuple[int, int]]:
-    """(images, text tokens) of the documents that no other exceeds in both, most images first."""
+def _longest(others: np.ndarray, images: np.ndarray) -> list[tuple[int, int]]:
+    """(images, other tokens) of the documents that no other exceeds in both, most images first."""
     front: list[tuple[int, int]] = []
-    for document in np.lexsort((-text, -images)).tolist():
-        if not front or text[document] > front[-1][1]:
-            front.append((int(images[document]), int(text[document])))
+    for document in np.lexsort((-others, -images)).tolist():
+        if not front or others[document] > front[-1][1]:
+            front.append((int(images[document]), int(others[document])))
     return front

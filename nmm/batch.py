@@ -54,6 +54,7 @@ class PackedBatch:
     image     int32[B, L]    1-based index into `pixels`; 0 where there is no image
     position  int32[B, L]    restarts at 0 with every document
     labels    int64[B, L]    id of the next token of the same document, or NO_LABEL
+    label_modality  uint8[B, L]   Modality of the token that the label names; 0 without a label
     pixels    uint8[M, H, W, 3]   normalised on the device, not before
     keys      for every row, `shard/key` of its documents in order, for fault reports
     dropped   what could not be read while this batch was built
@@ -80,6 +81,7 @@ class PackedBatch:
     image: Tensor
     position: Tensor
     labels: Tensor
+    label_modality: Tensor
     pixels: Tensor
     keys: list[list[str]] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)

@@ -146,7 +146,10 @@ def identity(
     data = asdict(config.data)
     values = {
         "model": {key: v for key, v in asdict(config.model).items() if key != "attention"},
-        "data": {key: data[key] for key in DATA_KEYS},
+        "data": {
+            **{key: data[key] for key in DATA_KEYS},
+            "units": [f"{unit.value}={count}" for unit, count in config.data.units.items()],
+        },
         "optim": asdict(config.optim),
         "engine": {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision},
         "run": {"seed": config.run.seed},
@@ -156,6 +159,7 @@ def identity(
                 "kind": source.kind,
                 "weight": source.weight,
                 "text_first_fraction": source.text_first_fraction,
+                "modality": source.modality,
             }
             for name, source in config.data.sources.items()
         },

@@ -13,7 +13,7 @@ from data.corpus import Corpus
 from data.loader import held_out_batches
 from nmm.batch import Dropped, PackedBatch
 from nmm.checkpoint import Trained, read_run
-from nmm.config import DataConfig, Kind
+from nmm.config import DataConfig, Kind, UnitModality
 from nmm.errors import UserError
 from nmm.model import Output
 from nmm.parallel import World, add_over_ranks, gather_lists
@@ -50,7 +50,7 @@ def held_out_row(
         dropped += add_losses(tally, model, batches, device=world.device)
     add_over_ranks(tally.tables)
     model.train()
-    return loss_by_kind(tally, corpus), gather_lists(dropped)
+    return loss_by_kind(tally, corpus, units=data.units), gather_lists(dropped)
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def add_losses(
     return dropped
 
 
-def loss_by_kind(tally: Tally, corpus: Corpus) -> Row:
+def loss_by_kind(tally: Tally, corpus: Corpus, *, units: Iterable[UnitModality] = ()) -> Row:
     """`loss` is the unweighted mean over the kinds.
 
     This follows "Scaling Laws for Native Multimodal Models". The loss of a kind is that of all
@@ -80,7 +80,7 @@ def loss_by_kind(tally: Tally, corpus: Corpus) -> Row:
         by_kind[f"loss/kind/{kind}"] = Tally(tally.tables[:, members]).loss()
     names = [source.name for source in corpus.sources]
     return {
-        **loss_keys(tally, sources=names),
+        **loss_keys(tally, sources=names, units=units),
         "loss": mean(list(by_kind.values())),
         **by_kind,
     }

@@ -107,6 +107,7 @@ def _prompt_batch(
         image=images,
         position=torch.arange(shape[1], dtype=torch.int32).expand(shape).contiguous(),
         labels=torch.full(shape, NO_LABEL),
+        label_modality=torch.zeros(shape, dtype=torch.uint8),
         pixels=torch.from_numpy(np.stack(pixels))
         if pixels
         else torch.zeros((0, side, side, 3), dtype=torch.uint8),
@@ -124,6 +125,7 @@ def _first_columns(batch: PackedBatch, length: int) -> PackedBatch:
         image=batch.image[:, :length],
         position=batch.position[:, :length],
         labels=batch.labels[:, :length],
+        label_modality=batch.label_modality[:, :length],
         pixels=batch.pixels,
     )
 

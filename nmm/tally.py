@@ -3,17 +3,16 @@
 Legend of shapes: B rows, L tokens of a row, S sources, K modalities, P labelled positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nmm.batch import NO_LABEL, Modality, PackedBatch
+from nmm.batch import Modality, PackedBatch
+from nmm.config import UnitModality
 
 LOSS, LABELS, TOKENS = range(3)
-TOKEN_MODALITIES = (Modality.text, Modality.image)
-LOSS_MODALITIES = (Modality.text,)  # early fusion on patches predicts text only
 
 
 class Tally:
@@ -35,7 +34,7 @@ class Tally:
     def add(self, batch: PackedBatch, *, token_losses: Tensor, positions: Tensor) -> None:
         """Add a batch: fp32[P] losses at labelled positions, int64[P] their flat index in B*L."""
         cell = self._cells(batch.source, batch.modality)
-        label_cell = self._cells(batch.source, label_modality(batch))[positions]
+        label_cell = self._cells(batch.source, batch.label_modality)[positions]
         used = (batch.modality != Modality.pad).flatten()
         flat = self.tables.view(3, -1)
         flat[LOSS].index_add_(0, label_cell, token_losses.double())
@@ -64,35 +63,35 @@ class Tally:
         return (source.long() * len(Modality) + modality.long()).flatten()
 
 
-def label_modality(batch: PackedBatch) -> Tensor:
-    """uint8[B, L]: the modality of every label, that of the next position of its document.
-
-    Where a long document was cut, the label of a piece's last position lies in the next piece;
-    pieces end before text only, so it is text.
-    """
-    following = torch.full_like(batch.modality, Modality.text)
-    inside = batch.document[:, 1:] == batch.document[:, :-1]
-    following[:, :-1] = torch.where(inside, batch.modality[:, 1:], following[:, :-1])
-    return torch.where(batch.labels == NO_LABEL, torch.zeros_like(following), following)
-
-
 Row = dict[str, Any]
 
 
-def loss_keys(tally: Tally, *, sources: Sequence[str]) -> Row:
-    """loss, loss/modality/NAME and loss/source/NAME of a tally; null where there are no labels."""
+def loss_keys(tally: Tally, *, sources: Sequence[str], units: Iterable[UnitModality]) -> Row:
+    """loss, loss/modality/NAME and loss/source/NAME of a tally; null where there are no labels.
+
+    The modalities are text and those of `units`: patches are not predicted.
+    """
+    modalities = [Modality.text, *(Modality[unit.value] for unit in units)]
     return {
         "loss": tally.loss(),
-        **{f"loss/modality/{m.name}": tally.loss(modality=m) for m in LOSS_MODALITIES},
+        **{f"loss/modality/{m.name}": tally.loss(modality=m) for m in modalities},
         **{f"loss/source/{name}": tally.loss(source=i) for i, name in enumerate(sources)},
     }
 
 
-def token_keys(tally: Tally, *, sources: Sequence[str]) -> dict[str, int]:
-    """The keys tokens, tokens/modality/NAME and tokens/source/NAME of a tally."""
+def token_keys(
+    tally: Tally, *, sources: Sequence[str], units: Iterable[UnitModality]
+) -> dict[str, int]:
+    """The keys tokens, tokens/modality/NAME and tokens/source/NAME of a tally.
+
+    The modalities are text, image, and those of `units`.
+    """
+    modalities = {Modality.text, Modality.image, *(Modality[unit.value] for unit in units)}
     return {
         "tokens": tally.count(TOKENS),
-        **{f"tokens/modality/{m.name}": tally.count(TOKENS, modality=m) for m in TOKEN_MODALITIES},
+        **{
+            f"tokens/modality/{m.name}": tally.count(TOKENS, modality=m) for m in sorted(modalities)
+        },
         **{
             f"tokens/source/{name}": tally.count(TOKENS, source=i) for i, name in enumerate(sources)
         },

@@ -33,6 +33,7 @@ def pack(rows: list[list[Document]], *, config: ModelConfig, row_tokens: int) ->
         image=torch.zeros(shape, dtype=torch.int32),
         position=torch.zeros(shape, dtype=torch.int32),
         labels=torch.full(shape, NO_LABEL),
+        label_modality=torch.zeros(shape, dtype=torch.uint8),
         pixels=torch.zeros(0, config.image.side_pixels, config.image.side_pixels, 3).byte(),
     )
     images = 0
@@ -57,6 +58,7 @@ def pack(rows: list[list[Document]], *, config: ModelConfig, row_tokens: int) ->
             batch.labels[b, begin : at - 1] = torch.where(
                 is_text, batch.tokens[following], NO_LABEL
             )
+    batch.label_modality = torch.where(batch.labels == NO_LABEL, 0, Modality.text).byte()
     side = config.image.side_pixels
     batch.pixels = torch.randint(0, 256, (images, side, side, 3), generator=draw).byte()
     return batch

@@ -21,6 +21,7 @@ def batch(*, rows: int, row_tokens: int, images: int) -> PackedBatch:
         "position": torch.int32,
         "modality": torch.uint8,
         "source": torch.uint8,
+        "label_modality": torch.uint8,
     }
     parts = [Part(name, dtype, shape) for name, dtype in types.items()]
     made = tensors([*parts, Part("pixels", torch.uint8, (images, 3, 5, 3))])

@@ -63,6 +63,7 @@ def test_greedy_text_is_the_argmax_of_a_full_forward(model: Model, tokenizer: To
             image=zeros,
             position=torch.arange(len(ids), dtype=torch.int32)[None],
             labels=torch.full(shape, -100),
+            label_modality=zeros.to(torch.uint8),
             pixels=torch.zeros((0, 16, 16, 3), dtype=torch.uint8),
         )
         logits = model.logits(batch)[0, -1].masked_fill(~allowed, -torch.inf)

@@ -286,7 +286,7 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
     assert types == {
         **dict.fromkeys(("tokens", "labels"), torch.int64),
         **dict.fromkeys(("document", "image", "position"), torch.int32),
-        **dict.fromkeys(("modality", "source", "pixels"), torch.uint8),
+        **dict.fromkeys(("modality", "label_modality", "source", "pixels"), torch.uint8),
     }
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from nmm.batch import NO_LABEL, Modality, PackedBatch
-from nmm.tally import LABELS, TOKENS, Tally, label_modality, loss_keys, mean, token_keys
+from nmm.tally import LABELS, TOKENS, Tally, loss_keys, mean, token_keys
 
 
 def one_row() -> PackedBatch:
@@ -19,6 +19,7 @@ def one_row() -> PackedBatch:
         image=torch.tensor([[0, 1, 1, 0, 0, 0, 0, 0]], dtype=torch.int32),
         position=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 0]], dtype=torch.int32),
         labels=torch.tensor([[NO_LABEL, NO_LABEL, 5, 3, NO_LABEL, 6, 7, NO_LABEL]]),
+        label_modality=torch.tensor([[0, 0, 1, 1, 0, 1, 1, 0]], dtype=torch.uint8),
         pixels=torch.zeros((1, 2, 2, 3), dtype=torch.uint8),
     )
 
@@ -32,27 +33,20 @@ def tallied() -> Tally:
 
 def test_margins_of_the_drawn_row() -> None:
     tally = tallied()
-    assert token_keys(tally, sources=["a", "b"]) == {
+    assert token_keys(tally, sources=["a", "b"], units=[]) == {
         "tokens": 7,
         "tokens/modality/text": 5,
         "tokens/modality/image": 2,
         "tokens/source/a": 5,
         "tokens/source/b": 2,
     }
-    assert loss_keys(tally, sources=["a", "b"]) == {
+    assert loss_keys(tally, sources=["a", "b"], units=[]) == {
         "loss": 15 / 4,
         "loss/modality/text": 15 / 4,
         "loss/source/a": 1.5,
         "loss/source/b": 6.0,
     }
     assert tally.count(LABELS) == 4
-
-
-def test_a_label_has_the_modality_of_the_token_it_names() -> None:
-    """The last label lies in the next piece of a cut document, which begins with text."""
-    expected = torch.zeros(1, 8, dtype=torch.uint8)
-    expected[0, [2, 3, 5, 6]] = Modality.text
-    assert torch.equal(label_modality(one_row()), expected)
 
 
 def test_adding_twice_doubles_counts_and_keeps_means() -> None:

@@ -39,7 +39,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(shards: Path, out: Path, *extra: str, vocab_size: int = 600) -> Path:
-    sources = [f"--source={kind}={shards}/{kind}-*.tar" for kind in Kind.__members__]
+    sources = [
+        f"--source={kind}={shards}/{kind}-*.tar" for kind in ("caption", "interleaved", "text")
+    ]
     tokenizer.main([*sources, f"--vocab-size={vocab_size}", f"--out={out}", *extra])
     return out
 

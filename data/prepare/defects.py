@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data import container, documents, images, tar
-from data.documents import IMAGE_EXTENSIONS, BadSample
+from data.documents import IMAGE_EXTENSIONS, UNITS_EXTENSION, BadSample
 from data.prepare.findings import Finding
 from data.samples import Contents, NotAShardError, Sample
 from data.store import LOCAL
@@ -171,7 +171,9 @@ def _examine_sample(
     unread.update(
         name
         for name, data in members.items()
-        if name != _text_member(layout) and not any(data is part for part in parts)
+        if name != _text_member(layout)
+        and not (layout.modality and name.endswith(UNITS_EXTENSION))
+        and not any(data is part for part in parts)
     )
 
 

@@ -19,6 +19,7 @@ HELD_OUT_CAPTIONS, HELD_OUT_STORIES, HELD_OUT_TEXTS = 256, 128, 128  # from size
 FEWEST = 8
 PAIR_FRACTION = 0.5
 MOST_DOCUMENTS_PER_SHARD = 4_096
+KINDS = (Kind.caption, Kind.interleaved, Kind.text)
 SPLITS = ("train", "held_out")
 VOCAB_SIZE = 2000  # with the image id and some room it fits the 2,048 of conf/model/tiny.yaml
 
@@ -145,13 +146,14 @@ def _writer(folder: Path, *, split: str, documents: int) -> ShardWriter:
 def tokenize_and_index(corpus: Path) -> None:
     """OUT/tokenizer.model, and an index beside every shard; what is there and fits stays."""
     model = corpus / "tokenizer.model"
-    shards = {kind: sorted((corpus / kind.value).glob("*.tar")) for kind in Kind}
+    shards = {kind: sorted((corpus / kind.value).glob("*.tar")) for kind in KINDS}
     if not model.exists():
         train = [
-            (Layout(kind), [s for s in shards[kind] if s.name.startswith("train")]) for kind in Kind
+            (Layout(kind), [s for s in shards[kind] if s.name.startswith("train")])
+            for kind in KINDS
         ]
         tokenizer.make(train, vocab_size=VOCAB_SIZE, characters=2_000_000, seed=0, out=model)
-    for kind in Kind:
+    for kind in KINDS:
         index.index_shards(shards[kind], layout=Layout(kind), tokenizer=model)
     print(f"{corpus}: every shard is indexed with {model.name}", flush=True)
 

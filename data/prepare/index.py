@@ -28,10 +28,11 @@ from pathlib import Path
 from data.corpus import find_shards
 from data.index import ShardIndex, load
 from data.indexing import index_shard
+from data.prepare.flags import add_layout, read_layout
 from data.store import LOCAL, Store
 from data.tokenizer import Tokenizer
 from data.workers import context, forking
-from nmm.config import Kind, Layout
+from nmm.config import Layout
 from nmm.errors import UserError
 
 
@@ -68,6 +69,7 @@ def table(indexes: list[ShardIndex]) -> str:
         ("shards", len(indexes), ""),
         ("documents", sum(len(index) for index in indexes), ""),
         ("text tokens", sum(index.text_tokens for index in indexes), ""),
+        ("unit tokens", sum(index.totals.unit_tokens for index in indexes), ""),
         ("images", sum(index.images for index in indexes), ""),
         ("skipped images", sum(index.totals.skipped_images for index in indexes), ""),
         ("dropped", dropped.total(), ""),
@@ -131,18 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--kind",
-        required=True,
-        choices=[kind.value for kind in Kind],
-        help="layout of the samples: caption = one image and its text, interleaved = images and "
-        "texts in reading order, text = text only (docs/data-format.md)",
-    )
-    parser.add_argument(
-        "--text-field",
-        metavar="FIELD",
-        help="the text is this field of the .json, a string or a list of captions, not the .txt",
-    )
+    add_layout(parser)
     parser.add_argument(
         "--shards",
         required=True,
@@ -158,8 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="index again what has a fresh index")
     options = parser.parse_args(argv)
     try:
-        layout = Layout(Kind(options.kind), options.text_field)
-        layout.check("--text-field")
+        layout = read_layout(options)
         store = Store(index_dir=options.index_dir)
         shards = find_shards(options.shards, key="--shards", store=store)
         indexes = index_shards(

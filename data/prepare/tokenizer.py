@@ -6,10 +6,11 @@
         --source text='corpora/book/text/train-*.tar'
 
 The name before = is the kind of the shards (docs/data-format.md); text:FIELD and caption:FIELD take
-the text from that field of the .json. The model is byte-pair encoding
-with byte fallback, so every text has ids, and no normalisation: decoding the ids of a text gives
-the text back, character by character (but U+2581, sentencepiece's own sign of a space, becomes a
-space). Pad is 0, unknown 1, begin 2, end 3. The same shards and options give the same bytes.
+the text from that field of the .json, and caption::image has image codes in the place of images.
+The model is byte-pair encoding with byte fallback, so every text has ids, and no normalisation:
+decoding the ids of a text gives the text back, character by character (but U+2581, sentencepiece's
+own sign of a space, becomes a space). Pad is 0, unknown 1, begin 2, end 3. The same shards and
+options give the same bytes.
 """
 
 import argparse
@@ -25,11 +26,12 @@ from data import container
 from data.corpus import find_shards
 from data.documents import BadSample, parse, variants
 from data.store import LOCAL
-from nmm.config import Kind, Layout
+from nmm.config import Kind, Layout, UnitModality
 from nmm.errors import UserError
 
 LEAST_PER_SHARD = 50_000
 LONGEST_LINE_BYTES = 1 << 24
+KINDS = [kind.name for kind in Kind if kind is not Kind.units]
 
 Sources = Sequence[tuple[Layout, Sequence[Path | str]]]
 
@@ -123,18 +125,20 @@ def _texts(layout: Layout, shard: Path | str) -> Iterator[str]:
 
 
 def _sources(arguments: list[str]) -> list[tuple[Layout, list[str]]]:
-    """Layout and shards of every KIND=GLOB or KIND:FIELD=GLOB."""
+    """Layout and shards of every KIND=GLOB, KIND:FIELD=GLOB or KIND:FIELD:MODALITY=GLOB."""
     found: list[tuple[Layout, list[str]]] = []
     for argument in arguments:
         name, _, pattern = argument.partition("=")
-        kind, colon, field = name.partition(":")
-        if kind not in Kind.__members__ or not pattern:
+        kind, field, modality, *more = (*name.split(":"), "", "")
+        wrong = modality and modality not in UnitModality.__members__
+        if kind not in KINDS or wrong or any(more) or not pattern:
             raise UserError(
-                f"--source is {argument}; write KIND='GLOB' or KIND:FIELD='GLOB' with a KIND of "
-                f"{', '.join(Kind.__members__)}."
+                f"--source is {argument}; write KIND='GLOB', KIND:FIELD='GLOB' or "
+                f"KIND:FIELD:MODALITY='GLOB' with a KIND of {', '.join(KINDS)}."
             )
-        layout = Layout(Kind[kind], field if colon else None)
-        layout.check(f"FIELD of --source {name}")
+        named = field if field or name.endswith(f"{kind}:") else None
+        layout = Layout(Kind[kind], named, UnitModality[modality] if modality else None)
+        layout.check(f"FIELD of --source {name}", modality_key=f"--source {name}")
         found.append((layout, find_shards(pattern, key=f"--source {name}", store=LOCAL)))
     return found
 
@@ -174,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--source",
         action="append",
         required=True,
-        metavar="KIND[:FIELD]=GLOB",
+        metavar="KIND[:FIELD[:MODALITY]]=GLOB",
         help="shards; repeat it",
     )
     parser.add_argument("--vocab-size", type=int, required=True, help="number of pieces")

@@ -22,6 +22,7 @@ from data.corpus import find_shards
 from data.prepare import defects
 from data.prepare.defects import ShardReport
 from data.prepare.findings import DEFECTS, NOTES, Finding
+from data.prepare.flags import add_layout, read_layout
 from data.store import LOCAL
 from data.workers import context, forking
 from nmm.config import Kind, Layout
@@ -185,15 +186,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--kind",
-        required=True,
-        choices=[kind.value for kind in Kind],
-        help="layout of the samples (docs/data-format.md)",
-    )
-    parser.add_argument(
-        "--text-field", metavar="FIELD", help="the text is this field of the .json, not the .txt"
-    )
+    add_layout(parser)
     parser.add_argument(
         "--shards", required=True, help="glob or range of .tar files; quote it: 'DIR/train-*.tar'"
     )
@@ -210,8 +203,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = _options(argv)
     try:
-        layout = Layout(Kind(options.kind), options.text_field)
-        layout.check("--text-field")
+        layout = read_layout(options)
         shards = find_shards(options.shards, key="--shards", store=LOCAL)
         report = validate(
             shards,

@@ -1,6 +1,14 @@
 """The configuration as typed dataclasses: one small module per group, no torch."""
 
-from nmm.config.data import AugmentConfig, DataConfig, Kind, Layout, SourceConfig, WeightChange
+from nmm.config.data import (
+    AugmentConfig,
+    DataConfig,
+    Kind,
+    Layout,
+    SourceConfig,
+    UnitModality,
+    WeightChange,
+)
 from nmm.config.engine import EngineConfig, Precision
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig, WandbMode
 from nmm.config.model import AttentionBackend, ImageConfig, ModelConfig
@@ -42,6 +50,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "SourceConfig",
+    "UnitModality",
     "WandbMode",
     "WeightChange",
     "compose",

@@ -18,20 +18,33 @@ class Kind(Enum):
     caption = "caption"
     interleaved = "interleaved"
     text = "text"
+    units = "units"
+
+
+class UnitModality(Enum):
+    """What units are; the names are those of nmm.batch.Modality."""
+
+    image = "image"
+    speech = "speech"
+    code = "code"
+    molecule = "molecule"
 
 
 @dataclass(frozen=True)
 class Layout:
     """All that must be known of a source to make documents of its samples.
 
-    `text_field` names the field of KEY.json that holds the text; None: KEY.txt is the text.
+    `text_field` names the field of KEY.json that holds the text; None: KEY.txt is the text. With a
+    `modality`, units of it (KEY.units.npy) stand where images would.
     """
 
     kind: Kind
     text_field: str | None = None
+    modality: UnitModality | None = None
 
-    def check(self, key: str) -> None:
-        """Refuse a field that would never be read; `key` is where the user has named it."""
+    def check(self, key: str, *, modality_key: str) -> None:
+        """Refuse what would never be read; the keys are where the user names field and modality."""
+        self._check_modality(modality_key)
         if self.text_field == "":
             raise UserError(f"{key} is empty; name a field of the .json, or leave it out.")
         if self.text_field is not None and self.kind is Kind.interleaved:
@@ -39,6 +52,15 @@ class Layout:
                 f"{key} is {self.text_field}, but the kind is interleaved, whose .json says by "
                 f"itself where its texts are; leave it out."
             )
+        if self.text_field is not None and self.kind is Kind.units:
+            raise UserError(f"{key} is {self.text_field}, but the kind is units; leave it out.")
+
+    def _check_modality(self, key: str) -> None:
+        if self.modality is None and self.kind is Kind.units:
+            known = ", ".join(modality.value for modality in UnitModality)
+            raise UserError(f"{key} is null, but the kind is units; say what they are: {known}.")
+        if self.modality is not None and self.kind is Kind.text:
+            raise UserError(f"{key} is {self.modality.value}, but the kind is text; leave it out.")
 
 
 @dataclass
@@ -49,7 +71,8 @@ class SourceConfig:
     most `max_epochs` times; null: once, or with data.repeat without end. With a `text_field` the
     text of a document is that field of its .json, else its .txt. Of a caption source, every epoch
     lays out this `text_first_fraction` of the documents as text and image, the others as image and
-    text; held-out documents are always image first.
+    text; held-out documents are always image first. With a `modality` its documents hold units of
+    that where others hold images.
     """
 
     kind: Kind = MISSING
@@ -58,11 +81,12 @@ class SourceConfig:
     weight: float = MISSING
     max_epochs: float | None = None
     text_field: str | None = None
+    modality: UnitModality | None = None
     text_first_fraction: float = 0.0
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.kind, self.text_field)
+        return Layout(self.kind, self.text_field, self.modality)
 
 
 @dataclass
@@ -109,7 +133,8 @@ class DataConfig:
     sentencepiece model. `repeat` allows more than one epoch. `workers` processes read and decode
     for each training process. A run stops when more than `max_bad_fraction` of the documents of a
     window, and more than ten, turn out to be unreadable. `weight_changes` are in the order of their
-    steps.
+    steps. `units` says how many ids every modality of units has; in this order they follow the ids
+    of text.
 
     Shards may be URLs. Their indexes are below `index_dir`. With a `cache_dir` they are copied
     there whole, at most `cache_gigabytes` (10^9 bytes) at a time, else read by document. A read is
@@ -129,6 +154,7 @@ class DataConfig:
     max_row_images: int | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     weight_changes: list[WeightChange] = field(default_factory=list)
+    units: dict[UnitModality, int] = field(default_factory=dict)
     index_dir: str | None = None
     cache_dir: str | None = None
     cache_gigabytes: float = 100.0
@@ -143,10 +169,18 @@ class DataConfig:
         positive(data__max_row_images=self.max_row_images)
         positive(data__cache_gigabytes=self.cache_gigabytes, data__read_tries=self.read_tries)
         positive(data__read_timeout_seconds=self.read_timeout_seconds)
+        positive(**{f"data__units__{name.value}": count for name, count in self.units.items()})
         for name, source in self.sources.items():
             positive(**{f"data__sources__{name}__weight": source.weight})
             positive(**{f"data__sources__{name}__max_epochs": source.max_epochs})
-            source.layout.check(f"data.sources.{name}.text_field")
+            place = f"data.sources.{name}"
+            source.layout.check(f"{place}.text_field", modality_key=f"{place}.modality")
+            if source.modality is not None and source.modality not in self.units:
+                raise UserError(
+                    f"{place}.modality is {source.modality.value}, but data.units does not say how "
+                    f"many ids it has; add it, for example "
+                    f"data.units.{source.modality.value}=1000."
+                )
             fraction(**{f"data__sources__{name}__text_first_fraction": source.text_first_fraction})
             if source.text_first_fraction and source.kind is not Kind.caption:
                 raise UserError(

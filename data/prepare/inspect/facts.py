@@ -11,7 +11,8 @@ from data.documents import BadSample
 from data.layout import Reader, build
 from data.plan import Piece, RowPlan, plan_rows
 from data.tokenizer import Tokenizer
-from nmm.batch import PackedBatch, allowed
+from data.units import Units
+from nmm.batch import Modality, PackedBatch, allowed
 from nmm.config import DataConfig
 from nmm.errors import UserError
 
@@ -20,11 +21,11 @@ MASK_PIXELS = 1024
 
 @dataclass(frozen=True)
 class Part:
-    """Positions [start, stop) of a piece hold a text, or an image uint8[H, W, 3]."""
+    """Positions [start, stop) of a piece hold a text, units, or an image uint8[H, W, 3]."""
 
     start: int
     stop: int
-    content: str | np.ndarray
+    content: str | Units | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,20 @@ def _draw(number: int, row: RowPlan, batch: PackedBatch, *, reader: Reader) -> D
 
 
 def _parts(batch: PackedBatch, here: slice, *, tokenizer: Tokenizer) -> list[Part]:
-    """The texts and images at the positions `here`, in order."""
-    image = batch.image[0, here].numpy()
-    borders = [0, *(np.flatnonzero(np.diff(image)) + 1).tolist(), len(image)]
+    """The texts, units and images at the positions `here`, in order."""
+    image, modality = (column[0, here].numpy() for column in (batch.image, batch.modality))
+    changes = np.diff(image).astype(bool) | np.diff(modality.astype(int)).astype(bool)
+    borders = [0, *(np.flatnonzero(changes) + 1).tolist(), len(image)]
     parts = []
     for start, stop in pairwise(borders):
-        number = int(image[start])
+        number, kind = int(image[start]), Modality(int(modality[start]))
         tokens = batch.tokens[0, here][start:stop].tolist()
-        content = batch.pixels[number - 1].numpy() if number else tokenizer.decode(tokens)
+        if number:
+            content = batch.pixels[number - 1].numpy()
+        elif kind is Modality.text:
+            content = tokenizer.decode(tokens)
+        else:
+            first = tokenizer.ids.units[kind].first
+            content = Units(np.array(tokens) - first)
         parts.append(Part(start, stop, content))
     return parts

@@ -118,6 +118,7 @@ def _supply(facts: Facts) -> str:
             f"<tr><td>{chip(number, source.name)}</td><td>{len(source.shards):,}</td>"
             f"<td>{source.documents:,}</td><td>{source.tokens:,}</td>"
             f"<td>{source.text_tokens:,}</td><td>{source.images:,}</td>"
+            f"<td>{source.unit_tokens:,}</td>"
             f"<td>{fraction(used, digits=1)}</td><td>{_bar(number, used)}</td></tr>"
         )
     return (
@@ -125,7 +126,8 @@ def _supply(facts: Facts) -> str:
         f"{supply // (rows * facts.config.global_rows):,} steps of {facts.config.global_rows:,} "
         "rows. It ends with the first source that does; of the others this much is used by then."
         "</p><table><tr><th>source</th><th>shards</th><th>documents</th><th>tokens</th>"
-        "<th>text tokens</th><th>images</th><th>used at<br>the end</th><th></th></tr>"
+        "<th>text tokens</th><th>images</th><th>unit tokens</th>"
+        "<th>used at<br>the end</th><th></th></tr>"
         f"{''.join(lines)}</table>"
     )
 

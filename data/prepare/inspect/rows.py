@@ -6,9 +6,10 @@ import numpy as np
 
 from data.prepare.inspect.drawing import chip, colour, fraction, jpeg_url, png_url, rgb, tint
 from data.prepare.inspect.facts import DrawnPiece, DrawnRow, Facts
+from data.units import Units
 
 NARROW = 0.06  # of a row: no words fit into a smaller span
-HOVER_CHARACTERS, LISTED_CHARACTERS = 300, 1500
+HOVER_CHARACTERS, LISTED_CHARACTERS, LISTED_UNITS = 300, 1500, 24
 
 
 def rows(facts: Facts) -> str:
@@ -23,8 +24,9 @@ def rows(facts: Facts) -> str:
         f"<h2>The first {len(facts.rows)} rows</h2>"
         f'<p class="legend">{names}</p>'
         "<p>A span is a document, as wide as its tokens, with its number. Images lie at the tokens "
-        "they take, cropped as the model receives them. A dashed edge: a piece of a document that "
-        "goes on elsewhere. Hatched: padding. Hover over a span for its text, or open the list.</p>"
+        "they take, cropped as the model receives them; units are dotted. A dashed edge: a piece "
+        "of a document that goes on elsewhere. Hatched: padding. Hover over a span for its text, "
+        "or open the list.</p>"
         f"<style>\n{classes}\n</style>\n{rows}"
     )
 
@@ -67,6 +69,12 @@ def _span(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, str
         for part in piece.parts
         if isinstance(part.content, np.ndarray)
     )
+    pictures += "".join(
+        f'<i class="units" style="left:{100 * part.start / piece.tokens:.3f}%;'
+        f'width:{100 * (part.stop - part.start) / piece.tokens:.3f}%;"></i>'
+        for part in piece.parts
+        if isinstance(part.content, Units)
+    )
     words = " ".join(part.content for part in piece.parts if isinstance(part.content, str))
     shown = (
         ""
@@ -89,6 +97,8 @@ def _listed(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, s
         if isinstance(part.content, str):
             said.append(escape(part.content[:left]))
             left -= min(left, len(part.content))
+        elif isinstance(part.content, Units):
+            said.append(f'<span class="more">{escape(told_units(part.content))}</span>')
         else:
             said.append(f'<i class="thumbnail {_image(part.content, images)}"></i>')
     hidden = sum(len(part.content) for part in piece.parts if isinstance(part.content, str))
@@ -102,6 +112,12 @@ def _listed(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, s
         f'<td class="key">{escape(piece.key)}<br>{_tokens(piece)}</td>'
         f'<td class="said">{"".join(said)}</td></tr>'
     )
+
+
+def told_units(units: Units) -> str:
+    """How many units there are, and the first of them."""
+    first = " ".join(map(str, units.values[:LISTED_UNITS].tolist()))
+    return f" [{len(units):,} units: {first}{' ...' if len(units) > LISTED_UNITS else ''}] "
 
 
 def attention(facts: Facts) -> str:
