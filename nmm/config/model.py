@@ -8,11 +8,31 @@ from nmm.errors import UserError
 
 
 class AttentionBackend(Enum):
-    """How the packed-document mask is computed; all backends agree (docs/architecture.md)."""
+    """How the packed-document mask is computed; all backends agree (docs/architecture.md).
+
+    auto       flex on GPUs, documents on CPUs
+    flex       FlexAttention: blocks of pairs that nobody may see are skipped; trains on GPUs only
+    mask       scaled-dot-product attention over whole rows, with the mask written out
+    documents  scaled-dot-product attention per document, documents of like length together
+    """
 
     auto = "auto"
+    flex = "flex"
     mask = "mask"
     documents = "documents"
+
+
+class ImageAttention(Enum):
+    """Which images see all of themselves; text, and the patches of other images, are causal.
+
+    block   every image
+    prefix  the image that begins a document: at most one token (its begin) is before it
+    causal  none
+    """
+
+    block = "block"
+    prefix = "prefix"
+    causal = "causal"
 
 
 @dataclass
@@ -60,6 +80,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     attention: AttentionBackend = AttentionBackend.auto
+    image_attention: ImageAttention = ImageAttention.block
     image: ImageConfig = field(default_factory=ImageConfig)
 
     def __post_init__(self) -> None:

@@ -6,8 +6,9 @@ Legend of shape suffixes: B rows, L tokens of a row, D width.
 from torch import Tensor, nn
 
 from nmm.config import ModelConfig
-from nmm.model.attention import Attention, Plan, Rotary
+from nmm.model.attention import Attention, Rotary
 from nmm.model.layers import SwiGLU, norm
+from nmm.model.plan import Plan
 
 
 class Block(nn.Module):

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import ModelConfig
-from nmm.model.attention import plan, rotary
+from nmm.model.attention import rotary
 from nmm.model.block import Block
 from nmm.model.heads import Head
 from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
 from nmm.model.layers import norm
+from nmm.model.plan import plan
 
 
 class Output(NamedTuple):
@@ -55,13 +56,19 @@ class Model(nn.Module):
         losses_N = self.head(hidden_ND, labels[positions])
         return Output(losses_N.sum(), losses_N.detach(), positions)
 
-    def hidden(self, batch: PackedBatch) -> Tensor:
-        """[B, L, D], what the head reads."""
+    def hidden(self, batch: PackedBatch, *, lengths_change: bool = False) -> Tensor:
+        """[B, L, D], what the head reads; `lengths_change` is for `plan`."""
         x_BLD = self.embedding(batch.tokens)
         x_BLD = place(self.patch(batch.pixels), into_BLD=x_BLD, image_BL=batch.image)
         shared = {
             "rotary": rotary(batch.position, config=self.config),
-            "plan": plan(batch, backend=self.config.attention, dtype=x_BLD.dtype),
+            "plan": plan(
+                batch,
+                backend=self.config.attention,
+                image_attention=self.config.image_attention,
+                dtype=x_BLD.dtype,
+                lengths_change=lengths_change,
+            ),
         }
         for block in self.blocks:
             x_BLD = block(x_BLD, **shared)
@@ -73,7 +80,7 @@ class Model(nn.Module):
 
     def next_logits(self, batch: PackedBatch, *, at: Tensor) -> Tensor:
         """[B, V]: the logits at position at[b] of every row b, at int64[B]."""
-        hidden_BLD = self.hidden(batch)
+        hidden_BLD = self.hidden(batch, lengths_change=True)
         rows = torch.arange(len(at), device=at.device)
         return self.head(hidden_BLD[rows, at])
 
