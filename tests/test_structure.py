@@ -45,6 +45,7 @@ ISLAND_RANK = 2
 # Only these modules, and those below them, import the library. Entry points may import Hydra too.
 HOMES = {
     "deepspeed": "nmm.engine",
+    "liger_kernel": "nmm.model.loss",
     "webdataset": "data",
     "fsspec": "data.remote",
     "aiohttp": "data.remote",

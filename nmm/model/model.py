@@ -26,14 +26,17 @@ from nmm.model.plan import plan
 class Output(NamedTuple):
     """What a batch costs, in nats; nothing is normalised.
 
-    loss_sum      float32 scalar, sum of the losses at all labelled positions (0 without labels)
-    token_losses  float32[N], detached: its terms
-    positions     int64[N], their places in the flattened batch, ascending: row * L + column
+    loss_sum       float32 scalar, what is minimised: the sum of the losses at all labelled
+                   positions, and of model.z_loss times their squared log-partitions
+    token_losses   float32[N], detached: the losses alone
+    positions      int64[N], their places in the flattened batch, ascending: row * L + column
+    log_partition  float32[N], detached: log of the sum of exp(logits) there
     """
 
     loss_sum: Tensor
     token_losses: Tensor
     positions: Tensor
+    log_partition: Tensor
 
 
 class Model(nn.Module):
@@ -46,15 +49,15 @@ class Model(nn.Module):
         self.patch = PatchEmbedding(config.image, width=config.width)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm = norm(config.width, eps=config.norm_eps)
-        self.head = Head(config.width, vocab_size=config.vocab_size)
+        self.head = Head(config)
 
     def forward(self, batch: PackedBatch) -> Output:
         """The next-token losses of a batch."""
         labels = batch.labels.flatten()
         positions = (labels != NO_LABEL).nonzero().flatten()
         hidden_ND = self.hidden(batch).flatten(0, 1).index_select(0, positions)
-        losses_N = self.head(hidden_ND, labels[positions])
-        return Output(losses_N.sum(), losses_N.detach(), positions)
+        losses = self.head(hidden_ND, labels[positions])
+        return Output(losses.loss_sum, losses.token_losses, positions, losses.log_partition)
 
     def hidden(self, batch: PackedBatch, *, lengths_change: bool = False) -> Tensor:
         """[B, L, D], what the head reads; `lengths_change` is for `plan`."""
