@@ -26,6 +26,7 @@ from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
 from nmm.errors import UserError
 from nmm.model import Model, decays
+from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists
 from nmm.tally import Tally
 
@@ -139,6 +140,13 @@ class Engine:
     ) -> None:
         self.num_sources, self.world = num_sources, world
         self._zero_stage = config.zero_stage
+        for stack in (module for module in model.modules() if isinstance(module, Stack)):
+            stack.recomputes = config.activation_checkpointing
+            if config.compile:
+                stack.compile_blocks()
+        if config.compile and config.zero_stage == 3:
+            # Hooks on the layers inside would break the graph at each of them.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
         optimizer = build_optimizer(parameter_groups(model, optim), optim)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(

@@ -2,8 +2,9 @@
 
     python -m tests.engine_cases CASES.json OUT.json     (one launch runs all cases)
 
-A case is {"zero_stage", "optim", "micro_batch", "precision", "resume_at"}; its result holds the
-loss and gradient norm of every step and a checksum of the weights afterwards.
+A case is {"zero_stage", "optim", "micro_batch", "precision", "resume_at", "switches", "steps"}, its
+switches are further fields of EngineConfig; its result holds the loss and gradient norm of every
+step, and after all STEPS a checksum of the weights and the held-out losses.
 """
 
 import json
@@ -57,7 +58,10 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         return Engine(
             build(MODEL, seed=0),
             config=EngineConfig(
-                case["zero_stage"], split.micro_batch, Precision(case["precision"])
+                case["zero_stage"],
+                split.micro_batch,
+                Precision(case["precision"]),
+                **case["switches"],
             ),
             optim=optim,
             split=split,
@@ -75,7 +79,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         workers=0,
     )
     losses, norms, sources, counts = [], [], [], []
-    for step, (batches, _) in zip(range(STEPS), loader, strict=False):
+    for step, (batches, _) in zip(range(case["steps"]), loader, strict=False):
         if step == case.get("resume_at"):
             engine.save(directory, tag="middle")
             parallel.barrier()
@@ -89,14 +93,14 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         norms.append(result.grad_norm)
         by_source = [result.tally.loss(source=i) for i in range(len(corpus.sources))]
         sources.append([-1.0 if loss is None else loss for loss in by_source])
+    found = {"losses": losses, "norms": norms, "sources": sources, "counts": counts}
+    if case["steps"] < STEPS:
+        return found
     engine.save(directory, tag="end")
     parallel.barrier()
     weights = read_weights(directory, tag="end")
     return {
-        "losses": losses,
-        "norms": norms,
-        "sources": sources,
-        "counts": counts,
+        **found,
         "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
         "held_out": held_out(engine, data, split=split, world=world),
     }

@@ -19,6 +19,7 @@ from nmm.config import EngineConfig, OptimConfig, Precision
 from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
 from nmm.model import build, decays
+from nmm.needs import missing_for_compiling
 from tests import corpora
 from tests.engine_cases import MODEL, OPTIM, STEPS, rate
 
@@ -43,7 +44,7 @@ def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
         [*launcher, "-m", "tests.engine_cases", str(cases_path), str(out)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
         timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
@@ -57,6 +58,8 @@ def case(
     micro_batch: int,
     precision: str = "fp32",
     resume_at: int | None = None,
+    switch: str | None = None,
+    steps: int = STEPS,
 ) -> dict:
     return {
         "zero_stage": zero_stage,
@@ -64,6 +67,8 @@ def case(
         "micro_batch": micro_batch,
         "precision": precision,
         "resume_at": resume_at,
+        "switches": {switch: True} if switch else {},
+        "steps": steps,
     }
 
 
@@ -74,6 +79,11 @@ ONE += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
 ONE += [case(z, "adamw", micro_batch=2, precision="bf16", resume_at=11) for z in STAGES[1:]]
 TWO = [case(z, o, micro_batch=m) for o in OPTIM for z in STAGES for m in (2, 4)]
 TWO += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
+FEW = 6
+SWITCHES = ["activation_checkpointing", *([] if missing_for_compiling() else ["compile"])]
+TWO += [
+    case(z, "sgd", micro_batch=2, switch=switch, steps=FEW) for switch in SWITCHES for z in STAGES
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             micro_batches = 8 // processes // one["micro_batch"]
             name = f"{processes} x {micro_batches}, ZeRO {one['zero_stage']}, {one['optim']}"
             name += ", bf16" if one["precision"] == "bf16" else ""
+            name += "".join(f", {switch}" for switch in one["switches"])
             named[name + (", resumed" if one["resume_at"] else "")] = result
     return named
 
@@ -150,6 +161,17 @@ def test_every_split_and_stage_equals_plain_torch(results: dict[str, dict], opti
         assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
         assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
         assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
+
+
+@pytest.mark.parametrize("switch", ["activation_checkpointing", "compile"])
+def test_switches_change_no_loss(results: dict[str, dict], switch: str) -> None:
+    if switch == "compile" and missing_for_compiling():
+        pytest.skip(f"{missing_for_compiling()} is missing, so nothing can be compiled here")
+    expected = plain_torch("sgd")
+    for stage in STAGES:
+        found = results[f"2 x 2, ZeRO {stage}, sgd, {switch}"]
+        assert found["losses"] == pytest.approx(expected["losses"][:FEW], **SAME), stage
+        assert found["norms"] == pytest.approx(expected["norms"][:FEW], rel=1e-4), stage
 
 
 def test_losses_by_source_do_not_depend_on_the_split(results: dict[str, dict]) -> None:

@@ -28,6 +28,7 @@ RANKS = {
     "nmm.rundir": 1,
     "nmm.model": 2,
     "data": 2,
+    "nmm.needs": 3,
     "nmm.parallel": 3,
     "nmm.engine": 4,
     "nmm.begin": 5,

@@ -1,9 +1,11 @@
-"""One decoder block: pre-norm attention and pre-norm feed-forward, both residual.
+"""A decoder block, pre-norm attention and pre-norm feed-forward, both residual; a stack of blocks.
 
 Legend of shape suffixes: B rows, L tokens of a row, D width.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nmm.config import ModelConfig
 from nmm.model.attention import Attention, Rotary
@@ -24,3 +26,26 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, *, rotary: Rotary, plan: Plan) -> Tensor:
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary=rotary, plan=plan)
         return x_BLD + self.ffn(self.ffn_norm(x_BLD))
+
+
+class Stack(nn.ModuleList):
+    """Blocks one after the other.
+
+    With `recomputes`, only the input of every block is kept for the way back, where the block runs
+    again: activations of one block at a time, for a third more work.
+    """
+
+    recomputes = False
+
+    def forward(self, x_BLD: Tensor, *, rotary: Rotary, plan: Plan) -> Tensor:
+        for block in self:
+            if self.recomputes and torch.is_grad_enabled():
+                x_BLD = checkpoint(block, x_BLD, use_reentrant=False, rotary=rotary, plan=plan)
+            else:
+                x_BLD = block(x_BLD, rotary=rotary, plan=plan)
+        return x_BLD
+
+    def compile_blocks(self) -> None:
+        """Compile every block at its first call; equal blocks share what is compiled."""
+        for block in self:
+            block.forward = torch.compile(block.forward, dynamic=False)

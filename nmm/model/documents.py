@@ -47,19 +47,24 @@ class DocumentPlan:
     slot: Tensor
 
     def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
-        sizes = [documents * length for documents, length in (b.shape for b in self.buckets)]
-        parts = [self._gather(x).split(sizes) for x in (q_BLHE, k_BLHE, v_BLHE)]
-        outputs = []
-        for bucket, *qkv in zip(self.buckets, *parts, strict=True):
-            q, k, v = (x.unflatten(0, bucket.shape).transpose(1, 2) for x in qkv)
-            # Fillers come last, so that plain causality keeps them out of a document's sight.
-            causal = bucket.bias is None
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.bias, is_causal=causal)
-            outputs.append(out.transpose(1, 2).flatten(0, 1))
-        return _FromSlots.apply(torch.cat(outputs), self.index, self.slot).view(q_BLHE.shape)
+        return _attend(self, q_BLHE, k_BLHE, v_BLHE)  # pyright: ignore[reportCallIssue]
 
-    def _gather(self, x_BLHE: Tensor) -> Tensor:
-        return _ToSlots.apply(x_BLHE.flatten(0, 1), self.index, self.slot)
+
+@torch.compiler.disable  # the lengths of documents differ from batch to batch
+def _attend(plan: DocumentPlan, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+    sizes = [documents * length for documents, length in (b.shape for b in plan.buckets)]
+    parts = [
+        _ToSlots.apply(x.flatten(0, 1), plan.index, plan.slot).split(sizes)
+        for x in (q_BLHE, k_BLHE, v_BLHE)
+    ]
+    outputs = []
+    for bucket, *qkv in zip(plan.buckets, *parts, strict=True):
+        q, k, v = (x.unflatten(0, bucket.shape).transpose(1, 2) for x in qkv)
+        # Fillers come last, so that plain causality keeps them out of a document's sight.
+        causal = bucket.bias is None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.bias, is_causal=causal)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return _FromSlots.apply(torch.cat(outputs), plan.index, plan.slot).view(q_BLHE.shape)
 
 
 class _ToSlots(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import ModelConfig
 from nmm.model.attention import rotary
-from nmm.model.block import Block
+from nmm.model.block import Block, Stack
 from nmm.model.heads import Head
 from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
@@ -47,7 +47,7 @@ class Model(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.patch = PatchEmbedding(config.image, width=config.width)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.blocks = Stack([Block(config) for _ in range(config.depth)])
         self.norm = norm(config.width, eps=config.norm_eps)
         self.head = Head(config)
 
@@ -63,18 +63,17 @@ class Model(nn.Module):
         """[B, L, D], what the head reads; `lengths_change` is for `plan`."""
         x_BLD = self.embedding(batch.tokens)
         x_BLD = place(self.patch(batch.pixels), into_BLD=x_BLD, image_BL=batch.image)
-        shared = {
-            "rotary": rotary(batch.position, config=self.config),
-            "plan": plan(
+        x_BLD = self.blocks(
+            x_BLD,
+            rotary=rotary(batch.position, config=self.config),
+            plan=plan(
                 batch,
                 backend=self.config.attention,
                 image_attention=self.config.image_attention,
                 dtype=x_BLD.dtype,
                 lengths_change=lengths_change,
             ),
-        }
-        for block in self.blocks:
-            x_BLD = block(x_BLD, **shared)
+        )
         return self.norm(x_BLD)
 
     def logits(self, batch: PackedBatch) -> Tensor:
