@@ -26,6 +26,7 @@ RANKS = {
     "nmm.log": 1,
     "nmm.plot": 1,
     "nmm.rundir": 1,
+    "nmm.signals": 1,
     "nmm.model": 2,
     "data": 2,
     "nmm.needs": 3,

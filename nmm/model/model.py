@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import ModelConfig
 from nmm.model.attention import rotary
-from nmm.model.block import Block, Stack
+from nmm.model.block import Block, Stack, Stacked
 from nmm.model.heads import Head
 from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
@@ -31,12 +31,15 @@ class Output(NamedTuple):
     token_losses   float32[N], detached: the losses alone
     positions      int64[N], their places in the flattened batch, ascending: row * L + column
     log_partition  float32[N], detached: log of the sum of exp(logits) there
+    layer_squares  float32[depth], detached: sums of squares of the outputs of every block, padding
+                   left out; float32[0] unless it was asked for
     """
 
     loss_sum: Tensor
     token_losses: Tensor
     positions: Tensor
     log_partition: Tensor
+    layer_squares: Tensor
 
 
 class Model(nn.Module):
@@ -51,19 +54,32 @@ class Model(nn.Module):
         self.norm = norm(config.width, eps=config.norm_eps)
         self.head = Head(config)
 
-    def forward(self, batch: PackedBatch) -> Output:
-        """The next-token losses of a batch."""
+    def forward(self, batch: PackedBatch, *, watch: bool = False) -> Output:
+        """The next-token losses of a batch; with `watch` also what the layers put out."""
         labels = batch.labels.flatten()
         positions = (labels != NO_LABEL).nonzero().flatten()
-        hidden_ND = self.hidden(batch).flatten(0, 1).index_select(0, positions)
+        stacked = self._blocks(batch, watched_BL=batch.document > 0 if watch else None)
+        hidden_ND = self.norm(stacked.output).flatten(0, 1).index_select(0, positions)
         losses = self.head(hidden_ND, labels[positions])
-        return Output(losses.loss_sum, losses.token_losses, positions, losses.log_partition)
+        return Output(
+            loss_sum=losses.loss_sum,
+            token_losses=losses.token_losses,
+            positions=positions,
+            log_partition=losses.log_partition,
+            layer_squares=stacked.squares,
+        )
 
-    def hidden(self, batch: PackedBatch, *, lengths_change: bool = False) -> Tensor:
-        """[B, L, D], what the head reads; `lengths_change` is for `plan`."""
+    def _blocks(
+        self,
+        batch: PackedBatch,
+        *,
+        lengths_change: bool = False,
+        watched_BL: Tensor | None = None,
+    ) -> Stacked:
+        """Everything before the last norm; `lengths_change` is for `plan`."""
         x_BLD = self.embedding(batch.tokens)
         x_BLD = place(self.patch(batch.pixels), into_BLD=x_BLD, image_BL=batch.image)
-        x_BLD = self.blocks(
+        return self.blocks(
             x_BLD,
             rotary=rotary(batch.position, config=self.config),
             plan=plan(
@@ -73,8 +89,12 @@ class Model(nn.Module):
                 dtype=x_BLD.dtype,
                 lengths_change=lengths_change,
             ),
+            watched_BL=watched_BL,
         )
-        return self.norm(x_BLD)
+
+    def hidden(self, batch: PackedBatch, *, lengths_change: bool = False) -> Tensor:
+        """[B, L, D], what the head reads."""
+        return self.norm(self._blocks(batch, lengths_change=lengths_change).output)
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """[B, L, V]: for tests and small batches, the whole of it is held in memory."""
