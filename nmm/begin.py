@@ -15,6 +15,7 @@ from nmm.config import Config
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
 from nmm.log import read_rows
+from nmm.needs import refuse_missing
 from nmm.parallel import World
 from nmm.schedule import Phases
 
@@ -35,6 +36,7 @@ class RunPlan:
 def make_plan(settings: Config, *, world: World) -> RunPlan:
     """Check everything that a user can get wrong, before any work."""
     data, model = settings.data, settings.model
+    refuse_missing(model, settings.engine, device=world.device)
     split = split_step(
         data.global_rows, micro_batch=settings.engine.micro_batch, world_size=world.size
     )

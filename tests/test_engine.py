@@ -4,7 +4,9 @@ SGD is among the optimizers, because it hides no scale.
 """
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -14,13 +16,14 @@ import pytest
 import torch
 
 from data.loader import Loader
-from nmm.batch import NO_LABEL
+from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, Precision
 from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
-from nmm.model import build, decays
+from nmm.model import Model, build, decays
+from nmm.needs import missing_for_compiling
 from tests import corpora
-from tests.engine_cases import MODEL, OPTIM, STEPS, rate
+from tests.engine_cases import MODEL, OPTIM, STEPS, WATCHED, rate
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
 
@@ -43,7 +46,7 @@ def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
         [*launcher, "-m", "tests.engine_cases", str(cases_path), str(out)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
         timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
@@ -57,6 +60,8 @@ def case(
     micro_batch: int,
     precision: str = "fp32",
     resume_at: int | None = None,
+    switch: str | None = None,
+    steps: int = STEPS,
 ) -> dict:
     return {
         "zero_stage": zero_stage,
@@ -64,6 +69,8 @@ def case(
         "micro_batch": micro_batch,
         "precision": precision,
         "resume_at": resume_at,
+        "switches": {switch: True} if switch else {},
+        "steps": steps,
     }
 
 
@@ -74,6 +81,11 @@ ONE += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
 ONE += [case(z, "adamw", micro_batch=2, precision="bf16", resume_at=11) for z in STAGES[1:]]
 TWO = [case(z, o, micro_batch=m) for o in OPTIM for z in STAGES for m in (2, 4)]
 TWO += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
+FEW = 6
+SWITCHES = ["activation_checkpointing", *([] if missing_for_compiling() else ["compile"])]
+TWO += [
+    case(z, "sgd", micro_batch=2, switch=switch, steps=FEW) for switch in SWITCHES for z in STAGES
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +100,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             micro_batches = 8 // processes // one["micro_batch"]
             name = f"{processes} x {micro_batches}, ZeRO {one['zero_stage']}, {one['optim']}"
             name += ", bf16" if one["precision"] == "bf16" else ""
+            name += "".join(f", {switch}" for switch in one["switches"])
             named[name + (", resumed" if one["resume_at"] else "")] = result
     return named
 
@@ -112,12 +125,18 @@ def plain_torch(optim_name: str) -> dict:
         )
     else:
         optimizer = torch.optim.SGD(model.parameters())
-    losses, norms = [], []
+    losses, norms, signals = [], [], []
+    outputs: list[torch.Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, given, output: outputs.append(output.detach()))
     for step, ([batch], _) in enumerate(islice(loader, STEPS)):
         lr = rate(step, optim)
+        outputs.clear()
         loss = model(batch).loss_sum / (batch.labels != NO_LABEL).sum()
         optimizer.zero_grad()
         loss.backward()
+        if step in WATCHED:
+            signals.append(plain_signals(model, batch, outputs=outputs[: len(model.blocks)]))
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -134,7 +153,29 @@ def plain_torch(optim_name: str) -> dict:
         optimizer.step()
         losses.append(loss.item())
     weights = {n: p.detach().double().norm().item() for n, p in model.named_parameters()}
-    return {"losses": losses, "norms": norms, "weights": weights}
+    return {"losses": losses, "norms": norms, "weights": weights, "signals": signals}
+
+
+def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tensor]) -> dict:
+    """The keys signals/... from whole tensors: all logits, all gradients."""
+    found = {}
+    for layer, output in enumerate(outputs):
+        found[f"signals/output_rms/{layer}"] = output[batch.document > 0].square().mean().sqrt()
+    with torch.no_grad():
+        z = model.logits(batch)[batch.labels != NO_LABEL].logsumexp(dim=-1)
+    found |= {"signals/logit_z/mean": z.mean(), "signals/logit_z/rms": z.square().mean().sqrt()}
+    patterns = {
+        "embedding": r"embedding\.weight",
+        "image": r"patch\.weight",
+        "attention": r"blocks\.\d+\.attention\.(qkv|out)\.weight",
+        "ffn": r"blocks\.\d+\.ffn\..*",
+        "norm": r".*norm\.weight",
+        "head": r"head\.weight",
+    }
+    for name, pattern in patterns.items():
+        grads = [p.grad for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
+        found[f"signals/grad_norm/{name}"] = torch.cat([g.flatten() for g in grads]).norm()
+    return {key: value.item() for key, value in found.items()}
 
 
 @pytest.mark.parametrize("optim", OPTIM)
@@ -150,6 +191,32 @@ def test_every_split_and_stage_equals_plain_torch(results: dict[str, dict], opti
         assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
         assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
         assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
+        assert len(expected["signals"]) == len(WATCHED)
+        for found, plain in zip(results[name]["signals"], expected["signals"], strict=True):
+            assert found == pytest.approx(plain, rel=1e-5), name
+
+
+@pytest.mark.parametrize("switch", ["activation_checkpointing", "compile"])
+def test_switches_change_no_loss(results: dict[str, dict], switch: str) -> None:
+    if switch == "compile" and missing_for_compiling():
+        pytest.skip(f"{missing_for_compiling()} is missing, so nothing can be compiled here")
+    expected = plain_torch("sgd")
+    for stage in STAGES:
+        found = results[f"2 x 2, ZeRO {stage}, sgd, {switch}"]
+        assert found["losses"] == pytest.approx(expected["losses"][:FEW], **SAME), stage
+        assert found["norms"] == pytest.approx(expected["norms"][:FEW], rel=1e-4), stage
+        assert len(found["signals"]) == 2
+        for seen, plain in zip(found["signals"], expected["signals"], strict=False):
+            assert seen == pytest.approx(plain, rel=1e-5), stage
+
+
+def test_the_parts_of_the_gradient_are_all_of_it(results: dict[str, dict]) -> None:
+    """In bf16 and after a resume too: their squares add up to the norm's."""
+    for name, result in results.items():
+        for step, signals in zip(WATCHED, result["signals"], strict=False):
+            parts = [norm for key, norm in signals.items() if key.startswith("signals/grad_norm/")]
+            assert len(parts) == 6
+            assert math.hypot(*parts) == pytest.approx(result["norms"][step], rel=1e-5), name
 
 
 def test_losses_by_source_do_not_depend_on_the_split(results: dict[str, dict]) -> None:
@@ -162,7 +229,8 @@ def test_losses_by_source_do_not_depend_on_the_split(results: dict[str, dict]) -
 def test_counts_are_summed_over_processes_and_micro_batches(results: dict[str, dict]) -> None:
     expected = results["1 x 4, ZeRO 0, sgd"]["counts"]
     assert len({step["skipped_images"] for step in expected}) > 3
-    assert all(result["counts"] == expected for result in results.values())
+    for name, result in results.items():
+        assert result["counts"] == expected[: len(result["counts"])], name
 
 
 def test_resumed_equals_undisturbed_to_the_bit(results: dict[str, dict]) -> None:

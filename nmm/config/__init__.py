@@ -11,7 +11,7 @@ from nmm.config.data import (
 )
 from nmm.config.engine import EngineConfig, Precision
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig, WandbMode
-from nmm.config.model import AttentionBackend, ImageConfig, ModelConfig
+from nmm.config.model import AttentionBackend, ImageAttention, ImageConfig, LossBackend, ModelConfig
 from nmm.config.optim import OptimConfig, OptimName
 from nmm.config.root import (
     Config,
@@ -38,10 +38,12 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "ImageAttention",
     "ImageConfig",
     "Kind",
     "Layout",
     "LogConfig",
+    "LossBackend",
     "ModelConfig",
     "OptimConfig",
     "OptimName",
