@@ -15,6 +15,8 @@ from nmm.model.flex import flex_plan
 from nmm.model.plan import Plan, plan
 from tests.batches import IMAGE, pack, random_rows, small
 
+# torch's own compiler uses what torch has deprecated; only kernels for GPUs are compiled here.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 FLEX, MASK, DOCUMENTS = AttentionBackend.flex, AttentionBackend.mask, AttentionBackend.documents
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 # Row 0: a document with two images at 1..9 and 14..22, then a text, then padding; row 1: two more.
@@ -249,6 +251,23 @@ def test_blocks_are_those_of_every_pair(length: int) -> None:
     assert length == 128 or expected.full_kv_num_blocks.sum() > 10
     for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [MASK, DOCUMENTS, FLEX])
+def test_compiled_blocks_equal_plain_ones(backend: AttentionBackend) -> None:
+    """Forward and backward, with two batches, so that nothing of the first is compiled in."""
+    config = small(backend)
+    model, compiled = (build(config, seed=0).to("cuda") for _ in range(2))
+    compiled.blocks.compile_blocks()
+    for rows in (ROWS, [ROWS[1], ROWS[0]]):
+        batch = pack(rows, config=config, row_tokens=ROW_TOKENS).to(torch.device("cuda"))
+        real = batch.document > 0
+        expected, found = (
+            (logits(m, batch)[real], gradients(m, m(batch).loss_sum / 40))
+            for m in (model, compiled)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_document_plan_loses_no_position() -> None:

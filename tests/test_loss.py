@@ -121,6 +121,7 @@ def test_a_negative_z_loss_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of the package
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_liger_equals_chunked(dtype: torch.dtype) -> None:
     pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")

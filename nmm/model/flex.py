@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from nmm.batch import first_column, pair_rule
+from nmm.model.mask import with_more_channels
 
 BLOCK_TOKENS = 128  # what the kernels of FlexAttention are tuned for
 LEAST_CHANNELS = 16  # of a head; their matrix products take no fewer
@@ -28,12 +29,21 @@ class FlexPlan:
 
     def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
         channels = q_BLHE.shape[-1]
-        missing = max(0, LEAST_CHANNELS - channels)
-        q, k, v = (F.pad(x.transpose(1, 2), (0, missing)) for x in (q_BLHE, k_BLHE, v_BLHE))
-        attend = _compiled() if q.is_cuda else _uncompiled
-        out = attend(q, k, v, block_mask=self.blocks, scale=channels**-0.5)
-        assert isinstance(out, Tensor)
+        more = max(0, LEAST_CHANNELS - channels)
+        # NOTE: contiguous, because torch 2.13 compiles a transposed view of a computed tensor into
+        # wrong numbers here, without an error (seen on a CPU; LOG.md).
+        q, k, v = (
+            with_more_channels(x.transpose(1, 2), more=more).contiguous()
+            for x in (q_BLHE, k_BLHE, v_BLHE)
+        )
+        out = _kernel(q)(q, k, v, block_mask=self.blocks, scale=channels**-0.5)
         return out[..., :channels].transpose(1, 2)
+
+
+def _kernel(q: Tensor) -> Callable[..., Tensor]:
+    if torch.compiler.is_compiling():  # then FlexAttention is compiled with what is around it
+        return flex_attention
+    return _compiled() if q.is_cuda else _uncompiled
 
 
 @cache

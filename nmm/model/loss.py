@@ -39,10 +39,13 @@ def losses(
 
 
 def uses_liger(device: torch.device, *, asked: LossBackend) -> bool:
-    """`auto` takes the kernels of liger-kernel on GPUs where that package is installed."""
-    if asked is LossBackend.auto:
-        return device.type == "cuda" and find_spec("liger_kernel") is not None
-    return asked is LossBackend.liger
+    """On GPUs, where liger-kernel is installed, unless `chunked` is asked.
+
+    So a run that was trained with it can be evaluated anywhere; training asks for it first
+    (nmm/needs.py).
+    """
+    able = device.type == "cuda" and find_spec("liger_kernel") is not None
+    return able and asked is not LossBackend.chunked
 
 
 def chunked(

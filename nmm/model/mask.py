@@ -20,10 +20,18 @@ class MaskPlan:
 
     def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
         channels = q_BLHE.shape[-1]
-        # GPU kernels that take a mask want multiples of 8 channels; zeros change no product.
-        q, k, v = (F.pad(x.transpose(1, 2), (0, -channels % 8)) for x in (q_BLHE, k_BLHE, v_BLHE))
+        # GPU kernels that take a mask want multiples of 8 channels.
+        q, k, v = (
+            with_more_channels(x.transpose(1, 2), more=-channels % 8)
+            for x in (q_BLHE, k_BLHE, v_BLHE)
+        )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias, scale=channels**-0.5)
         return out[..., :channels].transpose(1, 2)
+
+
+def with_more_channels(x: Tensor, *, more: int) -> Tensor:
+    """x with so many more channels of zeros, which change no product; without a copy for none."""
+    return F.pad(x, (0, more)) if more else x
 
 
 def mask_plan(document_BL: Tensor, *, two_way_image_BL: Tensor, dtype: torch.dtype) -> MaskPlan:
