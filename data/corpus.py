@@ -9,9 +9,10 @@ from typing import overload
 
 import numpy as np
 
-from data import index, mixture
+from data import container, ids, index, mixture
 from data.cache import Cache
 from data.container import SUFFIXES, is_shard
+from data.ids import StoredIds
 from data.index import ShardIndex
 from data.mixture import Stage
 from data.order import BLOCK_SHARDS
@@ -41,6 +42,8 @@ class Shard:
     index: ShardIndex
     lengths: np.ndarray
     """int32[N]: tokens of every document in a row."""
+    ids: StoredIds | None
+    """Where its token ids are stored, if they are."""
 
     @property
     def name(self) -> str:
@@ -73,6 +76,8 @@ class Shards(Sequence[Shard]):
         self.longest_units = max(each.longest_units for each in totals)
         self.largest_unit = max(each.largest_unit for each in totals)
         self.digests = [bytes.fromhex(each.digest) for each in totals]
+        self.token_bytes = [each.token_bytes for each in totals]
+        self.token_paths = ids.find(paths, self.token_bytes, store=store, remedy=self._remedy)
         self._open: dict[int, Shard] = {}
 
     def __len__(self) -> int:
@@ -107,7 +112,29 @@ class Shards(Sequence[Shard]):
                 f"{path} was indexed again with another result while this run was reading it; "
                 f"start the run again."
             )
-        return Shard(path, self.store, loaded, loaded.lengths(self.image))
+        tokens = self.token_paths[number]
+        stored = StoredIds.of(tokens, loaded, self.tokenizer.ids) if tokens else None
+        return Shard(path, self.store, loaded, loaded.lengths(self.image), stored)
+
+    def _remedy(self, shard: str) -> str:
+        return index.remedy(
+            shard,
+            layout=self.layout,
+            tokenizer=self.tokenizer,
+            store=self.store,
+            store_tokens=True,
+        )
+
+    def url_sizes(self) -> list[int]:
+        """Bytes that are read of each shard that is a URL: of the shard, of its stored ids."""
+        files = zip(self.paths, self.sizes, self.token_paths, self.token_bytes, strict=True)
+        only_ids = self.layout.kind is Kind.text
+        read = [
+            (0 if tokens and only_ids else size) + (token_bytes if is_url(tokens) else 0)
+            for path, size, tokens, token_bytes in files
+            if is_url(path)
+        ]
+        return sorted(read)
 
     def _totals(self, number: int) -> Totals:
         return index.read_totals(
@@ -206,8 +233,7 @@ class Corpus:
             shards = _open_shards(
                 pattern, key=key, source=source, tokenizer=tokenizer, image=image, store=store
             )
-            urls = zip(shards.paths, shards.sizes, strict=True)
-            sizes.append(sorted(size for path, size in urls if is_url(path)))
+            sizes.append(shards.url_sizes())
             digest.update(f"\n{name}\n{source.kind.value}\n".encode())
             if source.text_field is not None:
                 digest.update(f"{source.text_field}\n".encode())
@@ -284,6 +310,8 @@ def _open_shards(
     store: Store,
 ) -> Shards:
     paths = find_shards(pattern, key=key, store=store)
+    for path in paths:
+        container.check(path, source.layout)
     shards = Shards(
         paths, layout=source.layout, tokenizer=tokenizer, image=image.tokens, store=store
     )

@@ -178,6 +178,16 @@ class Store:
                     part.unlink()
         return path
 
+    def tokens_path(self, shard: str) -> str:
+        """Where the stored token ids of a shard are: X.tar.tokens beside X.tar.
+
+        Those of a URL are below `index_dir` if they were made here, else beside the URL.
+        """
+        if not is_url(shard):
+            return shard + ".tokens"
+        path = self.index_path(shard).with_suffix(".tokens")
+        return str(path) if path.exists() else _with_suffix(shard, ".tokens")
+
     def find_indexes(self, shards: list[str]) -> list[Path]:
         """`find_index` of all shards."""
         return _parallel(self.find_index, shards)
