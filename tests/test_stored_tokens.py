@@ -32,6 +32,7 @@ from nmm.batch import PackedBatch
 from nmm.config import DataConfig, Kind, Layout, SourceConfig, UnitModality
 from nmm.errors import UserError
 from tests import corpora, servers
+from tests import test_units as units
 from tests.test_json_lines import LAYOUT, text_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -87,6 +88,25 @@ def test_batches_are_those_of_tokenising(workers: int, stored: Path) -> None:
     for source, there in zip(plain.sources, with_ids.sources, strict=True):
         sizes = [Path(f"{path}.tokens").stat().st_size for path in there.paths]
         assert sum(sizes) == 2 * source.text_tokens
+
+
+def test_units_and_texts_in_either_order(tmp_path: Path) -> None:
+    """Units come from the shard, the texts around them from their ids; so do texts put first."""
+    found = []
+    for name in ("plain", "stored"):
+        for split in ("train", "held_out"):
+            units.write(tmp_path / name / split, documents=20)
+            for kind, layout in units.LAYOUTS.items():
+                shards = sorted((tmp_path / name / split / kind).glob("*.tar"))
+                model, store_tokens = corpora.tokenizer_path(), name == "stored"
+                for _ in range(2):  # the second time all are fresh
+                    index_shards(shards, layout=layout, tokenizer=model, store_tokens=store_tokens)
+        config = units.configured(tmp_path / name, repeat=True)
+        config.sources["painted"].text_first_fraction = 0.5
+        found.append(batches(config))
+    assert are_equal(*found)
+    stored = {path.parent.name for path in tmp_path.rglob("*.tokens")}
+    assert stored == {"painted", "text"}  # speech without words has no ids
 
 
 def test_texts_are_not_read_again(stored: Path, tmp_path: Path) -> None:

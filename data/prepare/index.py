@@ -21,21 +21,22 @@ not tokenise again. They are always stored for .jsonl.gz and .jsonl.zst.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from data import atomic, ids
+from data import atomic, folder, ids
 from data.container import is_compressed
 from data.corpus import find_shards
+from data.folder import Rows
 from data.index import ShardIndex, load
 from data.indexing import index_shard
 from data.prepare.flags import add_layout, read_layout
 from data.prepare.summary import Failed, Indexed, Summary, quarantined
-from data.store import LOCAL, Store
+from data.store import LOCAL, TOTALS, Store, name_of
 from data.tokenizer import Tokenizer
 from data.workers import context, forking
 from nmm.config import Kind, Layout
@@ -61,14 +62,16 @@ def index_shards(
     What is left out is listed in the file `quarantine`, a line of JSON each.
     """
     names = [str(shard) for shard in shards]
+    model = Tokenizer(tokenizer)
     work = partial(
         _index_one,
         layout=layout,
-        tokenizer=Tokenizer(tokenizer),
+        tokenizer=model,
         store=store,
         force=force,
         store_tokens=store_tokens,
     )
+    summary = Summary()
     with ExitStack() as stack:
         listed = stack.enter_context(_writing(quarantine)) if quarantine else None
         results = map(work, names)
@@ -77,7 +80,17 @@ def index_shards(
             pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context()))
             chunk = max(1, min(MOST_SHARDS_AT_ONCE, len(names) // (8 * workers)))
             results = pool.map(work, names, chunksize=chunk)
-        summary = _collect(results, total=len(names), quarantine=listed, progress=progress)
+        rows: dict[Path, Rows] = {}
+        for done, result in enumerate(results, start=1):
+            summary.add(result)
+            if isinstance(result, Indexed):
+                _add_row(rows, result, store=store)
+            if listed is not None:
+                listed.write(b"".join(quarantined(result)))
+            progress(done, len(names))
+    for path, rows_of_folder in rows.items():
+        with suppress(OSError):  # without it a corpus opens as well, only slower
+            folder.write(path, rows_of_folder, layout=layout, tokenizer=model)
     summary.refuse_failed()
     return summary
 
@@ -121,7 +134,8 @@ def _index_one(
     except OSError as error:
         said = f"{shard} cannot be indexed: {error}; make the folder writable."
         return Failed(shard, UserError(said))
-    return Indexed(shard, found.totals, found.dropped)
+    index_bytes = store.index_path(shard).stat().st_size
+    return Indexed(shard, found.shard_bytes, index_bytes, found.totals, found.dropped)
 
 
 def _fresh(
@@ -138,23 +152,15 @@ def _fresh(
     return found if has_tokens or not store_tokens else None
 
 
-def _collect(
-    results: Iterable[Indexed | Failed],
-    *,
-    total: int,
-    quarantine: BinaryIO | None,
-    progress: Callable[[int, int], None],
-) -> Summary:
-    summary = Summary()
-    for done, result in enumerate(results, start=1):
-        if isinstance(result, Failed):
-            summary.failed.append(result)
-        else:
-            summary.add(result)
-        if quarantine is not None:
-            quarantine.write(b"".join(quarantined(result)))
-        progress(done, total)
-    return summary
+def _add_row(rows: dict[Path, Rows], indexed: Indexed, *, store: Store) -> None:
+    """To the totals of the shard's folder."""
+    path = store.index_path(indexed.shard).with_name(TOTALS)
+    rows.setdefault(path, Rows()).add(
+        name_of(indexed.shard),
+        indexed.totals,
+        shard_bytes=indexed.shard_bytes,
+        index_bytes=indexed.index_bytes,
+    )
 
 
 def _show(done: int, total: int) -> None:

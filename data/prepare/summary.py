@@ -14,6 +14,8 @@ class Indexed:
     """What the index of a shard says; `dropped` are (reason, key) of all that it leaves out."""
 
     shard: str
+    shard_bytes: int
+    index_bytes: int
     totals: Totals
     dropped: list[tuple[str, str]]
 
@@ -40,15 +42,18 @@ class Summary:
     examples: dict[str, str] = field(default_factory=dict)
     failed: list[Failed] = field(default_factory=list)
 
-    def add(self, indexed: Indexed) -> None:
-        totals = indexed.totals
+    def add(self, result: Indexed | Failed) -> None:
+        if isinstance(result, Failed):
+            self.failed.append(result)
+            return
+        totals = result.totals
         self.shards += 1
         self.documents += totals.documents
         self.text_tokens += totals.text_tokens
         self.unit_tokens += totals.unit_tokens
         self.images += totals.images
         self.skipped_images += totals.skipped_images
-        for reason, key in indexed.dropped:
+        for reason, key in result.dropped:
             self.dropped[reason] += 1
             self.examples.setdefault(reason, key)
 
