@@ -99,7 +99,7 @@ def prepare(shards: Path, work: Path, *, chosen: list[Pipeline]) -> dict:
         out=tokenizer,
     )
     ours = sorted((work / "ours").glob("*.tar"))
-    indexes = index_shards(ours, layout=Layout(Kind.caption), tokenizer=tokenizer)
+    indexed = index_shards(ours, layout=Layout(Kind.caption), tokenizer=tokenizer)
     for pipeline in chosen:
         if pipeline.module == "energon":
             quiet([pipeline.python.with_name("energon"), "prepare", work / "energon", *ENERGON])
@@ -108,7 +108,7 @@ def prepare(shards: Path, work: Path, *, chosen: list[Pipeline]) -> dict:
             quiet([*convert, work / "tars", work / "mds"])
     return {
         "tokenizer": str(tokenizer),
-        "documents": sum(map(len, indexes)),
+        "documents": indexed.documents,
         "batch": BATCH_DOCUMENTS,
         "side_pixels": SIDE_PIXELS,
     }

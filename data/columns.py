@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data import atomic
+
 ALIGN = 64
 MAX_HEAD_BYTES = 1 << 20
 
@@ -40,11 +42,9 @@ def write(path: Path, *, values: dict, arrays: dict[str, np.ndarray]) -> None:
         body += little.tobytes()
     head = {**values, "columns": columns, "bytes": len(body), "crc": zlib.crc32(body)}
     line = json.dumps(head).encode()
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    with part.open("wb") as file:
+    with atomic.writing(path) as file:
         file.write(line + b" " * (-(len(line) + 1) % ALIGN) + b"\n")
         file.write(body)
-    part.replace(path)
 
 
 def read_head(path: Path) -> Head:

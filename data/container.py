@@ -10,7 +10,8 @@ from data.store import LOCAL, Store, is_url, name_of
 from nmm.config import Kind, Layout
 from nmm.errors import UserError
 
-JSON_LINES = (".jsonl",)
+COMPRESSED = (".jsonl.gz", ".jsonl.zst")
+JSON_LINES = (".jsonl", *COMPRESSED)
 SUFFIXES = (".tar", *JSON_LINES)
 
 
@@ -24,10 +25,20 @@ def is_json_lines(path: str) -> bool:
     return name_of(path).endswith(JSON_LINES)
 
 
+def is_compressed(path: str) -> bool:
+    """Can it only be read from its beginning? Then training reads stored token ids instead."""
+    return name_of(path).endswith(COMPRESSED)
+
+
 def check(path: str, layout: Layout) -> None:
     """Refuse, before it is read, a shard whose form cannot hold this kind."""
     if not is_json_lines(path):
         return
+    if layout.kind is not Kind.text and is_compressed(path):
+        raise UserError(
+            f"{path} is compressed, so it can hold documents of kind text only, not "
+            f"{layout.kind.value}; make tars of it with `python -m data.prepare.convert`."
+        )
     if layout.kind is Kind.text and layout.text_field is None:
         raise UserError(
             f"{path} holds JSON, and the field of its text is not named; add --text-field (often "
@@ -59,6 +70,7 @@ def document_bytes(
     Raises UserError for a changed shard, and for a read that fails again and again.
     """
     path = str(path)
+    assert not is_compressed(path), path
     return members_of(path, checked_bytes(path, start=start, stop=stop, crc=crc, store=store))
 
 
@@ -73,7 +85,7 @@ def checked_bytes(path: str, *, start: int, stop: int, crc: int, store: Store) -
     if found != crc:
         raise UserError(
             f"{path} has changed since it was indexed (bytes {start} to {stop} differ); "
-            f"run `python -m data.prepare.index` on it with --force."
+            f"run `python -m data.prepare.index` on the shard with --force."
         )
     return raw
 

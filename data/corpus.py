@@ -9,15 +9,15 @@ from typing import overload
 
 import numpy as np
 
-from data import index, mixture
+from data import container, folder, ids, index, mixture
 from data.cache import Cache
 from data.container import SUFFIXES, is_shard
+from data.ids import StoredIds
 from data.index import ShardIndex
 from data.mixture import Stage
 from data.order import BLOCK_SHARDS
 from data.store import Store, is_url, name_of
 from data.tokenizer import Tokenizer
-from data.totals import Totals
 from nmm.config import (
     AugmentConfig,
     DataConfig,
@@ -41,6 +41,8 @@ class Shard:
     index: ShardIndex
     lengths: np.ndarray
     """int32[N]: tokens of every document in a row."""
+    ids: StoredIds | None
+    """Where its token ids are stored, if they are."""
 
     @property
     def name(self) -> str:
@@ -61,18 +63,11 @@ class Shards(Sequence[Shard]):
         self.paths, self.store = paths, store
         self.layout, self.tokenizer, self.image = layout, tokenizer, image
         self.sizes = store.sizes(paths)
-        store.find_indexes(paths)
-        totals = [self._totals(number) for number in range(len(paths))]
-        self.documents = np.array([each.documents for each in totals], np.int64)
-        self.text_tokens = sum(each.text_tokens for each in totals)
-        self.images = sum(each.images for each in totals)
-        self.skipped_images = sum(each.skipped_images for each in totals)
-        self.tokens = sum(each.tokens(image) for each in totals)
-        self.longest = max(each.longest_tokens(image) for each in totals)
-        self.unit_tokens = sum(each.unit_tokens for each in totals)
-        self.longest_units = max(each.longest_units for each in totals)
-        self.largest_unit = max(each.largest_unit for each in totals)
-        self.digests = [bytes.fromhex(each.digest) for each in totals]
+        self.totals = folder.read(
+            paths, self.sizes, layout=layout, tokenizer=tokenizer, image_tokens=image, store=store
+        )
+        self.token_bytes = self.totals.token_bytes.tolist()
+        self.token_paths = ids.find(paths, self.token_bytes, store=store, remedy=self._remedy)
         self._open: dict[int, Shard] = {}
 
     def __len__(self) -> int:
@@ -102,21 +97,34 @@ class Shards(Sequence[Shard]):
             store=self.store,
             shard_bytes=self.sizes[number] if is_url(path) else None,
         )
-        if bytes.fromhex(loaded.digest) != self.digests[number]:
+        if loaded.digest != self.totals.digest_of(number):
             raise UserError(
-                f"{path} was indexed again with another result while this run was reading it; "
-                f"start the run again."
+                f"{path} was indexed again with another result; start the run again, and if that "
+                f"does not help, delete {self.store.find_totals(path)}."
             )
-        return Shard(path, self.store, loaded, loaded.lengths(self.image))
+        tokens = self.token_paths[number]
+        stored = StoredIds.of(tokens, loaded, self.tokenizer.ids) if tokens else None
+        return Shard(path, self.store, loaded, loaded.lengths(self.image), stored)
 
-    def _totals(self, number: int) -> Totals:
-        return index.read_totals(
-            self.paths[number],
+    def _remedy(self, shard: str) -> str:
+        return index.remedy(
+            shard,
             layout=self.layout,
             tokenizer=self.tokenizer,
             store=self.store,
-            shard_bytes=self.sizes[number],
+            store_tokens=True,
         )
+
+    def url_sizes(self) -> list[int]:
+        """Bytes that are read of each shard that is a URL: of the shard, of its stored ids."""
+        files = zip(self.paths, self.sizes, self.token_paths, self.token_bytes, strict=True)
+        only_ids = self.layout.kind is Kind.text
+        read = [
+            (0 if tokens and only_ids else size) + (token_bytes if is_url(tokens) else 0)
+            for path, size, tokens, token_bytes in files
+            if is_url(path)
+        ]
+        return sorted(read)
 
     def __getstate__(self) -> dict:
         """Another process opens its own indexes."""
@@ -206,16 +214,15 @@ class Corpus:
             shards = _open_shards(
                 pattern, key=key, source=source, tokenizer=tokenizer, image=image, store=store
             )
-            urls = zip(shards.paths, shards.sizes, strict=True)
-            sizes.append(sorted(size for path, size in urls if is_url(path)))
+            sizes.append(shards.url_sizes())
             digest.update(f"\n{name}\n{source.kind.value}\n".encode())
             if source.text_field is not None:
                 digest.update(f"{source.text_field}\n".encode())
             if source.modality is not None:
                 digest.update(f"{source.modality.value}\n".encode())
                 _check_units(shards, key=key, modality=source.modality, config=config)
-            for each in shards.digests:
-                digest.update(each.hex().encode())
+            for number in range(len(shards)):
+                digest.update(shards.totals.digest_of(number).encode())
             sources.append(_source(name, source, shards, split=split))
         if store.cache:
             _check_cache(sizes, cache=store.cache)
@@ -284,10 +291,12 @@ def _open_shards(
     store: Store,
 ) -> Shards:
     paths = find_shards(pattern, key=key, store=store)
+    for path in paths:
+        container.check(path, source.layout)
     shards = Shards(
         paths, layout=source.layout, tokenizer=tokenizer, image=image.tokens, store=store
     )
-    if not shards.documents.sum():
+    if not shards.totals.documents.sum():
         raise UserError(
             f"{key} is {pattern}, whose shards hold no usable document, so its weight of "
             f"{source.weight:g} can never be served; correct it, or remove the source."
@@ -297,22 +306,23 @@ def _open_shards(
 
 def _check_units(shards: Shards, *, key: str, modality: UnitModality, config: DataConfig) -> None:
     """Refuse units without an id, and images of more codes than the context."""
-    if shards.largest_unit >= config.units[modality]:
+    largest = int(shards.totals.largest_unit.max())
+    longest = int(shards.totals.longest_units.max())
+    if largest >= config.units[modality]:
         raise UserError(
-            f"{key} holds the {modality.value} unit {shards.largest_unit}, but "
-            f"data.units.{modality.value} is {config.units[modality]}; set it to "
-            f"{shards.largest_unit + 1} or more."
+            f"{key} holds the {modality.value} unit {largest}, but data.units.{modality.value} is "
+            f"{config.units[modality]}; set it to {largest + 1} or more."
         )
-    if modality is UnitModality.image and shards.longest_units > config.context_tokens - 2:
+    if modality is UnitModality.image and longest > config.context_tokens - 2:
         raise UserError(
-            f"{key} holds an image of {shards.longest_units} tokens, which are never cut, but "
-            f"data.context_tokens is {config.context_tokens}; set it to "
-            f"{shards.longest_units + 2} or more."
+            f"{key} holds an image of {longest} tokens, which are never cut, but "
+            f"data.context_tokens is {config.context_tokens}; set it to {longest + 2} or more."
         )
 
 
 def _source(name: str, source: SourceConfig, shards: Shards, *, split: str) -> Source:
     """A source; nothing of the held-out split is drawn, so that no loss depends on a seed."""
+    totals = shards.totals
     return Source(
         name=name,
         layout=source.layout,
@@ -320,13 +330,13 @@ def _source(name: str, source: SourceConfig, shards: Shards, *, split: str) -> S
         max_epochs=source.max_epochs,
         shards=shards,
         paths=shards.paths,
-        documents_of_shards=shards.documents,
-        text_tokens=shards.text_tokens,
-        images=shards.images,
-        skipped_images=shards.skipped_images,
-        unit_tokens=shards.unit_tokens,
-        tokens=shards.tokens,
-        longest=shards.longest,
+        documents_of_shards=totals.documents,
+        text_tokens=int(totals.text_tokens.sum()),
+        images=int(totals.images.sum()),
+        skipped_images=int(totals.skipped_images.sum()),
+        unit_tokens=int(totals.unit_tokens.sum()),
+        tokens=totals.tokens(shards.image),
+        longest=int(totals.longest.max()),
         text_first_fraction=source.text_first_fraction if split == "train" else 0.0,
     )
 

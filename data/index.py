@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from nmm.config import Layout, UnitModality
 from nmm.errors import UserError
 
 FORMAT = 3
+NO_TOKENS = np.zeros(0, np.uint32)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ShardIndex:
     border       int64[N+1]  document i has segments [border[i], border[i+1])
     variant      int32[N]    number of its text among those of its sample: 0, or of several captions
     skipped      int32[N]    images that the document names and the sample does not hold
+    token_crc    uint32[N]   crc32 of a document's part of the stored token ids; [0] without them
     key_bytes    uint8[K]    keys as UTF-8; document i has bytes [key_border[i], key_border[i+1])
     key_border   int64[N+1]
     dropped      (reason, key) of what the shard holds and nobody will read
@@ -52,6 +55,7 @@ class ShardIndex:
     border: np.ndarray
     variant: np.ndarray
     skipped: np.ndarray
+    token_crc: np.ndarray
     key_bytes: np.ndarray
     key_border: np.ndarray
 
@@ -98,12 +102,19 @@ class ShardIndex:
         }
         arrays = {name: vars(self)[name] for name in ARRAYS}
         dropped = np.frombuffer(json.dumps(self.dropped).encode(), np.uint8)
-        path.parent.mkdir(parents=True, exist_ok=True)
         columns.write(path, values=head, arrays={**arrays, "dropped": dropped})
 
 
 DIGESTED = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
-ARRAYS = (*DIGESTED, "variant", "skipped", "text_counts", "image_counts", "unit_counts")
+ARRAYS = (
+    *DIGESTED,
+    "variant",
+    "skipped",
+    "token_crc",
+    "text_counts",
+    "image_counts",
+    "unit_counts",
+)
 
 
 def read_totals(
@@ -119,9 +130,9 @@ def read_totals(
     `shard_bytes` is the size of the shard, for who knows it already.
     """
     shard = str(shard)
-    remedy = _remedy(shard, layout=layout, tokenizer=tokenizer, store=store)
     path = store.find_index(shard)
     shard_bytes = store.size(shard) if shard_bytes is None else shard_bytes
+    what_to_do = partial(remedy, shard, layout=layout, tokenizer=tokenizer, store=store)
     try:
         head = columns.read_head(path).values
     except FileNotFoundError:
@@ -129,9 +140,9 @@ def read_totals(
             raise UserError(
                 f"{shard} is empty (0 bytes); write the shard again, or delete it."
             ) from None
-        raise UserError(f"{shard} has no index; {remedy}") from None
+        raise UserError(f"{shard} has no index; {what_to_do()}") from None
     except (OSError, ValueError):
-        raise UserError(f"{path} is damaged; {remedy}") from None
+        raise UserError(f"{path} is damaged; {what_to_do()}") from None
     for what, stored, value in (
         ("format", head.get("format"), FORMAT),
         ("kind", head.get("kind"), layout.kind.value),
@@ -141,7 +152,8 @@ def read_totals(
         ("tokenizer", head.get("tokenizer"), tokenizer.hash),
     ):
         if stored != value:
-            raise UserError(f"{path} is stale: its {what} is {stored}, now it is {value}; {remedy}")
+            again = what_to_do(store_tokens=bool(head.get("token_bytes")))
+            raise UserError(f"{path} is stale: its {what} is {stored}, now it is {value}; {again}")
     return Totals.from_head(head)
 
 
@@ -165,8 +177,8 @@ def load(
         head, arrays = columns.read(path)
         dropped = [(reason, key) for reason, key in json.loads(arrays.pop("dropped").tobytes())]
     except (OSError, ValueError):
-        remedy = _remedy(str(shard), layout=layout, tokenizer=tokenizer, store=store)
-        raise UserError(f"{path} is damaged; {remedy}") from None
+        again = remedy(str(shard), layout=layout, tokenizer=tokenizer, store=store)
+        raise UserError(f"{path} is damaged; {again}") from None
     return ShardIndex(
         layout=layout,
         tokenizer_hash=tokenizer.hash,
@@ -189,9 +201,13 @@ def _name(modality: UnitModality | None) -> str | None:
     return modality.value if modality else None
 
 
-def _remedy(shard: str, *, layout: Layout, tokenizer: Tokenizer, store: Store) -> str:
+def remedy(
+    shard: str, *, layout: Layout, tokenizer: Tokenizer, store: Store, store_tokens: bool = False
+) -> str:
+    """What to do about an index that is missing or stale."""
     flags = f" --text-field {layout.text_field}" if layout.text_field else ""
     flags += f" --modality {layout.modality.value}" if layout.modality else ""
+    flags += " --store-tokens" if store_tokens else ""
     flags += f" --index-dir {store.index_dir}" if is_url(shard) else ""
     return (
         f"run `python -m data.prepare.index --kind {layout.kind.value} --shards '{shard}' "
@@ -210,6 +226,8 @@ def assemble(
     variant: np.ndarray,
     skipped: np.ndarray,
     largest_unit: int = -1,
+    token_bytes: int = 0,
+    token_crc: np.ndarray = NO_TOKENS,
     **places: np.ndarray,
 ) -> ShardIndex:
     """An index from its arrays; what can be counted from them is counted here."""
@@ -238,11 +256,13 @@ def assemble(
             units,
             longest_units=int(runs.max(initial=0)),
             largest_unit=largest_unit,
+            token_bytes=token_bytes,
             digest=digest.hexdigest(),
         ),
         dropped=dropped,
         **arrays,
         skipped=skipped,
+        token_crc=token_crc,
         text_counts=text,
         image_counts=images,
         unit_counts=units,

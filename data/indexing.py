@@ -2,16 +2,16 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from data import container, documents, images, sequences
+from data import container, documents, ids, images, sequences
 from data.documents import BadSample
-from data.index import ShardIndex, assemble
+from data.index import NO_TOKENS, ShardIndex, assemble
 from data.samples import Contents, Sample
+from data.sequences import Texts
 from data.tokenizer import Tokenizer
 from data.units import Units
 from nmm.config import Layout
@@ -21,7 +21,7 @@ Dropped = list[tuple[str, str]]
 
 
 class Counted(NamedTuple):
-    """A usable document; `segments` are those of data/sequences.py."""
+    """A usable document; `segments` are those of data/sequences.py, `token_crc` of stored ids."""
 
     sample: Sample
     crc: int
@@ -29,11 +29,18 @@ class Counted(NamedTuple):
     segments: np.ndarray
     skipped_images: int
     largest_unit: int
+    token_crc: int
 
 
-def index_shard(path: Path, *, layout: Layout, tokenizer: Tokenizer) -> ShardIndex:
-    """Read a shard and count its documents; raises UserError when it holds none of this kind."""
+def index_shard(
+    path: Path, *, layout: Layout, tokenizer: Tokenizer, tokens: BinaryIO | None = None
+) -> ShardIndex:
+    """Read a shard and count its documents; raises UserError when it holds none of this kind.
+
+    The ids of its texts are written to `tokens`, which a compressed shard must have.
+    """
     container.check(str(path), layout)
+    assert tokens or not container.is_compressed(str(path)), path
     contents, samples = container.read(path)
     dropped: Dropped = []
     usable: list[Counted] = []
@@ -41,10 +48,20 @@ def index_shard(path: Path, *, layout: Layout, tokenizer: Tokenizer) -> ShardInd
         if sample.fault:
             dropped.append((sample.fault, sample.key))
             continue
-        members = container.members_of(path.name, raw)
-        usable += _documents(
-            sample, raw, members, layout=layout, tokenizer=tokenizer, dropped=dropped
-        )
+        members, crc = container.members_of(path.name, raw), zlib.crc32(raw)
+        for variant in range(documents.variants(layout, members)):
+            try:
+                parsed = documents.parse(layout, members, key=sample.key, variant=variant)
+                texts = _texts(parsed.parts, tokenizer)
+            except BadSample as bad:
+                dropped.append((bad.reason, sample.key))
+                continue
+            stored = b"" if tokens is None else ids.to_bytes(texts, ids.type_of(tokenizer.ids))
+            if tokens is not None:
+                tokens.write(stored)
+            segments = sequences.segments(texts)
+            counts = (parsed.skipped_images, _largest_unit(parsed.parts), zlib.crc32(stored))
+            usable.append(Counted(sample, crc, variant, segments, *counts))
     if contents.damaged_at is not None:
         dropped.append(("unreadable_tail", f"byte {contents.damaged_at}"))
     if not usable:
@@ -55,39 +72,19 @@ def index_shard(path: Path, *, layout: Layout, tokenizer: Tokenizer) -> ShardInd
         tokenizer=tokenizer,
         shard_bytes=path.stat().st_size,
         dropped=dropped,
+        token_bytes=None if tokens is None else tokens.tell(),
     )
 
 
-def _documents(
-    sample: Sample,
-    raw: bytes,
-    members: dict[str, bytes],
-    *,
-    layout: Layout,
-    tokenizer: Tokenizer,
-    dropped: Dropped,
-) -> Iterator[Counted]:
-    """The usable documents of a sample; what is none goes to `dropped`."""
-    crc = zlib.crc32(raw)
-    for variant in range(documents.variants(layout, members)):
-        try:
-            parsed = documents.parse(layout, members, key=sample.key, variant=variant)
-            segments = _segments(parsed.parts, tokenizer)
-        except BadSample as bad:
-            dropped.append((bad.reason, sample.key))
-        else:
-            largest = _largest_unit(parsed.parts)
-            yield Counted(sample, crc, variant, segments, parsed.skipped_images, largest)
-
-
-def _segments(parts: documents.Parts, tokenizer: Tokenizer) -> np.ndarray:
+def _texts(parts: documents.Parts, tokenizer: Tokenizer) -> Texts:
+    """The texts of a document, if its images look like images and it has a text token or a unit."""
     for part in parts:
         if isinstance(part, bytes):
             images.check_header(part)
-    segments = sequences.segments(sequences.encode(parts, tokenizer))
-    if segments.max() <= 0 and segments.min() >= sequences.IMAGE_SEGMENT:
+    texts = sequences.encode(parts, tokenizer)
+    if not any(text is not None and len(text) for text in texts):
         raise BadSample("empty_text")
-    return segments
+    return texts
 
 
 def _largest_unit(parts: documents.Parts) -> int:
@@ -101,7 +98,9 @@ def _assemble(
     tokenizer: Tokenizer,
     shard_bytes: int,
     dropped: Dropped,
+    token_bytes: int | None,
 ) -> ShardIndex:
+    token_crc = np.array([each.token_crc for each in usable], np.uint32)
     keys = [each.sample.key.encode() for each in usable]
     return assemble(
         layout=layout,
@@ -114,6 +113,8 @@ def _assemble(
         segment=np.concatenate([each.segments for each in usable]),
         border=_borders([len(each.segments) for each in usable]),
         variant=np.array([each.variant for each in usable], np.int32),
+        token_bytes=token_bytes or 0,
+        token_crc=NO_TOKENS if token_bytes is None else token_crc,
         skipped=np.array([each.skipped_images for each in usable], np.int32),
         largest_unit=max(each.largest_unit for each in usable),
         key_bytes=np.frombuffer(b"".join(keys), np.uint8),

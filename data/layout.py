@@ -9,10 +9,13 @@ import torch
 from data import augment, block, container, documents, images, sequences
 from data.block import Part
 from data.corpus import Corpus, Shard
-from data.documents import BadSample
+from data.documents import BadSample, Parts
 from data.plan import Piece, RowPlan
-from data.sequences import Sequence
+from data.sequences import Sequence, Texts
+from data.tokenizer import Tokenizer
+from data.units import Units
 from nmm.batch import COUNTS, NO_LABEL, Dropped, Modality, PackedBatch
+from nmm.config import Kind
 from nmm.errors import UserError
 
 DOCUMENTS_KEPT = 64
@@ -156,43 +159,54 @@ def read_document(shard: Shard, number: int) -> dict[str, bytes]:
     return container.document_bytes(shard.path, start=start, stop=stop, crc=crc, store=shard.store)
 
 
+def _parts(shard: Shard, number: int) -> Parts:
+    """The parts of a shard's document; raises BadSample and UserError."""
+    index = shard.index
+    members, variant = read_document(shard, number), int(index.variant[number])
+    return documents.parse(index.layout, members, key=index.key(number), variant=variant).parts
+
+
+def _texts(parts: Parts, shard: Shard, number: int, *, tokenizer: Tokenizer) -> Texts:
+    """The ids of a document's texts, stored or made now; None for an image, units as they are."""
+    if shard.ids is None:
+        return sequences.encode(parts, tokenizer)
+    stored = shard.ids.texts(number, index=shard.index, store=shard.store)
+    pairs = zip(parts, stored, strict=True) if parts else ()  # without parts there is only text
+    return [part if isinstance(part, Units) else text for part, text in pairs] or stored
+
+
 def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:
     """The whole document of a piece: one bad image drops all of its pieces. Raises UserError."""
     source = corpus.sources[piece.source]
-    shard = source.shards[piece.shard]
-    members = read_document(shard, piece.document)
-    key, variant = shard.index.key(piece.document), int(shard.index.variant[piece.document])
-    indexed = shard.index.segments(piece.document)
+    shard, number = source.shards[piece.shard], piece.document
+    only_ids = shard.ids is not None and source.kind is Kind.text
     place = {"epoch": piece.epoch, "source": piece.source, "shard": piece.shard}
-    (text_first,) = augment.text_first(
-        np.array([piece.document]), fraction=source.text_first_fraction, seed=seed, **place
-    )
     try:
-        parts, skipped_images = documents.parse(source.layout, members, key=key, variant=variant)
-        if text_first:
-            parts, indexed = parts[::-1], indexed[::-1]
+        parts = [] if only_ids else _parts(shard, number)
         stored = [part for part in parts if isinstance(part, bytes)]
-        views = augment.views(
-            corpus.augment, len(stored), document=piece.document, seed=seed, **place
-        )
+        views = augment.views(corpus.augment, len(stored), document=number, seed=seed, **place)
         pixels = [
             images.decode(image, corpus.image.side_pixels, view=view)
             for image, view in zip(stored, views, strict=True)
         ]
     except BadSample as bad:
         return bad
-    texts = sequences.encode(parts, corpus.tokenizer)
-    if not np.array_equal(sequences.segments(texts), indexed):
+    texts = _texts(parts, shard, number, tokenizer=corpus.tokenizer)
+    if not np.array_equal(sequences.segments(texts), shard.index.segments(number)):
         raise UserError(
-            f"{shard.path}: document {key} has other token counts "
+            f"{shard.path}: document {shard.index.key(number)} has other token counts "
             f"than its index says (was it indexed with another version of sentencepiece?); "
             f"run `python -m data.prepare.index` with --force."
         )
+    (text_first,) = augment.text_first(
+        np.array([number]), fraction=source.text_first_fraction, seed=seed, **place
+    )
     ids, image_tokens = corpus.tokenizer.ids, corpus.image.tokens
     kind = source.layout.modality
     modality = Modality[kind.value] if kind else None
-    sequence = sequences.sequence(texts, ids, image_tokens=image_tokens, modality=modality)
-    return Document(sequence, pixels, skipped_images)
+    in_order = texts[::-1] if text_first else texts
+    sequence = sequences.sequence(in_order, ids, image_tokens=image_tokens, modality=modality)
+    return Document(sequence, pixels, skipped_images=int(shard.index.skipped[number]))
 
 
 def _key(piece: Piece, *, corpus: Corpus) -> str:

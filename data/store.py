@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from glob import glob, has_magic
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
 
-from data import remote
+from data import atomic, remote
 from data.cache import Cache
 from data.remote import is_url
 from data.retry import NotThereError, cause_of, retry
@@ -28,6 +28,7 @@ from nmm.errors import UserError
 T = TypeVar("T")
 DOWNLOAD_BYTES = 1 << 25
 LISTED_FROM = 64
+TOTALS = "index.totals"
 THREADS = 32
 
 
@@ -159,24 +160,41 @@ class Store:
     def find_index(self, shard: str) -> Path:
         """`index_path`; the index of a URL is copied there when one is published beside the URL."""
         path = self.index_path(shard)
-        if is_url(shard) and not path.exists():
-            part = path.with_suffix(f".part{os.getpid()}")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with part.open("wb") as file:
-                    self.download(_with_suffix(shard, ".index"), file)
-                part.rename(path)
-            except NotThereError:
-                pass  # nobody has published it; whoever wants it says what to do
-            except OSError as error:
-                raise UserError(
-                    f"data.index_dir is {self.index_dir}, which cannot be written "
-                    f"({cause_of(error)}); choose another folder."
-                ) from None
-            finally:
-                with suppress(OSError):
-                    part.unlink()
+        if is_url(shard):
+            self._fetch_file(_beside(shard, name_of(shard) + ".index"), path)
         return path
+
+    def find_totals(self, shard: str) -> Path:
+        """Where the totals of a shard's folder are, beside its indexes; copied as an index is."""
+        path = self.index_path(shard).with_name(TOTALS)
+        if is_url(shard):
+            self._fetch_file(_beside(shard, TOTALS), path)
+        return path
+
+    def _fetch_file(self, url: str, path: Path) -> None:
+        """Copy a file of `index_dir` that is not there yet, if there is one at the URL."""
+        if path.exists():
+            return
+        try:
+            with atomic.writing(path) as file:
+                self.download(url, file)
+        except NotThereError:
+            pass  # nobody has published it; whoever wants it says what to do
+        except OSError as error:
+            raise UserError(
+                f"data.index_dir is {self.index_dir}, which cannot be written "
+                f"({cause_of(error)}); choose another folder."
+            ) from None
+
+    def tokens_path(self, shard: str) -> str:
+        """Where the stored token ids of a shard are: X.tar.tokens beside X.tar.
+
+        Those of a URL are below `index_dir` if they were made here, else beside the URL.
+        """
+        if not is_url(shard):
+            return shard + ".tokens"
+        path = self.index_path(shard).with_suffix(".tokens")
+        return str(path) if path.exists() else _beside(shard, path.name)
 
     def find_indexes(self, shards: list[str]) -> list[Path]:
         """`find_index` of all shards."""
@@ -220,9 +238,10 @@ def name_of(path: str) -> str:
     return (urlsplit(path).path if is_url(path) else path).rpartition("/")[2]
 
 
-def _with_suffix(url: str, suffix: str) -> str:
+def _beside(url: str, name: str) -> str:
+    """The URL of another file of the same folder."""
     parts = urlsplit(url)
-    return parts._replace(path=parts.path + suffix).geturl()
+    return parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}").geturl()
 
 
 def _read_local(path: str, *, start: int, stop: int) -> bytes:

@@ -13,6 +13,7 @@ class Totals:
     unit_tokens      positions of all runs of units, with their begins and ends
     longest_units    positions of the longest run of units
     largest_unit     the largest number among the units, -1 without any
+    token_bytes      size of the stored token ids, 0 without any
     longest   (images, other tokens) of every document that no other exceeds in both
     digest    sha256 of all that is known of the documents
     """
@@ -24,6 +25,7 @@ class Totals:
     unit_tokens: int
     longest_units: int
     largest_unit: int
+    token_bytes: int
     longest: list[tuple[int, int]]
     digest: str
 
@@ -53,6 +55,7 @@ class Totals:
         *,
         longest_units: int,
         largest_unit: int,
+        token_bytes: int,
         digest: str,
     ) -> "Totals":
         """From text tokens, images, skipped images and positions of units of every document."""
@@ -64,6 +67,7 @@ class Totals:
             unit_tokens=int(units.sum(dtype=np.int64)),
             longest_units=longest_units,
             largest_unit=largest_unit,
+            token_bytes=token_bytes,
             longest=_longest(text + units, images),
             digest=digest,
         )

@@ -74,9 +74,8 @@ def read(
         for variant in range(variants(layout, members))
     ]
     shards = sorted(directory.glob(f"{name}-*.tar"))
-    indexes = index_shards(shards, layout=layout, tokenizer=tokenizer_path()) if shards else []
-    assert sum(len(index) for index in indexes) == len(documents)
+    indexed = index_shards(shards, layout=layout, tokenizer=tokenizer_path())
     images = sum(isinstance(part, bytes) for document in documents for part in document)
-    assert sum(index.images for index in indexes) == images
-    assert not any(index.dropped or index.totals.skipped_images for index in indexes)
+    assert (indexed.documents, indexed.images) == (len(documents), images)
+    assert (indexed.dropped, indexed.skipped_images) == ({}, 0)
     return documents

@@ -8,6 +8,7 @@ from data import images, jsonl
 DEFECTS = {
     "empty_file": "the file has 0 bytes",
     "compressed": "the file is compressed, and its name does not say so",
+    "not_compressed": "the file is not compressed as its name says",
     "not_a_tar": "the file is something else than a tar",
     "unreadable": "the storage did not deliver the file",
     "cut_short": "the file ends inside a member; what follows is lost",
