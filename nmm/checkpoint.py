@@ -146,6 +146,7 @@ def identity(
     data = asdict(config.data)
     values = {
         "model": {key: v for key, v in asdict(config.model).items() if key != "attention"},
+        "weights": asdict(config.weights),
         "data": {
             **{key: data[key] for key in DATA_KEYS},
             "units": [f"{unit.value}={count}" for unit, count in config.data.units.items()],

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
 from nmm.errors import UserError
-from nmm.model import Model, decays
+from nmm.model import Group, Model, group, number
 from nmm.parallel import World, add_over_ranks, gather_lists
 from nmm.tally import Tally
 
@@ -86,31 +86,50 @@ def deepspeed_config(config: EngineConfig, *, split: Split, clip_norm: float) ->
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Two groups, with and without decay; every parameter is in exactly one.
+    """Every trained parameter in exactly one group, the groups in the order of `Group`.
+
+    A frozen encoder is in none: its parameters are told to need no gradient.
 
     Fully decoupled decay multiplies a weight by `1 - weight_decay * lr / lr_peak` (Loshchilov &
     Hutter, "Decoupled Weight Decay Regularization", algorithm 2); torch multiplies by
-    `1 - weight_decay * lr`, so torch is given `weight_decay / lr_peak`.
+    `1 - weight_decay * lr`, so torch is given `weight_decay / lr_peak` of the group's own rate.
     """
-    named = list(model.named_parameters())
-    torch_decay = config.weight_decay / config.learning_rate
+    members: dict[Group, list[nn.Parameter]] = {each: [] for each in Group}
+    for name, parameter in model.named_parameters():
+        found = group(name)
+        parameter.requires_grad_(rate_multiplier(found, config) > 0)
+        members[found].append(parameter)
     return [
         {
-            "params": [p for n, p in named if decays(n)],
-            "weight_decay": torch_decay,
-            "name": "decay",
-        },
-        {"params": [p for n, p in named if not decays(n)], "weight_decay": 0.0, "name": "no_decay"},
+            "params": parameters,
+            "name": found.name,
+            "lr": config.learning_rate * rate_multiplier(found, config),
+            "weight_decay": _torch_decay(found, config),
+        }
+        for found, parameters in members.items()
+        if parameters and rate_multiplier(found, config) > 0
     ]
 
 
+def rate_multiplier(group: Group, config: OptimConfig) -> float:
+    """The learning rate of a group as a multiple of the schedule's; 0 for a frozen one."""
+    return config.vision_rate_multiplier if group.is_vision else 1.0
+
+
+def _torch_decay(group: Group, config: OptimConfig) -> float:
+    if not group.decays:
+        return 0.0
+    return config.weight_decay / (config.learning_rate * rate_multiplier(group, config))
+
+
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer in one kernel over all weights; every group has its own rate and decay."""
     match config.name:
         case OptimName.adamw:
             betas = (config.beta1, config.beta2)
-            return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps)
+            return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
         case OptimName.sgd:
-            return torch.optim.SGD(groups, lr=config.learning_rate)
+            return torch.optim.SGD(groups, fused=True)
 
 
 @dataclass(frozen=True)
@@ -136,10 +155,14 @@ class Engine:
         split: Split,
         num_sources: int,
         world: World,
+        seed: int,
     ) -> None:
-        self.num_sources, self.world = num_sources, world
+        self.num_sources, self.world, self._seed = num_sources, world, seed
         self._zero_stage = config.zero_stage
-        optimizer = build_optimizer(parameter_groups(model, optim), optim)
+        groups = parameter_groups(model, optim)
+        # By their order, because DeepSpeed does not keep the names in every stage.
+        self._rate_multipliers = [rate_multiplier(Group[g["name"]], optim) for g in groups]
+        optimizer = build_optimizer(groups, optim)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -160,8 +183,9 @@ class Engine:
         and micro-batches. The factor `world.size` undoes DeepSpeed's averaging over processes.
         """
         device = self.world.device
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        groups = self._engine.optimizer.param_groups
+        for options, multiplier in zip(groups, self._rate_multipliers, strict=True):
+            options["lr"] = learning_rate * multiplier
         labels = sum(int((batch.labels != NO_LABEL).sum()) for batch in batches)
         dropped = [document for batch in batches for document in batch.dropped]
         counted = [sum(batch.counts[name] for batch in batches) for name in COUNTS]
@@ -170,7 +194,8 @@ class Engine:
         tally = Tally.zeros(self.num_sources, device=device)
         self._engine.train()
         norm = None
-        for batch in batches:
+        for place, batch in enumerate(batches):
+            self._seed_dropout(place)
             on_device = batch.to(device)
             output = self._engine(on_device)
             scale = self.world.size / max(step_labels, 1)
@@ -188,6 +213,14 @@ class Engine:
             dropped=gather_lists(dropped) if step_dropped else [],
             counts=dict(zip(COUNTS, counted, strict=True)),
         )
+
+    def _seed_dropout(self, place: int) -> None:
+        """Dropped numbers follow from the seed, the step, the process and the micro-batch.
+
+        So a resumed run draws what an undisturbed one does. torch's dropout takes no generator.
+        """
+        where = f"dropout/{self._engine.global_steps}/{self.world.rank}/{place}"
+        torch.manual_seed(number(where, seed=self._seed))
 
     def save(self, directory: Path, *, tag: str) -> None:
         """Write weights and optimizer state under `directory/tag`, every process its part."""

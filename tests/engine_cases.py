@@ -63,6 +63,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
             split=split,
             num_sources=len(corpus.sources),
             world=world,
+            seed=0,
         )
 
     engine = new_engine()

@@ -18,7 +18,7 @@ from nmm.batch import NO_LABEL
 from nmm.config import EngineConfig, OptimConfig, Precision
 from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
-from nmm.model import build, decays
+from nmm.model import build, group
 from tests import corpora
 from tests.engine_cases import MODEL, OPTIM, STEPS, rate
 
@@ -121,7 +121,7 @@ def plain_torch(optim_name: str) -> dict:
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if decays(name):
+                if group(name).decays:
                     shrink = 1 - optim.weight_decay * lr / optim.learning_rate
                     if optim_name == "adamw":
                         parameter.mul_(shrink)

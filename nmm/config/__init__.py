@@ -1,5 +1,6 @@
 """The configuration as typed dataclasses: one small module per group, no torch."""
 
+from nmm.config.block import FFN, BlockConfig, Norm, NormPosition, QKNorm
 from nmm.config.data import (
     AugmentConfig,
     DataConfig,
@@ -11,7 +12,15 @@ from nmm.config.data import (
 )
 from nmm.config.engine import EngineConfig, Precision
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig, WandbMode
-from nmm.config.model import AttentionBackend, ImageConfig, ModelConfig
+from nmm.config.model import (
+    AttentionBackend,
+    GivenWeights,
+    ImageConfig,
+    ImageKind,
+    ModelConfig,
+    Positions,
+    VisionConfig,
+)
 from nmm.config.optim import OptimConfig, OptimName
 from nmm.config.root import (
     Config,
@@ -30,27 +39,36 @@ from nmm.config.root import (
 from nmm.config.schedule import Cooldown, ScheduleConfig
 
 __all__ = [
+    "FFN",
     "AttentionBackend",
     "AugmentConfig",
+    "BlockConfig",
     "CheckpointConfig",
     "Config",
     "Cooldown",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "GivenWeights",
     "ImageConfig",
+    "ImageKind",
     "Kind",
     "Layout",
     "LogConfig",
     "ModelConfig",
+    "Norm",
+    "NormPosition",
     "OptimConfig",
     "OptimName",
+    "Positions",
     "Precision",
+    "QKNorm",
     "Resume",
     "RunConfig",
     "ScheduleConfig",
     "SourceConfig",
     "UnitModality",
+    "VisionConfig",
     "WandbMode",
     "WeightChange",
     "compose",

@@ -5,7 +5,7 @@ P documents of a bucket, R rounded document length, S slots of all buckets toget
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from nmm.batch import PackedBatch, allowed
-from nmm.config import AttentionBackend, ModelConfig
-from nmm.model.layers import norm
+from nmm.config import AttentionBackend, BlockConfig, ModelConfig
+from nmm.model.layers import qk_norm
 
 # Document lengths are rounded up to a multiple of this, so that few SDPA calls serve all documents.
 BUCKET_TOKENS = 16
@@ -187,24 +187,28 @@ def _bias(document_BL: Tensor, image_BL: Tensor, *, dtype: torch.dtype) -> Tenso
     return bias.masked_fill_(forbidden, float("-inf"))[:, None]
 
 
-class Attention(nn.Module):
-    """Multi-head attention without biases; q and k are normed over the full width, then rotated."""
+class Attends(Protocol):
+    """What a layer wants of a plan."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor: ...
+
+
+class Attention(nn.Module):
+    """Multi-head attention; q and k are normed, then rotated unless `rotary` is None."""
+
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_norm: nn.Module = nn.Identity()
-        self.k_norm: nn.Module = nn.Identity()
-        if config.qk_norm:
-            self.q_norm = norm(config.width, eps=config.norm_eps)
-            self.k_norm = norm(config.width, eps=config.norm_eps)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.biases)
+        self.q_norm, self.k_norm = qk_norm(config), qk_norm(config)
+        self.out = nn.Linear(config.width, config.width, bias=config.biases)
 
-    def forward(self, x_BLD: Tensor, *, rotary: Rotary, plan: Plan) -> Tensor:
+    def forward(self, x_BLD: Tensor, *, rotary: Rotary | None, plan: Attends) -> Tensor:
         q_BLD, k_BLD, v_BLD = self.qkv(x_BLD).chunk(3, dim=-1)
-        q_BLHE = rotate(self._split(self.q_norm(q_BLD)), rotary=rotary)
-        k_BLHE = rotate(self._split(self.k_norm(k_BLD)), rotary=rotary)
+        q_BLHE = self._split(self.q_norm(q_BLD))
+        k_BLHE = self._split(self.k_norm(k_BLD))
+        if rotary is not None:
+            q_BLHE, k_BLHE = (rotate(x, rotary=rotary) for x in (q_BLHE, k_BLHE))
         return self.out(plan.attend(q_BLHE, k_BLHE, self._split(v_BLD)).flatten(2))
 
     def _split(self, x_BLD: Tensor) -> Tensor:
