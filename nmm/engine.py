@@ -238,10 +238,14 @@ def _gradient_norm(model: nn.Module) -> Tensor:
 
 def read_weights(directory: Path, *, tag: str) -> dict[str, Tensor]:
     """The fp32 weights of a checkpoint on the CPU, for any ZeRO stage and number of processes."""
+    plain = directory / tag / "mp_rank_00_model_states.pt"
+    module: dict[str, Tensor] = {}
+    if plain.exists():  # not in stage 3
+        module = torch.load(plain, map_location="cpu", weights_only=False)["module"]
     if not list((directory / tag).glob("*_optim_states.pt")):  # stage 0 keeps all in one file
-        plain = directory / tag / "mp_rank_00_model_states.pt"
-        return torch.load(plain, map_location="cpu", weights_only=False)["module"]
+        return module
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=tag)
     assert weights is not None, (directory, tag)
-    return dict(weights)
+    # Stage 1 keeps frozen weights in the module alone.
+    return {**{name: tensor.float() for name, tensor in module.items()}, **weights}

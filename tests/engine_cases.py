@@ -2,12 +2,14 @@
 
     python -m tests.engine_cases CASES.json OUT.json     (one launch runs all cases)
 
-A case is {"zero_stage", "optim", "micro_batch", "precision", "resume_at"}; its result holds the
-loss and gradient norm of every step and a checksum of the weights afterwards.
+A case is {"model", "zero_stage", "optim", "micro_batch", "precision", "resume_at", "steps",
+"blind_rank"}; its result holds the loss and gradient norm of every step and a checksum of the
+weights afterwards.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,14 +17,17 @@ import torch
 from data.corpus import Corpus
 from data.loader import Loader
 from nmm import parallel
-from nmm.batch import COUNTS
+from nmm.batch import COUNTS, PackedBatch
 from nmm.config import (
     DataConfig,
     EngineConfig,
+    ImageKind,
     ModelConfig,
     OptimConfig,
     OptimName,
+    Positions,
     Precision,
+    VisionConfig,
 )
 from nmm.engine import Engine, Split, read_weights, split_step
 from nmm.evaluate import held_out_row
@@ -32,9 +37,34 @@ from tests import corpora
 
 STEPS = 20
 MODEL = ModelConfig(width=32, depth=2, heads=2, vocab_size=corpora.VOCAB_SIZE, image=corpora.IMAGE)
+MODELS = {
+    "early": MODEL,
+    "late": replace(
+        MODEL,
+        image=replace(corpora.IMAGE, kind=ImageKind.encoder),
+        vision=VisionConfig(width=16, depth=2, heads=2, biases=True),
+    ),
+    # What no other case has: one matrix for two modules, a table of positions, drawn zeros.
+    "tied": replace(
+        MODEL,
+        tied_head=True,
+        positions=Positions.learned,
+        max_positions=64,
+        dropout=0.1,
+    ),
+}
 OPTIM = {
-    "adamw": OptimConfig(learning_rate=3e-3, weight_decay=1e-2, clip_norm=1.0),
-    "sgd": OptimConfig(name=OptimName.sgd, learning_rate=0.5, weight_decay=1e-2, clip_norm=1.0),
+    "adamw": OptimConfig(
+        learning_rate=3e-3, weight_decay=1e-2, clip_norm=1.0, vision_rate_multiplier=0.5
+    ),
+    "sgd": OptimConfig(
+        name=OptimName.sgd,
+        learning_rate=0.5,
+        weight_decay=1e-2,
+        clip_norm=1.0,
+        vision_rate_multiplier=0.5,
+    ),
+    "frozen": OptimConfig(learning_rate=3e-3, vision_rate_multiplier=0.0),
 }
 
 
@@ -55,7 +85,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
 
     def new_engine() -> Engine:
         return Engine(
-            build(MODEL, seed=0),
+            build(MODELS[case["model"]], seed=0),
             config=EngineConfig(
                 case["zero_stage"], split.micro_batch, Precision(case["precision"])
             ),
@@ -76,7 +106,9 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         workers=0,
     )
     losses, norms, sources, counts = [], [], [], []
-    for step, (batches, _) in zip(range(STEPS), loader, strict=False):
+    for step, (batches, _) in zip(range(case["steps"]), loader, strict=False):
+        if case["blind_rank"] == world.rank:
+            batches = [blind(batch) for batch in batches]
         if step == case.get("resume_at"):
             engine.save(directory, tag="middle")
             parallel.barrier()
@@ -101,6 +133,11 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
         "held_out": held_out(engine, data, split=split, world=world),
     }
+
+
+def blind(batch: PackedBatch) -> PackedBatch:
+    """The batch with its images' positions left to the image id, and no pixels."""
+    return replace(batch, image=torch.zeros_like(batch.image), pixels=batch.pixels[:0])
 
 
 def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) -> dict:

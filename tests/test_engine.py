@@ -20,7 +20,7 @@ from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
 from nmm.model import build, group
 from tests import corpora
-from tests.engine_cases import MODEL, OPTIM, STEPS, rate
+from tests.engine_cases import MODELS, OPTIM, STEPS, rate
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
 
@@ -50,30 +50,42 @@ def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
     return json.loads(out.read_text())
 
 
-def case(
-    zero_stage: int,
-    optim: str,
-    *,
-    micro_batch: int,
-    precision: str = "fp32",
-    resume_at: int | None = None,
-) -> dict:
+def case(zero_stage: int, optim: str, *, micro_batch: int = 2, **others: object) -> dict:
+    """Of these, `model`, `precision`, `resume_at`, `steps` and `blind_rank` may differ."""
     return {
+        "model": "early",
         "zero_stage": zero_stage,
         "optim": optim,
         "micro_batch": micro_batch,
-        "precision": precision,
-        "resume_at": resume_at,
+        "precision": "fp32",
+        "resume_at": None,
+        "steps": STEPS,
+        "blind_rank": None,
+        **others,
     }
 
 
 STAGES = (0, 1, 2, 3)
-ONE = [case(z, o, micro_batch=2) for o in OPTIM for z in STAGES]
-ONE += [case(z, "adamw", micro_batch=2, precision="bf16") for z in STAGES[1:]]
-ONE += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
-ONE += [case(z, "adamw", micro_batch=2, precision="bf16", resume_at=11) for z in STAGES[1:]]
-TWO = [case(z, o, micro_batch=m) for o in OPTIM for z in STAGES for m in (2, 4)]
-TWO += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
+PLAIN = ("adamw", "sgd")
+ONE = [case(z, o) for o in PLAIN for z in STAGES]
+ONE += [case(z, "adamw", precision="bf16") for z in STAGES[1:]]
+ONE += [case(z, "adamw", resume_at=11) for z in STAGES]
+ONE += [case(z, "adamw", precision="bf16", resume_at=11) for z in STAGES[1:]]
+TWO = [case(z, o, micro_batch=m) for o in PLAIN for z in STAGES for m in (2, 4)]
+TWO += [case(z, "adamw", resume_at=11) for z in STAGES]
+
+# The other members of the family, over fewer steps.
+SHORT = 6
+LATE = {"model": "late", "steps": SHORT}
+ONE += [case(z, "sgd", **LATE) for z in STAGES]
+ONE += [case(z, "adamw", **LATE, resume_at=r) for z in (1, 3) for r in (None, 3)]
+ONE += [case(z, "frozen", **LATE, resume_at=r) for z in STAGES[1:] for r in (None, 3)]
+ONE += [case(2, "frozen", **LATE, precision="bf16", resume_at=r) for r in (None, 3)]
+ONE += [
+    case(z, "adamw", model="tied", steps=SHORT, resume_at=r) for z in (0, 1, 3) for r in (None, 3)
+]
+TWO += [case(z, "sgd", **LATE) for z in STAGES]
+TWO += [case(z, "sgd", **LATE, blind_rank=1) for z in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +100,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             micro_batches = 8 // processes // one["micro_batch"]
             name = f"{processes} x {micro_batches}, ZeRO {one['zero_stage']}, {one['optim']}"
             name += ", bf16" if one["precision"] == "bf16" else ""
+            name += "" if one["model"] == "early" else f", {one['model']}"
+            name += ", blind" if one["blind_rank"] is not None else ""
             named[name + (", resumed" if one["resume_at"] else "")] = result
     return named
 
 
-def plain_torch(optim_name: str) -> dict:
+def plain_torch(optim_name: str, *, model_name: str = "early", steps: int = STEPS) -> dict:
     """The same steps without DeepSpeed: the whole batch at once, decoupled decay by hand."""
     optim = OPTIM[optim_name]
     torch.set_num_threads(1)
-    model = build(MODEL, seed=0)
+    model = build(MODELS[model_name], seed=0)
+    multipliers = {
+        name: optim.vision_rate_multiplier if name.startswith("vision.") else 1.0
+        for name, _ in model.named_parameters()
+    }
+    alone = [{"params": [parameter]} for parameter in model.parameters()]
     data = corpora.config()
     loader = Loader(
         corpora.open_corpus(data),
@@ -107,13 +126,11 @@ def plain_torch(optim_name: str) -> dict:
         workers=0,
     )
     if optim_name == "adamw":
-        optimizer = torch.optim.Adam(
-            model.parameters(), betas=(optim.beta1, optim.beta2), eps=optim.eps
-        )
+        optimizer = torch.optim.Adam(alone, betas=(optim.beta1, optim.beta2), eps=optim.eps)
     else:
-        optimizer = torch.optim.SGD(model.parameters())
+        optimizer = torch.optim.SGD(alone)
     losses, norms = [], []
-    for step, ([batch], _) in enumerate(islice(loader, STEPS)):
+    for step, ([batch], _) in enumerate(islice(loader, steps)):
         lr = rate(step, optim)
         loss = model(batch).loss_sum / (batch.labels != NO_LABEL).sum()
         optimizer.zero_grad()
@@ -127,17 +144,17 @@ def plain_torch(optim_name: str) -> dict:
                         parameter.mul_(shrink)
                     else:
                         assert parameter.grad is not None
-                        parameter.grad.add_(
-                            parameter, alpha=optim.weight_decay / optim.learning_rate
-                        )
-        optimizer.param_groups[0]["lr"] = lr
+                        peak = optim.learning_rate * multipliers[name]
+                        parameter.grad.add_(parameter, alpha=optim.weight_decay / peak)
+        for options, multiplier in zip(optimizer.param_groups, multipliers.values(), strict=True):
+            options["lr"] = lr * multiplier
         optimizer.step()
         losses.append(loss.item())
     weights = {n: p.detach().double().norm().item() for n, p in model.named_parameters()}
     return {"losses": losses, "norms": norms, "weights": weights}
 
 
-@pytest.mark.parametrize("optim", OPTIM)
+@pytest.mark.parametrize("optim", PLAIN)
 def test_every_split_and_stage_equals_plain_torch(results: dict[str, dict], optim: str) -> None:
     expected = plain_torch(optim)
     assert (
@@ -150,6 +167,37 @@ def test_every_split_and_stage_equals_plain_torch(results: dict[str, dict], opti
         assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
         assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
         assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
+
+
+def test_late_fusion_equals_plain_torch_with_two_learning_rates(results: dict[str, dict]) -> None:
+    expected = plain_torch("sgd", model_name="late", steps=SHORT)
+    compared = [name for name in results if name.endswith("sgd, late")]
+    assert len(compared) == 8
+    for name in compared:
+        assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
+        assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
+        assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
+
+
+def test_a_process_without_images_takes_part(results: dict[str, dict]) -> None:
+    """One of two processes never has an image; every stage trains, and to the same weights."""
+    blind = [results[f"2 x 2, ZeRO {z}, sgd, late, blind"] for z in STAGES]
+    for result in blind[1:]:
+        assert result["losses"] == pytest.approx(blind[0]["losses"], **SAME)
+        assert result["weights"] == pytest.approx(blind[0]["weights"], **SAME)
+    seeing = results["2 x 2, ZeRO 0, sgd, late"]
+    assert blind[0]["weights"]["vision.position"] != seeing["weights"]["vision.position"]
+
+
+@pytest.mark.parametrize("name", ["ZeRO 1", "ZeRO 2", "ZeRO 3", "ZeRO 2, bf16"])
+def test_a_frozen_encoder_stays_as_it_began(results: dict[str, dict], name: str) -> None:
+    stage, _, precision = name.partition(", ")
+    result = results[f"1 x 4, {stage}, frozen, {'bf16, ' if precision else ''}late"]
+    for parameter, p in build(MODELS["late"], seed=0).named_parameters():
+        began = (p.bfloat16() if precision else p).detach().double().norm().item()
+        stays = result["weights"][parameter] == pytest.approx(began, rel=1e-12)
+        assert stays == parameter.startswith("vision."), parameter
+    assert result["losses"][-1] < result["losses"][0]
 
 
 def test_losses_by_source_do_not_depend_on_the_split(results: dict[str, dict]) -> None:
@@ -167,7 +215,7 @@ def test_counts_are_summed_over_processes_and_micro_batches(results: dict[str, d
 
 def test_resumed_equals_undisturbed_to_the_bit(results: dict[str, dict]) -> None:
     resumed = [name for name in results if name.endswith(", resumed")]
-    assert len(resumed) == 11
+    assert len(resumed) == 20
     for name in resumed:
         assert results[name] == results[name.removesuffix(", resumed")], name
 

@@ -12,6 +12,7 @@ from nmm.model.model import Model
 
 # What joins images to the decoder is new in every model, so no file gives it.
 VISION, JOINTS = "vision.", ("patch.", "connector.")
+FLOATS = ("F64", "F32", "F16", "BF16")
 SHOWN = 3
 
 
@@ -22,8 +23,15 @@ def check_given(config: ModelConfig, given: GivenWeights) -> None:
     for key, path in _files(given):
         names = _names(model, key)
         with _open(path, key=key) as file:
-            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            dtypes = {name: part.get_dtype() for name, part in slices.items()}
         _refuse_mismatch(names, _of_part(stored, key), key=key, path=path)
+        if odd := [name for name in names if dtypes[name] not in FLOATS]:
+            raise UserError(
+                f"{key} is {path}, which has {odd[0]} as {dtypes[odd[0]]}; give floating-point "
+                f"weights ({', '.join(FLOATS)})."
+            )
 
 
 def load_given(model: Model, given: GivenWeights) -> None:
