@@ -131,7 +131,9 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         "sources": sources,
         "counts": counts,
         "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
-        "held_out": held_out(engine, data, split=split, world=world),
+        "held_out": held_out(engine, data, split=split, world=world)
+        if case["model"] == "early"
+        else None,
     }
 
 

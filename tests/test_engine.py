@@ -75,14 +75,14 @@ TWO = [case(z, o, micro_batch=m) for o in PLAIN for z in STAGES for m in (2, 4)]
 TWO += [case(z, "adamw", resume_at=11) for z in STAGES]
 
 # The other members of the family, over fewer steps.
-SHORT = 6
+SHORT = 4
 LATE = {"model": "late", "steps": SHORT}
 ONE += [case(z, "sgd", **LATE) for z in STAGES]
-ONE += [case(z, "adamw", **LATE, resume_at=r) for z in (1, 3) for r in (None, 3)]
-ONE += [case(z, "frozen", **LATE, resume_at=r) for z in STAGES[1:] for r in (None, 3)]
-ONE += [case(2, "frozen", **LATE, precision="bf16", resume_at=r) for r in (None, 3)]
+ONE += [case(z, "adamw", **LATE, resume_at=r) for z in (1, 3) for r in (None, 2)]
+ONE += [case(z, "frozen", **LATE, resume_at=r) for z in (1, 3) for r in (None, 2)]
+ONE += [case(2, "frozen", **LATE, precision="bf16", resume_at=r) for r in (None, 2)]
 ONE += [
-    case(z, "adamw", model="tied", steps=SHORT, resume_at=r) for z in (0, 1, 3) for r in (None, 3)
+    case(z, "adamw", model="tied", steps=SHORT, resume_at=r) for z in (0, 1, 3) for r in (None, 2)
 ]
 TWO += [case(z, "sgd", **LATE) for z in STAGES]
 TWO += [case(z, "sgd", **LATE, blind_rank=1) for z in STAGES]
@@ -189,7 +189,7 @@ def test_a_process_without_images_takes_part(results: dict[str, dict]) -> None:
     assert blind[0]["weights"]["vision.position"] != seeing["weights"]["vision.position"]
 
 
-@pytest.mark.parametrize("name", ["ZeRO 1", "ZeRO 2", "ZeRO 3", "ZeRO 2, bf16"])
+@pytest.mark.parametrize("name", ["ZeRO 1", "ZeRO 2, bf16", "ZeRO 3"])
 def test_a_frozen_encoder_stays_as_it_began(results: dict[str, dict], name: str) -> None:
     stage, _, precision = name.partition(", ")
     result = results[f"1 x 4, {stage}, frozen, {'bf16, ' if precision else ''}late"]
@@ -215,7 +215,7 @@ def test_counts_are_summed_over_processes_and_micro_batches(results: dict[str, d
 
 def test_resumed_equals_undisturbed_to_the_bit(results: dict[str, dict]) -> None:
     resumed = [name for name in results if name.endswith(", resumed")]
-    assert len(resumed) == 20
+    assert len(resumed) == 19
     for name in resumed:
         assert results[name] == results[name.removesuffix(", resumed")], name
 
