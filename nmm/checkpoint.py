@@ -52,7 +52,7 @@ DAMAGE = (
     ValueError,
     UnpicklingError,
 )
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass
