@@ -83,6 +83,8 @@ def test_without_images_the_encoder_gets_zeros() -> None:
     """A batch of text runs every module, so that all processes make the same collectives."""
     model, batch = build(LATE, seed=0), pack([[(20,)]], config=LATE, row_tokens=30)
     assert len(batch.pixels) == 0
+    assert model.vision is not None
+    assert model.vision(batch.pixels).shape == (1, 9, 16)
     model(batch).loss_sum.backward()
     for name, p in model.named_parameters():
         assert p.grad is not None, name

@@ -29,7 +29,7 @@ class VisionEncoder(nn.Module):
     """uint8 pixels [M, side, side, 3] -> [M, T, D].
 
     Patches and their positions, the blocks, a final norm. Without images it encodes a black one
-    into [1, T, D], so that every process runs every module at every step.
+    into [1, T, D]: every process runs every module at every step, no kernel gets an empty batch.
     """
 
     def __init__(self, config: VisionConfig, *, image: ImageConfig) -> None:
