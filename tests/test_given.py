@@ -112,6 +112,10 @@ def test_an_encoder_for_a_model_without_one_is_refused() -> None:
             "data.context_tokens is 512 and model.max_positions is 100",
         ),
         (["data.context_tokens=64"], "data.context_tokens is 64 but an image"),
+        (
+            ["model=tiny_late", "+data.units.image=9"],
+            "model.image.kind is encoder and data.units has image",
+        ),
     ],
 )
 def test_groups_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nmm.config.check import at_least
-from nmm.config.data import DataConfig, Kind
+from nmm.config.data import DataConfig, Kind, UnitModality
 from nmm.config.engine import EngineConfig
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig
 from nmm.config.model import GivenWeights, ImageKind, ModelConfig
@@ -91,14 +91,16 @@ class Config:
                 f"data.context_tokens is {context} and model.max_positions is {limit}, so the end "
                 f"of a document has no position; raise model.max_positions."
             )
+        if self.model.image.kind is ImageKind.none:
+            return
         needed = self.model.image.tokens + 2
-        if self.model.image.kind is not ImageKind.none and context < needed:
+        if context < needed:
             raise UserError(
                 f"data.context_tokens is {context} but an image with its "
                 f"document borders takes {needed} tokens; raise data.context_tokens "
                 "or model.image.patch_pixels."
             )
-        possible = self.data.context_tokens // self.model.image.tokens
+        possible = context // self.model.image.tokens
         if self.data.max_row_images is not None and self.data.max_row_images < possible:
             raise UserError(
                 f"data.max_row_images is {self.data.max_row_images} but {possible} images of "
@@ -109,11 +111,17 @@ class Config:
 
     def _check_images(self) -> None:
         for name, source in self.data.sources.items():
-            if self.model.image.kind is ImageKind.none and source.kind is not Kind.text:
+            has_pixels = source.kind in (Kind.caption, Kind.interleaved) and source.modality is None
+            if self.model.image.kind is ImageKind.none and has_pixels:
                 raise UserError(
                     f"model.image.kind is none and data.sources.{name}.kind is "
-                    f"{source.kind.name}; set model.image.kind=patches, or train on text sources."
+                    f"{source.kind.name}; set model.image.kind=patches, or train on text or units."
                 )
+        if self.model.encoder is not None and UnitModality.image in self.data.units:
+            raise UserError(
+                "model.image.kind is encoder and data.units has image, so that an image would be "
+                "both pixels and ids; set model.image.kind=none, or leave data.units.image out."
+            )
         if self.weights.vision is not None and self.model.encoder is None:
             raise UserError(
                 f"weights.vision is {self.weights.vision} and model.image.kind is "
