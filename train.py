@@ -86,7 +86,8 @@ def loop(
         )
         with said_by_itself(world=world):
             micro_batches, stream = next(batches)
-        result = engine.train_step(micro_batches, learning_rate=rate)
+        watch = at_interval(step, every=settings.log.signals_every_steps)
+        result = engine.train_step(micro_batches, learning_rate=rate, watch=watch)
         refuse_not_finite(result, step=step, micro_batches=micro_batches)
         progress.step, progress.stream, progress.learning_rate = step, stream, rate
         count(progress.totals, result, settings=settings, sources=sources)
@@ -100,7 +101,7 @@ def loop(
         )
 
         now = {"step": step, "phase": schedule.phase_name(plan.phases, step=step)}
-        if due(step, every=settings.log.every_steps, last=total_steps):
+        if watch or due(step, every=settings.log.every_steps, last=total_steps):
             rows = loss_row(progress, result, settings, sources=sources)
             log.losses({**now, **rows, **speed(result, settings, started=started, world=world)})
             progress.logged_step = step
@@ -164,7 +165,12 @@ def refuse_not_finite(
 
 def due(step: int, *, every: int, last: int) -> bool:
     """Is it time for what happens every `every` steps (0: never) and at the last one?"""
-    return step == last or (every > 0 and step % every == 0)
+    return step == last or at_interval(step, every=every)
+
+
+def at_interval(step: int, *, every: int) -> bool:
+    """Is it time for what happens every `every` steps (0: never)?"""
+    return every > 0 and step % every == 0
 
 
 def count(
@@ -201,13 +207,15 @@ def loss_row(
 ) -> Row:
     """The keys of losses.jsonl that are the same however fast the machine is (docs/scaling.md)."""
     positions = settings.data.global_rows * settings.data.row_tokens
+    tokens, labels = result.tally.count(TOKENS), result.tally.count(LABELS)
     return {
         **progress.totals,
-        "fill_fraction": result.tally.count(TOKENS) / positions,
-        "labels": result.tally.count(LABELS),
+        "fill_fraction": tokens / positions,
+        "labels": labels,
         "lr": progress.learning_rate,
         **loss_keys(result.tally, sources=sources, units=settings.data.units),
         "grad_norm": result.grad_norm,
+        **(result.signals.keys(tokens=tokens, labels=labels) if result.signals else {}),
     }
 
 

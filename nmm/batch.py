@@ -3,11 +3,14 @@
 Legend of shapes: B rows, L tokens of a row (data.row_tokens), M images, H height, W width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+from nmm.config import ImageAttention
 
 NO_LABEL = -100
 # The keys of PackedBatch.counts.
@@ -96,11 +99,61 @@ class PackedBatch:
         )
 
 
-def allowed(document: Tensor, image: Tensor) -> Tensor:
-    """bool[B, L, L]: may query q attend to key k?
+PairRule = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    Both must be of the same document, with k <= q or both in the same image: text is causal, an
-    image sees all of itself. For the row of PackedBatch's example, first document:
+
+def pair_rule(document: Tensor, two_way_image: Tensor) -> PairRule:
+    """rule(b, q, k): in row b, may the query at position q attend to the key at position k?
+
+    Both must be of the same document, with k <= q or both in the same two-way image. The three
+    int64 tensors broadcast; `document` and `two_way_image` are int[B, L], the latter of `two_way`.
+    """
+
+    def rule(b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        image = two_way_image[b, q]
+        same_image = (image == two_way_image[b, k]) & (image > 0)
+        return (document[b, q] == document[b, k]) & ((k <= q) | same_image)
+
+    return rule
+
+
+def two_way(document: Tensor, image: Tensor, *, attention: ImageAttention) -> Tensor:
+    """`image` int[B, L] with 0 for the images whose patches see only what is before them.
+
+    An image begins its document when at most one token (the begin of the document) is before it.
+    A row of two documents, "b" begin, "I" image, "x" text:
+
+        tokens    b I I x I I   b x I I
+        image     0 1 1 0 2 2   0 0 3 3
+        block     0 1 1 0 2 2   0 0 3 3
+        prefix    0 1 1 0 0 0   0 0 0 0
+        causal    0 0 0 0 0 0   0 0 0 0
+    """
+    match attention:
+        case ImageAttention.block:
+            return image
+        case ImageAttention.causal:
+            return torch.zeros_like(image)
+        case ImageAttention.prefix:
+            return image * (first_column(image) - first_column(document) <= 1)
+
+
+def first_column(run: Tensor) -> Tensor:
+    """int64[B, L]: the column where the run of equal values around each position begins.
+
+    For [7, 7, 3, 3, 3] it is [0, 0, 2, 2, 2].
+    """
+    column = torch.arange(run.shape[1], device=run.device)
+    begins = torch.ones_like(run, dtype=torch.bool)
+    begins[:, 1:] = run[:, 1:] != run[:, :-1]
+    return torch.where(begins, column, 0).cummax(dim=1).values
+
+
+def allowed(document: Tensor, two_way_image: Tensor) -> Tensor:
+    """bool[B, L, L]: `pair_rule` of every query and key.
+
+    Text is causal, an image of `two_way_image` sees all of itself. For the row of PackedBatch's
+    example, first document:
 
         q\\k  b I I x e
         b     1 . . . .
@@ -109,8 +162,7 @@ def allowed(document: Tensor, image: Tensor) -> Tensor:
         x     1 1 1 1 .
         e     1 1 1 1 1
     """
-    length = document.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
-    same_document = document[:, :, None] == document[:, None, :]
-    same_image = (image[:, :, None] == image[:, None, :]) & (image > 0)[:, :, None]
-    return same_document & (causal | same_image)
+    rows, length = document.shape
+    at = torch.arange(length, device=document.device)
+    row = torch.arange(rows, device=document.device)[:, None, None]
+    return pair_rule(document, two_way_image)(row, at[:, None], at)

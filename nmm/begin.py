@@ -16,6 +16,7 @@ from nmm.engine import Split, split_step
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.model import check_given
+from nmm.needs import refuse_missing
 from nmm.parallel import World
 from nmm.schedule import Phases
 
@@ -36,6 +37,7 @@ class RunPlan:
 def make_plan(settings: Config, *, world: World) -> RunPlan:
     """Check everything that a user can get wrong, before any work."""
     data, model = settings.data, settings.model
+    refuse_missing(model, settings.engine, device=world.device)
     split = split_step(
         data.global_rows, micro_batch=settings.engine.micro_batch, world_size=world.size
     )

@@ -39,6 +39,7 @@ DATA_KEYS = (
     "max_row_images",
     "augment",
 )
+HOW_IT_IS_COMPUTED = ("attention", "loss")  # of the model, and not what
 
 # What torch and DeepSpeed raise on files that are cut, missing, or hold something else.
 DAMAGE = (
@@ -145,7 +146,7 @@ def identity(
     """
     data = asdict(config.data)
     values = {
-        "model": {key: v for key, v in asdict(config.model).items() if key != "attention"},
+        "model": {k: v for k, v in asdict(config.model).items() if k not in HOW_IT_IS_COMPUTED},
         "weights": asdict(config.weights),
         "data": {
             **{key: data[key] for key in DATA_KEYS},

@@ -26,7 +26,9 @@ from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
 from nmm.errors import UserError
 from nmm.model import Group, Model, group, number
+from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists
+from nmm.signals import Signals, part
 from nmm.tally import Tally
 
 DEEPSPEED_VERSION = "0.19.8"  # this file relies on details that releases change
@@ -141,6 +143,7 @@ class StepResult:
     applied: bool
     dropped: list[Dropped]
     counts: dict[str, int]
+    signals: Signals | None
 
 
 class Engine:
@@ -159,6 +162,13 @@ class Engine:
     ) -> None:
         self.num_sources, self.world, self._seed = num_sources, world, seed
         self._zero_stage = config.zero_stage
+        for stack in (module for module in model.modules() if isinstance(module, Stack)):
+            stack.recomputes = config.activation_checkpointing
+            if config.compile:
+                stack.compile_blocks()
+        if config.compile and config.zero_stage == 3:
+            # Hooks on the layers inside would break the graph at each of them.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
         groups = parameter_groups(model, optim)
         # By their order, because DeepSpeed does not keep the names in every stage.
         self._rate_multipliers = [rate_multiplier(Group[g["name"]], optim) for g in groups]
@@ -176,8 +186,10 @@ class Engine:
         """The model as the engine runs it; call it on all processes together."""
         return self._engine
 
-    def train_step(self, batches: Sequence[PackedBatch], *, learning_rate: float) -> StepResult:
-        """One update from this process's micro-batches.
+    def train_step(
+        self, batches: Sequence[PackedBatch], *, learning_rate: float, watch: bool = False
+    ) -> StepResult:
+        """One update from this process's micro-batches; with `watch` the result has signals.
 
         Losses are summed over tokens and divided by the step's labelled tokens over all processes
         and micro-batches. The factor `world.size` undoes DeepSpeed's averaging over processes.
@@ -192,19 +204,26 @@ class Engine:
         sums = torch.tensor([labels, len(dropped), *counted], dtype=torch.int64, device=device)
         step_labels, step_dropped, *counted = add_over_ranks(sums).tolist()
         tally = Tally.zeros(self.num_sources, device=device)
+        signals = self._no_signals() if watch else None
         self._engine.train()
         norm = None
         for place, batch in enumerate(batches):
             self._seed_dropout(place)
             on_device = batch.to(device)
-            output = self._engine(on_device)
+            output = self._engine(on_device, watch=watch)
             scale = self.world.size / max(step_labels, 1)
             self._engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 norm = _gradient_norm(self._engine.module)  # stage 0 does not report it
+            if signals:
+                signals.add(layer_squares=output.layer_squares, log_partition=output.log_partition)
+            if signals and self._engine.is_gradient_accumulation_boundary():
+                self._add_gradient(signals)
             self._engine.step()
             tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
         add_over_ranks(tally.tables)
+        if signals:
+            add_over_ranks(signals.sums)
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         return StepResult(
             tally=Tally(tally.tables.cpu()),  # once, not at each number that is read off it
@@ -212,6 +231,7 @@ class Engine:
             applied=self._engine.was_step_applied(),
             dropped=gather_lists(dropped) if step_dropped else [],
             counts=dict(zip(COUNTS, counted, strict=True)),
+            signals=signals,
         )
 
     def _seed_dropout(self, place: int) -> None:
@@ -222,6 +242,18 @@ class Engine:
         where = f"dropout/{self._engine.global_steps}/{self.world.rank}/{place}"
         torch.manual_seed(number(where, seed=self._seed))
 
+    def _no_signals(self) -> Signals:
+        config = self._engine.module.config
+        return Signals.zeros(layers=config.depth, width=config.width, device=self.world.device)
+
+    def _add_gradient(self, signals: Signals) -> None:
+        """This process's pieces of the gradient, between the way back and the update."""
+        for name, parameter in self._engine.module.named_parameters():
+            piece = _gradient_piece(parameter, zero_stage=self._zero_stage, world=self.world)
+            if piece is not None:
+                norm = torch.linalg.vector_norm(piece, dtype=torch.float32)
+                signals.add_gradient(part(name), norm.double().square())
+
     def save(self, directory: Path, *, tag: str) -> None:
         """Write weights and optimizer state under `directory/tag`, every process its part."""
         self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
@@ -230,6 +262,25 @@ class Engine:
         """Read what `save` wrote, with the same number of processes and the same ZeRO stage."""
         path, _ = self._engine.load_checkpoint(str(directory), tag=tag)
         assert path is not None, (directory, tag)
+
+
+def _gradient_piece(parameter: Any, *, zero_stage: int, world: World) -> Tensor | None:
+    """The part of a parameter's gradient that this process and no other answers for, if any.
+
+    Stage 0 has the whole gradient everywhere; the main process answers for it. The later stages
+    have it in pieces, already summed over processes. DeepSpeed's public call would put the pieces
+    of every parameter together on every process.
+    """
+    if zero_stage == 0:
+        return parameter.grad if world.is_main else None
+    if zero_stage == 3:
+        piece = deepspeed.utils.safe_get_local_grad(parameter)
+        if piece is None:
+            return None
+        # All pieces have one length; the last ones may reach beyond the parameter's end.
+        return piece.flatten()[: max(0, parameter.ds_numel - world.rank * piece.numel())]
+    place = getattr(parameter, "_hp_mapping", None)
+    return None if place is None else place.get_lp_grad_fragment(parameter._index_in_param_group)
 
 
 def _gradient_norm(model: nn.Module) -> Tensor:

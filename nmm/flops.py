@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from nmm.config import FFN, BlockConfig, ImageKind, ModelConfig, Norm, QKNorm
+from nmm.config import FFN, BlockConfig, ImageAttention, ImageKind, ModelConfig, Norm, QKNorm
 
 TRAINING = 3  # a matrix product costs as much forward as for each of its two gradients
 MULTIPLY_ADD = 2
@@ -151,10 +151,11 @@ def exact_flops_per_token(
 ) -> int:
     """Mean of `exact_flops` over places in documents of `context_tokens`; a text token is labelled.
 
-    A token sees (context + 1) / 2 of its document on average, an image token also the
-    (tokens of the image - 1) / 2 that follow it there. Computed for two tokens at a time.
+    A token sees (context + 1) / 2 of its document on average; a token of an image that sees all of
+    itself also the (tokens of the image - 1) / 2 that follow. Computed for two tokens at a time.
     """
-    pairs = context_tokens + 1 + (config.image.tokens - 1 if is_image else 0)
+    whole = is_image and config.image_attention is not ImageAttention.causal
+    pairs = context_tokens + 1 + (config.image.tokens - 1 if whole else 0)
     labels, image_tokens = (0, 2) if is_image else (2, 0)
     return exact_flops(config, tokens=2, image_tokens=image_tokens, labels=labels, pairs=pairs) // 2
 

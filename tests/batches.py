@@ -6,18 +6,28 @@ A segment is a number of text tokens or IMAGE; `[[(3, IMAGE, 5), (4,)]]` is a ro
 import torch
 
 from nmm.batch import NO_LABEL, Modality, PackedBatch
-from nmm.config import AttentionBackend, ImageConfig, ModelConfig
+from nmm.config import AttentionBackend, ImageAttention, ImageConfig, ModelConfig
 
 IMAGE = "image"
 IMAGE_ID = 4
 Document = tuple[int | str, ...]
 
 
-def small(backend: AttentionBackend = AttentionBackend.auto, *, depth: int = 2) -> ModelConfig:
+def small(
+    backend: AttentionBackend = AttentionBackend.auto,
+    *,
+    depth: int = 2,
+    image_attention: ImageAttention = ImageAttention.block,
+) -> ModelConfig:
     """A model of milliseconds: 9 patches per image."""
-    image = ImageConfig(side_pixels=12, patch_pixels=4)
     return ModelConfig(
-        width=32, depth=depth, heads=4, vocab_size=64, attention=backend, image=image
+        width=32,
+        depth=depth,
+        heads=4,
+        vocab_size=64,
+        attention=backend,
+        image_attention=image_attention,
+        image=ImageConfig(side_pixels=12, patch_pixels=4),
     )
 
 

@@ -2,9 +2,10 @@
 
     python -m tests.engine_cases CASES.json OUT.json     (one launch runs all cases)
 
-A case is {"model", "zero_stage", "optim", "micro_batch", "precision", "resume_at", "steps",
-"blind_rank"}; its result holds the loss and gradient norm of every step and a checksum of the
-weights afterwards.
+A case is {"model", "zero_stage", "optim", "micro_batch", "precision", "resume_at", "switches",
+"steps", "blind_rank"}, its switches are further fields of EngineConfig; its result holds the loss
+and gradient norm of every step, the signals of some, and without switches a checksum of the weights
+afterwards and, for the early model, the held-out losses.
 """
 
 import json
@@ -33,9 +34,11 @@ from nmm.engine import Engine, Split, read_weights, split_step
 from nmm.evaluate import held_out_row
 from nmm.model import build
 from nmm.parallel import World
+from nmm.tally import LABELS, TOKENS
 from tests import corpora
 
 STEPS = 20
+WATCHED = (0, 5, 13)  # the steps with signals
 MODEL = ModelConfig(width=32, depth=2, heads=2, vocab_size=corpora.VOCAB_SIZE, image=corpora.IMAGE)
 MODELS = {
     "early": MODEL,
@@ -87,7 +90,10 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         return Engine(
             build(MODELS[case["model"]], seed=0),
             config=EngineConfig(
-                case["zero_stage"], split.micro_batch, Precision(case["precision"])
+                case["zero_stage"],
+                split.micro_batch,
+                Precision(case["precision"]),
+                **case["switches"],
             ),
             optim=optim,
             split=split,
@@ -105,7 +111,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         micro_batch=split.micro_batch,
         workers=0,
     )
-    losses, norms, sources, counts = [], [], [], []
+    losses, norms, sources, counts, signals = [], [], [], [], []
     for step, (batches, _) in zip(range(case["steps"]), loader, strict=False):
         if case["blind_rank"] == world.rank:
             batches = [blind(batch) for batch in batches]
@@ -116,20 +122,26 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
             engine.load(directory, tag="middle")
         for batch in batches:  # a number whose sum no split may change
             batch.counts = dict.fromkeys(COUNTS, len(batch.pixels))
-        result = engine.train_step(batches, learning_rate=rate(step, optim))
+        watch = step in WATCHED
+        result = engine.train_step(batches, learning_rate=rate(step, optim), watch=watch)
+        if watch:
+            assert result.signals is not None
+            tokens, labels = result.tally.count(TOKENS), result.tally.count(LABELS)
+            signals.append(result.signals.keys(tokens=tokens, labels=labels))
         counts.append(result.counts)
         losses.append(result.tally.loss())
         norms.append(result.grad_norm)
         by_source = [result.tally.loss(source=i) for i in range(len(corpus.sources))]
         sources.append([-1.0 if loss is None else loss for loss in by_source])
+    found = {"losses": losses, "norms": norms, "sources": sources, "counts": counts}
+    found["signals"] = signals
+    if case["switches"]:
+        return found
     engine.save(directory, tag="end")
     parallel.barrier()
     weights = read_weights(directory, tag="end")
     return {
-        "losses": losses,
-        "norms": norms,
-        "sources": sources,
-        "counts": counts,
+        **found,
         "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
         "held_out": held_out(engine, data, split=split, world=world)
         if case["model"] == "early"

@@ -5,16 +5,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
-from nmm.batch import PackedBatch
-from nmm.config import AttentionBackend, ModelConfig
+from nmm.batch import PackedBatch, allowed, two_way
+from nmm.config import AttentionBackend, ImageAttention, ModelConfig
 from nmm.model import Model, build
-from nmm.model.attention import document_plan, plan
+from nmm.model.documents import document_plan
+from nmm.model.flex import flex_plan
+from nmm.model.plan import Plan, plan
 from tests.batches import IMAGE, pack, random_rows, small
 
-BACKENDS = [AttentionBackend.mask, AttentionBackend.documents]
-# Row 0: a document with two images at 2..10 and 14..22, then a text, then padding; row 1: two more.
-ROWS = [[(2, IMAGE, 3, IMAGE, 4), (20,)], [(1, IMAGE, 6), (5,)]]
+FLEX, MASK, DOCUMENTS = AttentionBackend.flex, AttentionBackend.mask, AttentionBackend.documents
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+# Row 0: a document with two images at 1..9 and 14..22, then a text, then padding; row 1: two more.
+ROWS = [[(1, IMAGE, 4, IMAGE, 4), (20,)], [(1, IMAGE, 6), (5,)]]
 ROW_TOKENS = 50
 
 
@@ -46,32 +50,63 @@ def other_document(batch: PackedBatch) -> None:
     batch.pixels[:2] = 255 - batch.pixels[:2]
 
 
+Change = tuple[Callable[[PackedBatch], None], range, list[int]]
 # For each change: positions of row 0 that must not move by a bit, and some that must.
-CHANGES: dict[str, tuple[Callable[[PackedBatch], None], range, list[int]]] = {
+CHANGES: dict[str, Change] = {
     "another document": (other_document, range(27, 47), [0, 5, 26]),
     "a later token": (lambda batch: other_token(batch, 0, 12), range(12), [12, 13, 14, 22, 26]),
     "the last token": (lambda batch: other_token(batch, 0, 46), range(46), [46]),
     "another row": (lambda batch: other_token(batch, 1, 0), range(47), []),
-    "an image's last patch": (lambda batch: other_patch(batch, 0, 8), range(2), [2, 5, 10, 11, 26]),
     "the second image": (lambda batch: other_patch(batch, 1, 0), range(14), [14, 22, 23]),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_only_what_may_be_seen_moves_logits(backend: AttentionBackend, change: str) -> None:
-    config = small(backend)
-    model = build(config, seed=0)
+def first_image(still: int) -> Change:
+    """Its last patch: only positions before `still` do not see it."""
+    moves = [at for at in (1, 5, 9, 10, 26) if at >= still]
+    return lambda batch: other_patch(batch, 0, 8), range(still), moves
+
+
+def second_image(still: int) -> Change:
+    moves = [at for at in (14, 18, 22, 23, 26) if at >= still]
+    return lambda batch: other_patch(batch, 1, 8), range(still), moves
+
+
+# The last patch of an image is at 9 and 22; whether the earlier ones see it depends on the config.
+IMAGE_CHANGES = {
+    ImageAttention.block: (first_image(1), second_image(14)),
+    ImageAttention.prefix: (first_image(1), second_image(22)),
+    ImageAttention.causal: (first_image(9), second_image(22)),
+}
+CASES = [(ImageAttention.block, name, change) for name, change in CHANGES.items()]
+CASES += [
+    (attention, f"the last patch of {which} image", change)
+    for attention, changes in IMAGE_CHANGES.items()
+    for which, change in zip(("the first", "the second"), changes, strict=True)
+]
+
+
+@pytest.mark.parametrize(
+    ("image_attention", "change"),
+    [pytest.param(how, change, id=f"{how.value}, {name}") for how, name, change in CASES],
+)
+@pytest.mark.parametrize("backend", [FLEX, MASK, DOCUMENTS])
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_only_what_may_be_seen_moves_logits(
+    device: str, backend: AttentionBackend, image_attention: ImageAttention, change: Change
+) -> None:
+    config = small(backend, image_attention=image_attention)
+    model = build(config, seed=0).to(device)
     batch = pack(ROWS, config=config, row_tokens=ROW_TOKENS)
-    before = logits(model, batch)[0]
-    edit, still, moves = CHANGES[change]
+    before = logits(model, batch.to(torch.device(device)))[0]
+    edit, still, moves = change
     edit(batch)
-    after = logits(model, batch)[0]
+    after = logits(model, batch.to(torch.device(device)))[0]
     assert torch.equal(after[still], before[still])
     assert all(not torch.equal(after[at], before[at]) for at in moves)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [MASK, DOCUMENTS])
 def test_packed_equals_alone(backend: AttentionBackend) -> None:
     """Each document in a row of its own: the same logits, and the same gradients in sum."""
     config = small(backend)
@@ -110,44 +145,116 @@ def alone_in_rows(batch: PackedBatch, place: list[tuple[int, torch.Tensor]]) -> 
     return replace(batch, labels=spread(batch.labels, -100), **moved)
 
 
-def test_backends_agree() -> None:
+EVERY_RULE = pytest.mark.parametrize("image_attention", ImageAttention)
+
+
+def check_same(found: list) -> None:
+    """Every backend against the first one."""
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_backends_agree(device: str, image_attention: ImageAttention) -> None:
     """Random rows with interleaved images and padding: forward and every gradient, queries' too."""
-    config = small()
+    config = small(image_attention=image_attention)
     batch = pack(random_rows(4, config=config, row_tokens=120), config=config, row_tokens=120)
-    model = build(config, seed=0)
-    seen = {}
-    for backend in BACKENDS:
+    batch = batch.to(torch.device(device))
+    model, real = build(config, seed=0).to(device), batch.document > 0
+    forward, backward = [], []
+    for backend in (MASK, DOCUMENTS, FLEX):
         model.config = replace(config, attention=backend)
-        found = model.logits(batch)
-        loss = (found * batch.document.bool()[..., None]).square().mean()
-        seen[backend] = found[batch.document > 0], gradients(model, loss)
-    torch.testing.assert_close(*seen.values(), rtol=0, atol=1e-5)
+        forward.append(logits(model, batch)[real])
+        if backend is not FLEX or device == "cuda":  # there is no backward on CPUs
+            loss = (model.logits(batch) * real[..., None]).square().mean()
+            backward.append(gradients(model, loss))
+    check_same(forward)
+    check_same(backward)
 
 
-@pytest.mark.parametrize("channels", [8, 10])
-def test_backends_agree_on_random_queries(channels: int) -> None:
-    """The attention alone, where scores are far from uniform; 10 channels are filled up to 16."""
+@pytest.mark.parametrize("channels", [8, 10, 50])
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_backends_agree_on_random_queries(device: str, channels: int) -> None:
+    """The attention alone, where scores are far from uniform; kernels fill some channels up."""
     config = small()
     batch = pack(random_rows(4, config=config, row_tokens=120), config=config, row_tokens=120)
+    batch = batch.to(torch.device(device))
     draw = torch.Generator().manual_seed(0)
+    shape = (4, 120, 4, channels)
+    q, k, v, weight = (torch.randn(shape, generator=draw).to(device) for _ in range(4))
     real = batch.document > 0
-    weight = torch.randn(4, 120, 4, channels, generator=draw) * real[..., None, None]
-    results = []
-    for backend in BACKENDS:
-        draw.manual_seed(1)
-        shape = (4, 120, 4, channels)
-        qkv = [torch.randn(shape, generator=draw).mul(2).requires_grad_() for _ in range(3)]
-        out = plan(batch, backend=backend, dtype=torch.float32).attend(*qkv)
-        (out * weight).sum().backward()
-        assert out.isfinite().all()
-        results.append((out[real], [x.grad for x in qkv]))
-    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+    forward, backward = [], []
+    for backend in (MASK, DOCUMENTS, FLEX):
+        trains = backend is not FLEX or device == "cuda"
+        leaves = [(2 * x).requires_grad_(trains) for x in (q, k, v)]
+        found = attend(batch, backend=backend).attend(*leaves)
+        assert found.isfinite().all()
+        forward.append(found.detach()[real])
+        if trains:
+            (found * weight * real[..., None, None]).sum().backward()
+            backward.append([leaf.grad for leaf in leaves])
+    check_same(forward)
+    check_same(backward)
+
+
+def attend(batch: PackedBatch, *, backend: AttentionBackend) -> Plan:
+    block = ImageAttention.block
+    return plan(batch, backend=backend, image_attention=block, dtype=torch.float32)
+
+
+def sees(batch: PackedBatch, q: int, k: int, *, image_attention: ImageAttention) -> bool:
+    """The rule in words, for row 0."""
+    document, image = batch.document[0].tolist(), batch.image[0].tolist()
+    if document[q] != document[k]:
+        return False
+    if k <= q:
+        return True
+    begin = document.index(document[q])
+    leads = image[q] in image[begin : begin + 2]
+    two_way_image = {"block": True, "prefix": leads, "causal": False}[image_attention.value]
+    return two_way_image and image[q] == image[k] > 0
+
+
+@EVERY_RULE
+def test_the_mask_is_the_rule(image_attention: ImageAttention) -> None:
+    config = small()
+    rows = [[(1, IMAGE, IMAGE, 2), (IMAGE, 2, IMAGE), (2, IMAGE, 1), (3,)]]
+    batch = pack(rows, config=config, row_tokens=60)
+    image = two_way(batch.document, batch.image, attention=image_attention)
+    expected = [
+        [sees(batch, q, k, image_attention=image_attention) for k in range(60)] for q in range(60)
+    ]
+    assert torch.equal(allowed(batch.document, image)[0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("length", [128, 640, 1000])
+def test_blocks_are_those_of_every_pair(length: int) -> None:
+    """The block mask that follows from borders alone equals torch's, which looks at all pairs."""
+    draw = torch.Generator().manual_seed(length)
+    begin, image = (torch.zeros(6, length, dtype=torch.int32) for _ in range(2))
+    for row in range(6):
+        at, runs = 0, 0
+        while at < length:
+            size = int(torch.randint(1, (40, 200, 400, 600, 900, 1000)[row], (), generator=draw))
+            is_image = bool(torch.rand((), generator=draw) < 0.6)
+            image[row, at : at + size] = runs if is_image else 0
+            begin[row, at : at + size] = at
+            if is_image:  # the second part of it is text
+                image[row, at + size * 3 // 4 : at + size] = 0
+            at, runs = at + size, runs + 1
+    found = flex_plan(begin, two_way_image_BL=image).blocks
+    expected = create_block_mask(found.mask_mod, 6, None, length, length, device="cpu")
+    assert expected.full_kv_num_blocks is not None
+    assert length == 128 or expected.full_kv_num_blocks.sum() > 10
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
 def test_document_plan_loses_no_position() -> None:
     config = small()
     batch = pack(random_rows(4, config=config, row_tokens=120), config=config, row_tokens=120)
-    found = document_plan(batch.document, image_BL=batch.image, dtype=torch.float32)
+    found = document_plan(batch.document, two_way_image_BL=batch.image, dtype=torch.float32)
     positions = torch.arange(batch.document.numel())
     assert torch.equal(found.index[found.slot], positions)
     assert sum(documents * length for documents, length in (b.shape for b in found.buckets)) == len(

@@ -4,7 +4,9 @@ SGD is among the optimizers, because it hides no scale.
 """
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -14,13 +16,14 @@ import pytest
 import torch
 
 from data.loader import Loader
-from nmm.batch import NO_LABEL
+from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, Precision
 from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
-from nmm.model import build, group
+from nmm.model import Model, build, group
+from nmm.needs import missing_for_compiling
 from tests import corpora
-from tests.engine_cases import MODELS, OPTIM, STEPS, rate
+from tests.engine_cases import MODELS, OPTIM, STEPS, WATCHED, rate
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
 
@@ -43,7 +46,7 @@ def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
         [*launcher, "-m", "tests.engine_cases", str(cases_path), str(out)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
         timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
@@ -51,7 +54,7 @@ def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
 
 
 def case(zero_stage: int, optim: str, *, micro_batch: int = 2, **others: object) -> dict:
-    """Of these, `model`, `precision`, `resume_at`, `steps` and `blind_rank` may differ."""
+    """A case of tests/engine_cases.py; any field but these may be left out."""
     return {
         "model": "early",
         "zero_stage": zero_stage,
@@ -59,6 +62,7 @@ def case(zero_stage: int, optim: str, *, micro_batch: int = 2, **others: object)
         "micro_batch": micro_batch,
         "precision": "fp32",
         "resume_at": None,
+        "switches": {},
         "steps": STEPS,
         "blind_rank": None,
         **others,
@@ -86,6 +90,9 @@ ONE += [
 ]
 TWO += [case(z, "sgd", **LATE) for z in STAGES]
 TWO += [case(z, "sgd", **LATE, blind_rank=1) for z in STAGES]
+FEW = 6
+SWITCHES = ["activation_checkpointing", *([] if missing_for_compiling() else ["compile"])]
+TWO += [case(z, "sgd", switches={switch: True}, steps=FEW) for switch in SWITCHES for z in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +109,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             name += ", bf16" if one["precision"] == "bf16" else ""
             name += "" if one["model"] == "early" else f", {one['model']}"
             name += ", blind" if one["blind_rank"] is not None else ""
+            name += "".join(f", {switch}" for switch in one["switches"])
             named[name + (", resumed" if one["resume_at"] else "")] = result
     return named
 
@@ -129,12 +137,18 @@ def plain_torch(optim_name: str, *, model_name: str = "early", steps: int = STEP
         optimizer = torch.optim.Adam(alone, betas=(optim.beta1, optim.beta2), eps=optim.eps)
     else:
         optimizer = torch.optim.SGD(alone)
-    losses, norms = [], []
+    losses, norms, signals = [], [], []
+    outputs: list[torch.Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, given, output: outputs.append(output.detach()))
     for step, ([batch], _) in enumerate(islice(loader, steps)):
         lr = rate(step, optim)
+        outputs.clear()
         loss = model(batch).loss_sum / (batch.labels != NO_LABEL).sum()
         optimizer.zero_grad()
         loss.backward()
+        if step in WATCHED:
+            signals.append(plain_signals(model, batch, outputs=outputs[: len(model.blocks)]))
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -151,7 +165,29 @@ def plain_torch(optim_name: str, *, model_name: str = "early", steps: int = STEP
         optimizer.step()
         losses.append(loss.item())
     weights = {n: p.detach().double().norm().item() for n, p in model.named_parameters()}
-    return {"losses": losses, "norms": norms, "weights": weights}
+    return {"losses": losses, "norms": norms, "weights": weights, "signals": signals}
+
+
+def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tensor]) -> dict:
+    """The keys signals/... from whole tensors: all logits, all gradients."""
+    found = {}
+    for layer, output in enumerate(outputs):
+        found[f"signals/output_rms/{layer}"] = output[batch.document > 0].square().mean().sqrt()
+    with torch.no_grad():
+        z = model.logits(batch)[batch.labels != NO_LABEL].logsumexp(dim=-1)
+    found |= {"signals/logit_z/mean": z.mean(), "signals/logit_z/rms": z.square().mean().sqrt()}
+    patterns = {
+        "embedding": r"embedding\.weight",
+        "image": r"(patch|vision|connector)\..*",
+        "attention": r"blocks\.\d+\.attention\.(qkv|out)\.weight",
+        "ffn": r"blocks\.\d+\.ffn\..*",
+        "norm": r"(blocks\..*)?norm\.weight",
+        "head": r"head\.weight",
+    }
+    for name, pattern in patterns.items():
+        grads = [p.grad for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
+        found[f"signals/grad_norm/{name}"] = torch.cat([g.flatten() for g in grads]).norm()
+    return {key: value.item() for key, value in found.items()}
 
 
 @pytest.mark.parametrize("optim", PLAIN)
@@ -167,6 +203,32 @@ def test_every_split_and_stage_equals_plain_torch(results: dict[str, dict], opti
         assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
         assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
         assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
+        assert len(expected["signals"]) == len(WATCHED)
+        for found, plain in zip(results[name]["signals"], expected["signals"], strict=True):
+            assert found == pytest.approx(plain, rel=1e-5), name
+
+
+@pytest.mark.parametrize("switch", ["activation_checkpointing", "compile"])
+def test_switches_change_no_loss(results: dict[str, dict], switch: str) -> None:
+    if switch == "compile" and missing_for_compiling():
+        pytest.skip(f"{missing_for_compiling()} is missing, so nothing can be compiled here")
+    expected = plain_torch("sgd")
+    for stage in STAGES:
+        found = results[f"2 x 2, ZeRO {stage}, sgd, {switch}"]
+        assert found["losses"] == pytest.approx(expected["losses"][:FEW], **SAME), stage
+        assert found["norms"] == pytest.approx(expected["norms"][:FEW], rel=1e-4), stage
+        assert len(found["signals"]) == 2
+        for seen, plain in zip(found["signals"], expected["signals"], strict=False):
+            assert seen == pytest.approx(plain, rel=1e-5), stage
+
+
+def test_the_parts_of_the_gradient_are_all_of_it(results: dict[str, dict]) -> None:
+    """In bf16 and after a resume too: their squares add up to the norm's."""
+    for name, result in results.items():
+        for step, signals in zip(WATCHED, result["signals"], strict=False):
+            parts = [norm for key, norm in signals.items() if key.startswith("signals/grad_norm/")]
+            assert len(parts) == 6
+            assert math.hypot(*parts) == pytest.approx(result["norms"][step], rel=1e-5), name
 
 
 def test_late_fusion_equals_plain_torch_with_two_learning_rates(results: dict[str, dict]) -> None:
@@ -174,6 +236,8 @@ def test_late_fusion_equals_plain_torch_with_two_learning_rates(results: dict[st
     compared = [name for name in results if name.endswith("sgd, late")]
     assert len(compared) == 8
     for name in compared:
+        (signals,), (plain,) = results[name]["signals"], expected["signals"]
+        assert signals == pytest.approx(plain, rel=1e-5), name
         assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
         assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
         assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
@@ -211,6 +275,8 @@ def test_counts_are_summed_over_processes_and_micro_batches(results: dict[str, d
     expected = results["1 x 4, ZeRO 0, sgd"]["counts"]
     assert len({step["skipped_images"] for step in expected}) > 3
     for name, result in results.items():
+        if "blind" in name:  # which is about the images that its batches still have
+            continue
         assert result["counts"] == expected[: len(result["counts"])], name
 
 

@@ -14,10 +14,11 @@ from data.plan import plan_rows
 from data.prepare.index import index_shards
 from data.prepare.inspect import __main__ as command
 from data.prepare.inspect import page
-from data.prepare.inspect.facts import Facts, look
+from data.prepare.inspect.facts import Facts, look, mask
 from data.shards import ShardWriter
-from nmm.config import DataConfig, Kind, Layout, SourceConfig
+from nmm.config import DataConfig, ImageAttention, Kind, Layout, SourceConfig
 from tests import corpora
+from tests.batches import IMAGE, pack, small
 
 ROWS = 6
 VOID = {"meta", "img", "br", "line", "rect"}
@@ -170,6 +171,18 @@ def test_the_mask_is_that_of_the_row(facts: Facts, corpus: Corpus, config: DataC
     assert facts.mask.same_image.sum() == squares
     assert facts.mask.allowed.sum() == triangles + upper
     assert squares > 0
+
+
+@pytest.mark.parametrize(
+    ("image_attention", "two_way_images"),
+    [(ImageAttention.block, 2), (ImageAttention.prefix, 1), (ImageAttention.causal, 0)],
+)
+def test_the_mask_is_that_of_the_config(
+    image_attention: ImageAttention, two_way_images: int
+) -> None:
+    batch = pack([[(1, IMAGE, 4, IMAGE, 2)]], config=small(), row_tokens=30)
+    found = mask(batch, image_attention=image_attention)
+    assert found.same_image.sum() == two_way_images * 81
 
 
 def test_long_rows_are_thinned(corpus: Corpus, config: DataConfig) -> None:

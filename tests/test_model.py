@@ -252,3 +252,38 @@ def test_a_parameter_without_a_rule_is_refused() -> None:
     model = torch.nn.ModuleDict({"novel": torch.nn.Linear(2, 2)})
     with pytest.raises(AssertionError, match=r"novel.weight has 0 rules"):
         initialise(model, seed=0)
+
+
+def test_recomputing_keeps_less_and_changes_no_bit() -> None:
+    """Each block runs twice, and only the blocks' inputs are kept for the way back."""
+    config = small(depth=4)
+    model, batch = build(config, seed=0), pack(MIXED, config=config, row_tokens=ROW_TOKENS)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    runs: list[int] = []
+    for number, block in enumerate(model.blocks):
+        block.register_forward_pre_hook(lambda block, given, number=number: runs.append(number))
+
+    def step() -> tuple[dict[str, Tensor], int]:
+        kept: dict[int, int] = {}  # bytes by storage, those of the weights aside
+        model.zero_grad()
+        runs.clear()
+
+        def keep(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = model(batch).loss_sum
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        return gradients, sum(kept.values())
+
+    expected, whole = step()
+    assert runs == [0, 1, 2, 3]
+    model.blocks.recomputes = True
+    found, part = step()
+    assert runs == [0, 1, 2, 3, 3, 2, 1, 0]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert 0 < part < whole / 3

@@ -26,8 +26,10 @@ RANKS = {
     "nmm.log": 1,
     "nmm.plot": 1,
     "nmm.rundir": 1,
+    "nmm.signals": 1,
     "nmm.model": 2,
     "data": 2,
+    "nmm.needs": 3,
     "nmm.parallel": 3,
     "nmm.engine": 4,
     "nmm.begin": 5,
@@ -45,6 +47,7 @@ ISLAND_RANK = 2
 # Only these modules, and those below them, import the library. Entry points may import Hydra too.
 HOMES = {
     "deepspeed": "nmm.engine",
+    "liger_kernel": "nmm.model.loss",
     "webdataset": "data",
     "fsspec": "data.remote",
     "aiohttp": "data.remote",

@@ -14,11 +14,18 @@ class Precision(Enum):
 
 @dataclass
 class EngineConfig:
-    """`micro_batch` is rows per process and forward pass; null is a step's whole share at once."""
+    """`micro_batch` is rows per process and forward pass; null is a step's whole share at once.
+
+    `activation_checkpointing` keeps only the inputs of the blocks for the way back and runs each
+    block a second time there: less memory for a third more work. `compile` runs the blocks through
+    torch.compile, which takes a minute or so at the start and needs a C++ compiler.
+    """
 
     zero_stage: int = 1
     micro_batch: int | None = None
     precision: Precision = Precision.bf16
+    activation_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         positive(engine__micro_batch=self.micro_batch)

@@ -14,14 +14,20 @@ class WandbMode(Enum):
 
 @dataclass
 class LogConfig:
-    """losses.jsonl gets a row every `every_steps`; `wandb_project` of wandb mirrors it."""
+    """losses.jsonl gets a row every `every_steps`; `wandb_project` of wandb mirrors it.
+
+    Every `signals_every_steps` (0: never) the row also holds the keys signals/... of
+    docs/scaling.md; such a step has a row in any case.
+    """
 
     every_steps: int = 1
+    signals_every_steps: int = 10
     wandb: WandbMode = WandbMode.offline
     wandb_project: str = "nmm"
 
     def __post_init__(self) -> None:
         positive(log__every_steps=self.every_steps)
+        at_least(0, log__signals_every_steps=self.signals_every_steps)
 
 
 @dataclass

@@ -9,9 +9,16 @@ from nmm.errors import UserError
 
 
 class AttentionBackend(Enum):
-    """How the packed-document mask is computed; all backends agree (docs/architecture.md)."""
+    """How the packed-document mask is computed; all backends agree (docs/architecture.md).
+
+    auto       flex on GPUs, documents on CPUs
+    flex       FlexAttention: blocks of pairs that nobody may see are skipped; trains on GPUs only
+    mask       scaled-dot-product attention over whole rows, with the mask written out
+    documents  scaled-dot-product attention per document, documents of like length together
+    """
 
     auto = "auto"
+    flex = "flex"
     mask = "mask"
     documents = "documents"
 
@@ -34,6 +41,32 @@ class Positions(Enum):
 
     rope = "rope"
     learned = "learned"
+
+
+class ImageAttention(Enum):
+    """Which images see all of themselves; text, and the patches of other images, are causal.
+
+    block   every image
+    prefix  the image that begins a document: at most one token (its begin) is before it
+    causal  none
+    """
+
+    block = "block"
+    prefix = "prefix"
+    causal = "causal"
+
+
+class LossBackend(Enum):
+    """How the loss is computed without holding all logits; the backends agree to 1e-4.
+
+    auto     liger on GPUs where liger-kernel is installed, else chunked
+    chunked  plain torch, some positions at a time
+    liger    the fused kernels of liger-kernel, an optional package; GPUs only
+    """
+
+    auto = "auto"
+    chunked = "chunked"
+    liger = "liger"
 
 
 @dataclass
@@ -85,8 +118,8 @@ class ModelConfig(BlockConfig):
     padded capacity, at least as large as the tokenizer's id table; `tied_head` makes the ids' input
     matrix their output matrix too. `rope_theta` is the base of the rotary frequencies;
     `max_positions` is the length of the learned table and belongs to positions=learned. `z_loss`
-    times the squared log-partition of the logits is added to the loss. `vision` is built only with
-    image.kind=encoder.
+    times the squared log-partition of the logits is added to the loss that is minimised, not to the
+    one that is logged. `vision` is built only with image.kind=encoder.
     """
 
     vocab_size: int = 2048
@@ -94,8 +127,10 @@ class ModelConfig(BlockConfig):
     positions: Positions = Positions.rope
     rope_theta: float = 10_000.0
     max_positions: int | None = None
-    z_loss: float = 0.0
     attention: AttentionBackend = AttentionBackend.auto
+    image_attention: ImageAttention = ImageAttention.block
+    loss: LossBackend = LossBackend.auto
+    z_loss: float = 0.0
     image: ImageConfig = field(default_factory=ImageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
 

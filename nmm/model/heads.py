@@ -7,16 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmm.config import ModelConfig
+from nmm.model.loss import Losses, losses
+
 
 class Head(nn.Module):
-    """hidden [N, D] -> logits [N, V]; with labels int64[N] -> float32[N], their losses in nats."""
+    """hidden [N, D] -> logits [N, V]; with labels int64[N] -> their Losses."""
 
-    def __init__(self, width: int, *, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, width))
+        self.backend = config.loss
+        self.z_loss = config.z_loss
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.width))
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        logits = F.linear(hidden, self.weight)
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | Losses:
         if labels is None:
-            return logits
-        return F.cross_entropy(logits.float(), labels, reduction="none")
+            return F.linear(hidden, self.weight)
+        return losses(hidden, self.weight, labels, backend=self.backend, z_loss=self.z_loss)

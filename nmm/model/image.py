@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmm.batch import first_column
 from nmm.config import ImageConfig
 
 # Mean and standard deviation of ImageNet's RGB channels, the convention of vision models.
@@ -48,10 +49,7 @@ def place(patches_MTD: Tensor, *, into_BLD: Tensor, image_BL: Tensor) -> Tensor:
         image  0 1 1 1 1 0 2 2 2 2      reads patch  . 0 1 2 3 . 4 5 6 7
     """
     column = torch.arange(image_BL.shape[1], device=image_BL.device)
-    begins = torch.ones_like(image_BL, dtype=torch.bool)
-    begins[:, 1:] = image_BL[:, 1:] != image_BL[:, :-1]
-    first = torch.where(begins, column, 0).cummax(dim=1).values
-    patch_BL = (image_BL - 1) * patches_MTD.shape[1] + column - first
+    patch_BL = (image_BL - 1) * patches_MTD.shape[1] + column - first_column(image_BL)
     # Row 0 of the table stands for "no patch"; it is never seen.
     table = torch.cat([patches_MTD.new_zeros(1, patches_MTD.shape[2]), patches_MTD.flatten(0, 1)])
     is_image = image_BL > 0

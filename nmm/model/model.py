@@ -14,26 +14,33 @@ from torch import Tensor, nn
 
 from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import ImageKind, ModelConfig, Positions
-from nmm.model.attention import plan, rotary
-from nmm.model.block import Block
+from nmm.model.attention import rotary
+from nmm.model.block import Block, Stack, Stacked
 from nmm.model.heads import Head
 from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
 from nmm.model.layers import norm
+from nmm.model.plan import plan
 from nmm.model.vision import VisionEncoder
 
 
 class Output(NamedTuple):
     """What a batch costs, in nats; nothing is normalised.
 
-    loss_sum      float32 scalar, sum of the losses at all labelled positions (0 without labels)
-    token_losses  float32[N], detached: its terms
-    positions     int64[N], their places in the flattened batch, ascending: row * L + column
+    loss_sum       float32 scalar, what is minimised: the sum of the losses at all labelled
+                   positions, and of model.z_loss times their squared log-partitions
+    token_losses   float32[N], detached: the losses alone
+    positions      int64[N], their places in the flattened batch, ascending: row * L + column
+    log_partition  float32[N], detached: log of the sum of exp(logits) there
+    layer_squares  float32[depth], detached: sums of squares of the outputs of every block, padding
+                   left out; float32[0] unless it was asked for
     """
 
     loss_sum: Tensor
     token_losses: Tensor
     positions: Tensor
+    log_partition: Tensor
+    layer_squares: Tensor
 
 
 class Model(nn.Module):
@@ -54,9 +61,9 @@ class Model(nn.Module):
         if config.encoder is not None:
             self.vision = VisionEncoder(config.encoder, image=config.image)
             self.connector = nn.Linear(config.encoder.width, config.width, bias=config.biases)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.blocks = Stack([Block(config) for _ in range(config.depth)])
         self.norm = norm(config)
-        self.head = Head(config.width, vocab_size=config.vocab_size)
+        self.head = Head(config)
         self.tie()
 
     def tie(self) -> None:
@@ -65,25 +72,47 @@ class Model(nn.Module):
             assert isinstance(self.embedding.weight, nn.Parameter)
             self.head.weight = self.embedding.weight
 
-    def forward(self, batch: PackedBatch) -> Output:
-        """The next-token losses of a batch."""
+    def forward(self, batch: PackedBatch, *, watch: bool = False) -> Output:
+        """The next-token losses of a batch; with `watch` also what the layers put out."""
         labels = batch.labels.flatten()
         positions = (labels != NO_LABEL).nonzero().flatten()
-        hidden_ND = self.hidden(batch).flatten(0, 1).index_select(0, positions)
-        losses_N = self.head(hidden_ND, labels[positions])
-        return Output(losses_N.sum(), losses_N.detach(), positions)
+        stacked = self._blocks(batch, watched_BL=batch.document > 0 if watch else None)
+        hidden_ND = self.norm(stacked.output).flatten(0, 1).index_select(0, positions)
+        losses = self.head(hidden_ND, labels[positions])
+        return Output(
+            loss_sum=losses.loss_sum,
+            token_losses=losses.token_losses,
+            positions=positions,
+            log_partition=losses.log_partition,
+            layer_squares=stacked.squares,
+        )
 
-    def hidden(self, batch: PackedBatch) -> Tensor:
-        """[B, L, D], what the head reads."""
+    def _blocks(
+        self,
+        batch: PackedBatch,
+        *,
+        lengths_change: bool = False,
+        watched_BL: Tensor | None = None,
+    ) -> Stacked:
+        """Everything before the last norm; `lengths_change` is for `plan`."""
         x_BLD = self._tokens(batch)
         rope = self.config.positions is Positions.rope
-        shared = {
-            "rotary": rotary(batch.position, config=self.config) if rope else None,
-            "plan": plan(batch, backend=self.config.attention, dtype=x_BLD.dtype),
-        }
-        for block in self.blocks:
-            x_BLD = block(x_BLD, **shared)
-        return self.norm(x_BLD)
+        return self.blocks(
+            x_BLD,
+            rotary=rotary(batch.position, config=self.config) if rope else None,
+            plan=plan(
+                batch,
+                backend=self.config.attention,
+                image_attention=self.config.image_attention,
+                dtype=x_BLD.dtype,
+                lengths_change=lengths_change,
+            ),
+            watched_BL=watched_BL,
+        )
+
+    def hidden(self, batch: PackedBatch, *, lengths_change: bool = False) -> Tensor:
+        """[B, L, D], what the head reads."""
+        return self.norm(self._blocks(batch, lengths_change=lengths_change).output)
 
     def _tokens(self, batch: PackedBatch) -> Tensor:
         """[B, L, D]: ids, images and learned positions as the blocks read them."""
@@ -101,7 +130,7 @@ class Model(nn.Module):
 
     def next_logits(self, batch: PackedBatch, *, at: Tensor) -> Tensor:
         """[B, V]: the logits at position at[b] of every row b, at int64[B]."""
-        hidden_BLD = self.hidden(batch)
+        hidden_BLD = self.hidden(batch, lengths_change=True)
         rows = torch.arange(len(at), device=at.device)
         return self.head(hidden_BLD[rows, at])
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmm.config import ImageConfig, VisionConfig
-from nmm.model.block import Block
+from nmm.model.block import Block, Stack
 from nmm.model.image import PatchEmbedding
 from nmm.model.layers import norm
 
@@ -36,13 +36,12 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.patch = PatchEmbedding(image, width=config.width)
         self.position = nn.Parameter(torch.empty(image.tokens, config.width))
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.blocks = Stack([Block(config) for _ in range(config.depth)])
         self.norm = norm(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
         if len(pixels) == 0:
             pixels = pixels.new_zeros(1, *pixels.shape[1:])
         x_MTD = self.patch(pixels) + self.position
-        for block in self.blocks:
-            x_MTD = block(x_MTD, rotary=None, plan=WholeImages())
-        return self.norm(x_MTD)
+        stacked = self.blocks(x_MTD, rotary=None, plan=WholeImages())
+        return self.norm(stacked.output)

@@ -66,7 +66,13 @@ def main(argv: list[str] | None = None) -> None:
             vocab_size=settings.model.vocab_size,
             split="train",
         )
-        facts = look(corpus, settings.data, rows=options.rows, planned_rows=options.planned_rows)
+        facts = look(
+            corpus,
+            settings.data,
+            rows=options.rows,
+            planned_rows=options.planned_rows,
+            image_attention=settings.model.image_attention,
+        )
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(page.render(facts), encoding="utf-8")
     except UserError as error:

@@ -12,8 +12,8 @@ from data.layout import Reader, build
 from data.plan import Piece, RowPlan, plan_rows
 from data.tokenizer import Tokenizer
 from data.units import Units
-from nmm.batch import Modality, PackedBatch, allowed
-from nmm.config import DataConfig
+from nmm.batch import Modality, PackedBatch, allowed, two_way
+from nmm.config import DataConfig, ImageAttention
 from nmm.errors import UserError
 
 MASK_PIXELS = 1024
@@ -79,7 +79,14 @@ class Facts:
     mask: Mask
 
 
-def look(corpus: Corpus, config: DataConfig, *, rows: int, planned_rows: int) -> Facts:
+def look(
+    corpus: Corpus,
+    config: DataConfig,
+    *,
+    rows: int,
+    planned_rows: int,
+    image_attention: ImageAttention = ImageAttention.block,
+) -> Facts:
     """Plan `planned_rows` rows and read the documents of the first `rows` of them.
 
     The plan goes on to the end of a window, where the shares are exact, or of the corpus. Raises
@@ -117,7 +124,7 @@ def look(corpus: Corpus, config: DataConfig, *, rows: int, planned_rows: int) ->
         tokens=tokens,
         dropped=dropped,
         masked=masked,
-        mask=mask(batches[masked]),
+        mask=mask(batches[masked], image_attention=image_attention),
     )
 
 
@@ -133,10 +140,11 @@ def _most_telling(batches: list[PackedBatch]) -> int:
     )
 
 
-def mask(batch: PackedBatch) -> Mask:
+def mask(batch: PackedBatch, *, image_attention: ImageAttention) -> Mask:
     """The mask of the batch's first row, thinned to at most MASK_PIXELS positions."""
     step = -(-batch.document.shape[1] // MASK_PIXELS)
-    document, image = batch.document[:1, ::step], batch.image[:1, ::step]
+    two_way_image = two_way(batch.document[:1], batch.image[:1], attention=image_attention)
+    document, image = batch.document[:1, ::step], two_way_image[:, ::step]
     same_image = (image[0, :, None] == image[0, None, :]) & (image[0, :, None] > 0)
     return Mask(
         allowed=(allowed(document, image)[0] & (document[0, :, None] > 0)).numpy(),

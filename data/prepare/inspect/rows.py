@@ -134,7 +134,7 @@ def attention(facts: Facts) -> str:
         f"<h2>Attention in row {facts.masked}</h2>"
         f'<div class="mask"><img alt="attention mask" src="{png_url(pixels)}"><div>'
         "<p>A line is a query, a column a key; coloured where the query attends to the key. "
-        "Light: earlier in the same document. Full colour: an image, whose tokens all see each "
+        "Light: earlier in the same document. Full colour: an image whose tokens all see each "
         f"other. White: another document, a later text, or padding.{thinned}</p>"
         f"<p>{names}</p></div></div>"
     )
