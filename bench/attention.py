@@ -68,6 +68,7 @@ def packed(documents: list[tuple[int, int]], *, rows: int, row_tokens: int) -> P
         image=image,
         position=empty,
         labels=empty,
+        label_modality=empty,
         pixels=empty,
     )
 

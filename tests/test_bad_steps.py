@@ -1,23 +1,30 @@
-"""Steps whose gradient is no number: nothing moves, and it is said."""
+"""Steps that go wrong: a gradient that is no number, a window of unreadable documents."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import train
 from data.loader import Loader
+from data.plan import plan_rows
+from data.prepare.index import index_shards
+from data.shards import ShardWriter
 from nmm import begin, checkpoint, parallel
 from nmm.checkpoint import Progress
-from nmm.config import Config, compose, load
+from nmm.config import Config, Kind, Layout, compose, load
 from nmm.engine import Engine, read_weights
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.parallel import World
-from tests import runs
+from nmm.quarantine import ALWAYS_PASS
+from tests import corpora, runs
 
 BAD, LAST = 3, 5
 # DeepSpeed in this process: parts of torch that it imports and calls are deprecated or renamed.
@@ -62,12 +69,13 @@ def poison(engine: Engine) -> None:
     model.get_parameter("blocks.0.ffn.down.weight").register_hook(spoil)
 
 
-def poisoned_run(asked: Config, progress: Progress, *, world: World) -> Path:
-    """The directory of a run whose step BAD has a gradient that is not a number."""
+def run_here(asked: Config, progress: Progress, *, world: World, poisoned: bool = False) -> Path:
+    """The directory of a run in this process; of a poisoned one, step BAD goes wrong."""
     plan = begin.make_plan(asked, world=world)
     plan.directory.mkdir()
     engine = train.build_engine(plan, asked, fresh=True, world=world)
-    poison(engine)
+    if poisoned:
+        poison(engine)
     loader = Loader(
         plan.corpus,
         asked.data,
@@ -88,7 +96,7 @@ def weights(directory: Path, *, step: int) -> dict[str, Tensor]:
 def test_zero_0_stops_before_the_state_advances(world: World, tmp_path: Path) -> None:
     progress = Progress()
     with pytest.raises(UserError, match=rf"step {BAD} has the loss \d.* gradient norm nan;"):
-        poisoned_run(settings(tmp_path, "engine=zero0"), progress, world=world)
+        run_here(settings(tmp_path, "engine=zero0"), progress, world=world, poisoned=True)
     directory = tmp_path / "bad"
     rows = read_rows(directory / "losses.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
@@ -108,7 +116,7 @@ def test_other_stages_leave_the_update_out_and_count_it(
 ) -> None:
     more = (f"engine=zero{stage}", f"engine.precision={precision}")
     progress = Progress()
-    directory = poisoned_run(settings(tmp_path, *more), progress, world=world)
+    directory = run_here(settings(tmp_path, *more), progress, world=world, poisoned=True)
     rows = read_rows(directory / "losses.jsonl")
     assert [row["step"] for row in rows] == list(range(1, LAST + 1))
     assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 1]
@@ -125,3 +133,81 @@ def test_other_stages_leave_the_update_out_and_count_it(
     assert all(torch.equal(old[name], new[name]) for name in old)
     assert not torch.equal(old["head.weight"], weights(directory, step=BAD + 1)["head.weight"])
     assert progress.totals["skipped_steps"] == 1
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus of tests/runs.py with 60 unreadable captions to train on, and 2 held out."""
+    directory = tmp_path_factory.mktemp("bad") / "corpus"
+    shutil.copytree(runs.corpus(), directory)
+    rng = np.random.default_rng(0)
+    picture = corpora.jpeg(rng, width=256, height=256)
+    for name, count in (("train-worse", 60), ("held_out-bad", 2)):
+        with ShardWriter(directory / "caption", name=name, documents_per_shard=50) as writer:
+            for number in range(count):
+                text = corpora.sentence(rng, 5)
+                writer.caption(f"half-{number}", image=picture[: len(picture) - 300], text=text)
+    shards = sorted((directory / "caption").glob("*.tar"))
+    index_shards(shards, layout=Layout(Kind.caption), tokenizer=corpora.tokenizer_path())
+    return directory
+
+
+def bad_settings(corpus: Path, directory: Path, *more: str) -> Config:
+    short = ("schedule.total_steps=6", "schedule.warmup_steps=0", "checkpoint.every_steps=99")
+    name = ("run.name=bad", "log.wandb=off", "data.workers=0")
+    held_out = ("evaluation.every_steps=3", "evaluation.rows_per_source=99")
+    return load(compose(runs.overrides(corpus, directory, *name, *short, *held_out, *more)))
+
+
+def test_a_run_stops_at_a_bad_window_with_the_list(
+    world: World, corpus: Path, tmp_path: Path
+) -> None:
+    """Its windows hold 64 documents, of which a dozen are unreadable captions."""
+    with pytest.raises(UserError, match=r"^\d+ of the 64 documents of window 0 could not") as said:
+        run_here(bad_settings(corpus, tmp_path), Progress(), world=world)
+    listed = [
+        row for row in read_rows(tmp_path / "bad" / "quarantine.jsonl") if row["split"] == "train"
+    ]
+    assert int(str(said.value).split()[0]) == len(listed) > ALWAYS_PASS
+    named = [f"{row['shard']}/{row['key']} (image_decode)" for row in listed]
+    assert f"the first are {', '.join(named[:5])}, and {tmp_path}" in str(said.value)
+    assert named[5] not in str(said.value)
+
+
+def test_every_document_is_counted_once_or_listed(
+    world: World, corpus: Path, tmp_path: Path
+) -> None:
+    """The counters of the log against the plan; held-out documents are listed by themselves."""
+    asked = bad_settings(corpus, tmp_path, "data.max_bad_fraction=0.5")
+    directory = run_here(asked, Progress(), world=world)
+    rows, evals, listed = (
+        read_rows(directory / f"{name}.jsonl") for name in ("losses", "evals", "quarantine")
+    )
+    plan = begin.make_plan(asked, world=world)
+    planned = [row for row, _ in islice(plan_rows(plan.corpus, asked.data), 6 * 8)]
+    pieces = [piece for row in planned for piece in row]
+    lost = {
+        (row["shard"], row["key"], row["window"], row["window_documents"])
+        for row in listed
+        if row["split"] == "train"
+    }
+    is_lost = {}
+    for piece in pieces:
+        shard = plan.corpus.sources[piece.source].shards[piece.shard]
+        key = (shard.name, shard.index.key(piece.document), piece.window, piece.window_documents)
+        is_lost[piece] = key in lost
+    last, kept = rows[-1], [piece for piece in pieces if not is_lost[piece]]
+    starts = [piece for piece in kept if piece.start == 0]
+    assert last["documents"] == len(starts)
+    assert last["pieces"] == len(kept)
+    length = {
+        piece: plan.corpus.sources[piece.source].shards[piece.shard].lengths[piece.document]
+        for piece in starts
+    }
+    assert last["cut_documents"] == sum(piece.stop < length[piece] for piece in starts) > 5
+    assert last["tokens"] == sum(piece.stop - piece.start for piece in kept)
+    assert last["padded_tokens"] == sum(p.stop - p.start for p in pieces) - last["tokens"] > 0
+    assert last["dropped/image_decode"] == sum(row["split"] == "train" for row in listed) > 10
+    held_out = [(row["step"], row["key"]) for row in listed if row["split"] == "held_out"]
+    assert sorted(held_out) == [(step, f"half-{n}") for step in (0, 3, 6) for n in (0, 1)]
+    assert [row["dropped"] for row in evals] == [2, 2, 2]

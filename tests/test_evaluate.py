@@ -161,7 +161,9 @@ def test_the_command_prints_the_losses_of_the_last_evaluation(
     command(monkeypatch, "--run", runs.undisturbed(), "--image-gap", "--json")
     printed = json.loads(capsys.readouterr().out)
     last = read_rows(runs.undisturbed() / "evals.jsonl")[-1]
-    losses = {key: value for key, value in last.items() if key.startswith(("loss", "step"))}
+    losses = {
+        key: value for key, value in last.items() if key.startswith(("loss", "step", "dropped"))
+    }
     gap = {key: printed.pop(key) for key in ("caption/own_images", "caption/other_images")}
     assert printed == pytest.approx(losses, rel=1e-4)
     assert gap["caption/own_images"] == pytest.approx(losses["loss/source/caption"], rel=1e-4)

@@ -184,7 +184,7 @@ def test_another_tokenizer_is_refused_by_name(
     [
         ("data.tokenizer=no.model", r"data.tokenizer is no.model, which cannot be read"),
         ("data.sources.text.train=no/*.tar", r"directory no does not exist; .*data.prepare.demo"),
-        ("data.sources.text.train=conf/*.tar", r"data.sources.text.train is .* no .tar file"),
+        ("data.sources.text.train=conf/*.tar", r"data.sources.text.train is .* no shard"),
         ("data.sources.text.train=EMPTY", r"EMPTY"),
         ("data.sources.text.kind=caption", r"python -m data.prepare.index"),
         ("data.context_tokens=16", r"data.context_tokens is 16 but an image"),
