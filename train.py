@@ -18,15 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.loader import Loader
 from nmm import checkpoint, config, evaluate, parallel, quarantine, rundir, schedule
-from nmm.batch import PackedBatch
+from nmm.batch import Modality, PackedBatch
 from nmm.begin import RunPlan, agreed, begin, make_plan, said_by_itself
 from nmm.checkpoint import Progress
 from nmm.config import Config
 from nmm.engine import Engine, StepResult
 from nmm.errors import UserError
-from nmm.flops import flops_per_token, num_parameters, peak_flops_per_second
+from nmm.flops import flops, num_parameters, peak_flops_per_second
 from nmm.log import Row, RunLog
-from nmm.model import build
+from nmm.model import build, load_given
 from nmm.parallel import World
 from nmm.tally import LABELS, TOKENS, loss_keys, token_keys
 
@@ -38,7 +38,7 @@ def train(
 
     `newest` is the checkpoint that it was read from, None at the beginning.
     """
-    engine = build_engine(plan, settings, world=world)
+    engine = build_engine(plan, settings, fresh=newest is None, world=world)
     if newest:
         with said_by_itself(world=world):
             checkpoint.load(engine, newest)
@@ -117,14 +117,19 @@ def loop(
             )
 
 
-def build_engine(plan: RunPlan, settings: Config, *, world: World) -> Engine:
+def build_engine(plan: RunPlan, settings: Config, *, fresh: bool, world: World) -> Engine:
+    """The model on its engine; a `fresh` one begins with the weights that are given for it."""
+    model = build(settings.model, seed=settings.run.seed)
+    if fresh:
+        load_given(model, settings.weights)
     return Engine(
-        build(settings.model, seed=settings.run.seed),
+        model,
         config=settings.engine,
         optim=settings.optim,
         split=plan.split,
         num_sources=len(plan.corpus.sources),
         world=world,
+        seed=settings.run.seed,
     )
 
 
@@ -178,7 +183,7 @@ def count(
         else {}
     )
     if result.applied:
-        counted["flops"] = flops_per_token(settings.model) * result.tally.count(TOKENS)
+        counted["flops"] = step_flops(result, settings)
     counted["skipped_steps"] = 0 if result.applied else 1
     counted |= result.counts
     for document in result.dropped:
@@ -186,6 +191,15 @@ def count(
         counted[key] = counted.get(key, 0) + 1
     for key, value in counted.items():
         totals[key] = totals.get(key, 0) + value
+
+
+def step_flops(result: StepResult, settings: Config) -> int:
+    """What the step's tokens cost to train on, by the convention of the scaling laws."""
+    return flops(
+        settings.model,
+        tokens=result.tally.count(TOKENS),
+        image_tokens=result.tally.count(TOKENS, modality=Modality.image),
+    )
 
 
 def loss_row(
@@ -244,7 +258,7 @@ def speed(result: StepResult, settings: Config, *, started: float, world: World)
     )
     return {
         "tokens_per_second": rate,
-        "mfu": rate * flops_per_token(settings.model) / (peak * world.size) if peak else None,
+        "mfu": step_flops(result, settings) / seconds / (peak * world.size) if peak else None,
         "seconds": seconds,
         "wall_time": rundir.wall_time(),
     }
@@ -264,6 +278,7 @@ def write_run_directory(
         facts={
             "N": parameters.N,
             "N_active": parameters.N_active,
+            "N_vision": parameters.N_vision,
             "parameters_total": parameters.total,
             "vocab_size": settings.model.vocab_size,
             "tokenizer_sha256": plan.corpus.tokenizer.hash,

@@ -15,6 +15,7 @@ from nmm.config import Config
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
 from nmm.log import read_rows
+from nmm.model import check_given
 from nmm.needs import refuse_missing
 from nmm.parallel import World
 from nmm.schedule import Phases
@@ -77,6 +78,7 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> tuple[Progress, P
         every_steps = settings.checkpoint.every_steps
         refuse_lost_evidence(plan.directory, progress=progress, every_steps=every_steps)
     if newest is None or progress is None:
+        check_given(settings.model, settings.weights)
         return Progress(identity=identity), None
     checkpoint.refuse_contradiction(progress.identity, identity, checkpoint=newest)
     refuse_jump(progress, settings, plan=plan)

@@ -53,7 +53,7 @@ DAMAGE = (
     ValueError,
     UnpicklingError,
 )
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass
@@ -147,6 +147,7 @@ def identity(
     data = asdict(config.data)
     values = {
         "model": {k: v for k, v in asdict(config.model).items() if k not in HOW_IT_IS_COMPUTED},
+        "weights": asdict(config.weights),
         "data": {
             **{key: data[key] for key in DATA_KEYS},
             "units": [f"{unit.value}={count}" for unit, count in config.data.units.items()],

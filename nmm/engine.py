@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
 from nmm.errors import UserError
-from nmm.model import Model, decays
+from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists
 from nmm.signals import Signals, part
@@ -88,31 +88,50 @@ def deepspeed_config(config: EngineConfig, *, split: Split, clip_norm: float) ->
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Two groups, with and without decay; every parameter is in exactly one.
+    """Every trained parameter in exactly one group, the groups in the order of `Group`.
+
+    A frozen encoder is in none: its parameters are told to need no gradient.
 
     Fully decoupled decay multiplies a weight by `1 - weight_decay * lr / lr_peak` (Loshchilov &
     Hutter, "Decoupled Weight Decay Regularization", algorithm 2); torch multiplies by
-    `1 - weight_decay * lr`, so torch is given `weight_decay / lr_peak`.
+    `1 - weight_decay * lr`, so torch is given `weight_decay / lr_peak` of the group's own rate.
     """
-    named = list(model.named_parameters())
-    torch_decay = config.weight_decay / config.learning_rate
+    members: dict[Group, list[nn.Parameter]] = {each: [] for each in Group}
+    for name, parameter in model.named_parameters():
+        found = group(name)
+        parameter.requires_grad_(rate_multiplier(found, config) > 0)
+        members[found].append(parameter)
     return [
         {
-            "params": [p for n, p in named if decays(n)],
-            "weight_decay": torch_decay,
-            "name": "decay",
-        },
-        {"params": [p for n, p in named if not decays(n)], "weight_decay": 0.0, "name": "no_decay"},
+            "params": parameters,
+            "name": found.name,
+            "lr": config.learning_rate * rate_multiplier(found, config),
+            "weight_decay": _torch_decay(found, config),
+        }
+        for found, parameters in members.items()
+        if parameters and rate_multiplier(found, config) > 0
     ]
 
 
+def rate_multiplier(group: Group, config: OptimConfig) -> float:
+    """The learning rate of a group as a multiple of the schedule's; 0 for a frozen one."""
+    return config.vision_rate_multiplier if group.is_vision else 1.0
+
+
+def _torch_decay(group: Group, config: OptimConfig) -> float:
+    if not group.decays:
+        return 0.0
+    return config.weight_decay / (config.learning_rate * rate_multiplier(group, config))
+
+
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer in one kernel over all weights; every group has its own rate and decay."""
     match config.name:
         case OptimName.adamw:
             betas = (config.beta1, config.beta2)
-            return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps)
+            return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
         case OptimName.sgd:
-            return torch.optim.SGD(groups, lr=config.learning_rate)
+            return torch.optim.SGD(groups, fused=True)
 
 
 @dataclass(frozen=True)
@@ -139,8 +158,9 @@ class Engine:
         split: Split,
         num_sources: int,
         world: World,
+        seed: int,
     ) -> None:
-        self.num_sources, self.world = num_sources, world
+        self.num_sources, self.world, self._seed = num_sources, world, seed
         self._zero_stage = config.zero_stage
         for stack in (module for module in model.modules() if isinstance(module, Stack)):
             stack.recomputes = config.activation_checkpointing
@@ -149,7 +169,10 @@ class Engine:
         if config.compile and config.zero_stage == 3:
             # Hooks on the layers inside would break the graph at each of them.
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
-        optimizer = build_optimizer(parameter_groups(model, optim), optim)
+        groups = parameter_groups(model, optim)
+        # By their order, because DeepSpeed does not keep the names in every stage.
+        self._rate_multipliers = [rate_multiplier(Group[g["name"]], optim) for g in groups]
+        optimizer = build_optimizer(groups, optim)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -172,8 +195,9 @@ class Engine:
         and micro-batches. The factor `world.size` undoes DeepSpeed's averaging over processes.
         """
         device = self.world.device
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        groups = self._engine.optimizer.param_groups
+        for options, multiplier in zip(groups, self._rate_multipliers, strict=True):
+            options["lr"] = learning_rate * multiplier
         labels = sum(int((batch.labels != NO_LABEL).sum()) for batch in batches)
         dropped = [document for batch in batches for document in batch.dropped]
         counted = [sum(batch.counts[name] for batch in batches) for name in COUNTS]
@@ -183,7 +207,8 @@ class Engine:
         signals = self._no_signals() if watch else None
         self._engine.train()
         norm = None
-        for batch in batches:
+        for place, batch in enumerate(batches):
+            self._seed_dropout(place)
             on_device = batch.to(device)
             output = self._engine(on_device, watch=watch)
             scale = self.world.size / max(step_labels, 1)
@@ -208,6 +233,14 @@ class Engine:
             counts=dict(zip(COUNTS, counted, strict=True)),
             signals=signals,
         )
+
+    def _seed_dropout(self, place: int) -> None:
+        """Dropped numbers follow from the seed, the step, the process and the micro-batch.
+
+        So a resumed run draws what an undisturbed one does. torch's dropout takes no generator.
+        """
+        where = f"dropout/{self._engine.global_steps}/{self.world.rank}/{place}"
+        torch.manual_seed(number(where, seed=self._seed))
 
     def _no_signals(self) -> Signals:
         config = self._engine.module.config
@@ -256,10 +289,14 @@ def _gradient_norm(model: nn.Module) -> Tensor:
 
 def read_weights(directory: Path, *, tag: str) -> dict[str, Tensor]:
     """The fp32 weights of a checkpoint on the CPU, for any ZeRO stage and number of processes."""
+    plain = directory / tag / "mp_rank_00_model_states.pt"
+    module: dict[str, Tensor] = {}
+    if plain.exists():  # not in stage 3
+        module = torch.load(plain, map_location="cpu", weights_only=False)["module"]
     if not list((directory / tag).glob("*_optim_states.pt")):  # stage 0 keeps all in one file
-        plain = directory / tag / "mp_rank_00_model_states.pt"
-        return torch.load(plain, map_location="cpu", weights_only=False)["module"]
+        return module
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=tag)
     assert weights is not None, (directory, tag)
-    return dict(weights)
+    # Stage 1 keeps frozen weights in the module alone.
+    return {**{name: tensor.float() for name, tensor in module.items()}, **weights}

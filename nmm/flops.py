@@ -1,69 +1,194 @@
 """Parameters, FLOPs and memory as pure functions of the configuration; no torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from nmm.config import ModelConfig
+from nmm.config import FFN, BlockConfig, ImageAttention, ImageKind, ModelConfig, Norm, QKNorm
+
+TRAINING = 3  # a matrix product costs as much forward as for each of its two gradients
+MULTIPLY_ADD = 2
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters by part; `embedding` and `head` are the two untied id matrices."""
+    """Numbers of parameters by part; a tied head has none of its own.
+
+    `attention` and `ffn` are matrices, `bias` the vectors that are added to their products, `norm`
+    all of the norms. Parts that begin with `vision` belong to the encoder.
+    """
 
     embedding: int
-    patch: int
     attention: int
     ffn: int
-    norm: int
     head: int
+    norm: int
+    bias: int
+    position: int
+    patch: int
+    connector: int
+    vision_attention: int
+    vision_ffn: int
+    vision_norm: int
+    vision_bias: int
+    vision_position: int
+    vision_patch: int
 
     @property
     def N(self) -> int:
-        """The size that scaling laws use: embeddings in, patch projection and norms out."""
-        return self.embedding + self.attention + self.ffn + self.head
+        """The size that scaling laws use: the matrices of embeddings, blocks and head.
+
+        Positions, patch projections, connector, norms and biases are not in it.
+        """
+        return self.N_text + self.N_vision
 
     @property
     def N_active(self) -> int:
-        """The part of N that one token passes through: all of it in a dense model."""
+        """The part of N that one image token passes through: all of it in a dense model."""
         return self.N
 
     @property
+    def N_text(self) -> int:
+        """The decoder's part of N: all that a text token passes through."""
+        return self.embedding + self.attention + self.ffn + self.head
+
+    @property
     def N_vision(self) -> int:
-        """The vision encoder's part: early fusion has none."""
-        return 0
+        """The vision encoder's part of N; early fusion has none."""
+        return self.vision_attention + self.vision_ffn
+
+    @property
+    def vision(self) -> int:
+        """Every parameter of the vision encoder: what the encoder's learning rate trains."""
+        return sum(count for part, count in asdict(self).items() if part.startswith("vision"))
 
     @property
     def total(self) -> int:
         """Every parameter of the built module."""
-        return self.N + self.patch + self.norm
+        return sum(asdict(self).values())
 
 
 def num_parameters(config: ModelConfig) -> Parameters:
     """Count without building: agrees with the module to the last parameter."""
-    width, norms_per_block = config.width, 4 if config.qk_norm else 2
+    width, vision = config.width, config.encoder
+    early = config.image.kind is ImageKind.patches
     return Parameters(
         embedding=config.vocab_size * width,
-        patch=config.image.patch_values * width,
-        attention=config.depth * 4 * width**2,
-        ffn=config.depth * 3 * width * config.ffn_hidden,
-        norm=(config.depth * norms_per_block + 1) * width,
-        head=config.vocab_size * width,
+        attention=config.depth * _attention(config),
+        ffn=config.depth * _ffn(config),
+        head=0 if config.tied_head else config.vocab_size * width,
+        norm=_norms(config),
+        bias=_biases(config),
+        position=(config.max_positions or 0) * width,
+        patch=config.image.patch_values * width if early else 0,
+        connector=(vision.width + config.biases) * width if vision else 0,
+        vision_attention=vision.depth * _attention(vision) if vision else 0,
+        vision_ffn=vision.depth * _ffn(vision) if vision else 0,
+        vision_norm=_norms(vision) if vision else 0,
+        vision_bias=_biases(vision) if vision else 0,
+        vision_position=config.image.tokens * vision.width if vision else 0,
+        vision_patch=config.image.patch_values * vision.width if vision else 0,
     )
 
 
-def flops_per_token(config: ModelConfig) -> int:
-    """Training FLOPs of a token by the convention C = 6 N D, which leaves attention scores out."""
-    return 6 * num_parameters(config).N_active
+def _attention(config: BlockConfig) -> int:
+    """The matrices of one attention layer."""
+    return 4 * config.width**2
 
 
-def memory_bytes(parameters: int, *, zero_stage: int, gpus: int) -> float:
+def _ffn(config: BlockConfig) -> int:
+    """The matrices of one feed-forward layer."""
+    return (3 if config.ffn is FFN.swiglu else 2) * config.width * config.hidden
+
+
+def _norms(config: BlockConfig) -> int:
+    """Gains and biases of all blocks' norms and of the one behind them."""
+    one = config.width * (2 if config.norm is Norm.layer_norm and config.biases else 1)
+    queries_and_keys = {QKNorm.none: 0, QKNorm.full: 2 * one, QKNorm.head: 4 * config.head_dim}
+    return config.depth * (2 * one + queries_and_keys[config.qk_norm]) + one
+
+
+def _biases(config: BlockConfig) -> int:
+    """Biases of all blocks' matrices: queries, keys, values, output; feed-forward in and out."""
+    inner = (2 if config.ffn is FFN.swiglu else 1) * config.hidden
+    return config.depth * (5 * config.width + inner) if config.biases else 0
+
+
+def flops_per_token(config: ModelConfig, *, is_image: bool = False) -> int:
+    """Training FLOPs of a token by the convention of `flops`."""
+    return flops(config, tokens=1, image_tokens=int(is_image))
+
+
+def flops(config: ModelConfig, *, tokens: int, image_tokens: int) -> int:
+    """Training FLOPs by the convention C = 6 (N_v D_v + N D), which leaves attention scores out.
+
+    D are all `tokens`, D_v the `image_tokens` among them, which a vision encoder has read ("Scaling
+    Laws for Native Multimodal Models", section 2.2). A frozen encoder counts like a trained one.
+    """
+    parameters = num_parameters(config)
+    return 6 * (parameters.N_vision * image_tokens + parameters.N_text * tokens)
+
+
+def exact_flops(
+    config: ModelConfig, *, tokens: int, image_tokens: int, labels: int, pairs: int
+) -> int:
+    """Training FLOPs of all matrix products, those of attention scores too.
+
+    `image_tokens` are among the `tokens`, `pairs` are the (query, key) pairs that the mask allows,
+    and the head computes logits at `labels` positions only. Pixels need no gradient.
+    """
+    parameters, vision, image = num_parameters(config), config.encoder, config.image
+    forward = (parameters.attention + parameters.ffn) * tokens
+    forward += 2 * config.depth * config.width * pairs
+    forward += config.vocab_size * config.width * labels
+    pixels = (parameters.patch + parameters.vision_patch) * image_tokens
+    if vision:
+        forward += (parameters.N_vision + vision.width * config.width) * image_tokens
+        forward += 2 * vision.depth * vision.width * image.tokens * image_tokens
+    return MULTIPLY_ADD * (TRAINING * forward + (TRAINING - 1) * pixels)
+
+
+def exact_flops_per_token(
+    config: ModelConfig, *, context_tokens: int, is_image: bool = False
+) -> int:
+    """Mean of `exact_flops` over places in documents of `context_tokens`; a text token is labelled.
+
+    A token sees (context + 1) / 2 of its document on average; a token of an image that sees all of
+    itself also the (tokens of the image - 1) / 2 that follow. Computed for two tokens at a time.
+    """
+    whole = is_image and config.image_attention is not ImageAttention.causal
+    pairs = context_tokens + 1 + (config.image.tokens - 1 if whole else 0)
+    labels, image_tokens = (0, 2) if is_image else (2, 0)
+    return exact_flops(config, tokens=2, image_tokens=image_tokens, labels=labels, pairs=pairs) // 2
+
+
+def memory_bytes(
+    parameters: int,
+    *,
+    zero_stage: int,
+    gpus: int,
+    frozen: int = 0,
+    experts: int = 0,
+    expert_parallel: int = 1,
+) -> float:
     """Bytes per GPU for weights, gradients and Adam's states; activations are not included.
 
     bf16 weights and gradients (2 + 2) with float32 master weights and two moments (12); stage 1
     splits the 12 over the GPUs, stage 2 the gradients too, stage 3 everything. Stage 0 trains in
     fp32 only and takes the same 16 bytes (4 + 4 + 8).
+
+    Of the `parameters`, `frozen` ones are weights and nothing else, and `experts` are divided over
+    groups of `expert_parallel` GPUs, so that their states are split over fewer.
     """
     split = {0: 0, 1: 12, 2: 14, 3: 16}[zero_stage]
-    return parameters * (16 - split + split / gpus)
+
+    def trained(count: float, *, over: float) -> float:
+        return count * (16 - split + split / over)
+
+    weight_bytes = {0: 4, 1: 2, 2: 2, 3: 2 / gpus}[zero_stage]
+    return (
+        trained(parameters - frozen - experts, over=gpus)
+        + trained(experts / expert_parallel, over=gpus / expert_parallel)
+        + frozen * weight_bytes
+    )
 
 
 # Dense bf16 figures of the vendor's data sheets; the first name found in the device's name counts.

@@ -25,7 +25,7 @@ from data.sequences import encode, sequence
 from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL, Modality, PackedBatch
 from nmm.checkpoint import Trained, read_run
-from nmm.config import ImageConfig, Kind
+from nmm.config import ImageConfig, ImageKind, Kind
 from nmm.errors import UserError
 from nmm.evaluate import open_held_out
 from nmm.model import Model
@@ -54,6 +54,7 @@ def generate(
     batch, lengths = _prompt_batch(
         prompts, tokenizer=tokenizer, image=model.config.image, room=max_tokens
     )
+    _refuse_beyond_positions(batch.tokens.shape[1], limit=model.config.max_positions)
     batch, at = batch.to(device), lengths.to(device) - 1
     rows = torch.arange(len(prompts), device=device)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -113,6 +114,14 @@ def _prompt_batch(
         else torch.zeros((0, side, side, 3), dtype=torch.uint8),
     )
     return batch, lengths
+
+
+def _refuse_beyond_positions(length: int, *, limit: int | None) -> None:
+    if limit is not None and length > limit:
+        raise UserError(
+            f"the prompt and --max-tokens take {length} positions and model.max_positions is "
+            f"{limit}; shorten the prompt or lower --max-tokens."
+        )
 
 
 def _first_columns(batch: PackedBatch, length: int) -> PackedBatch:
@@ -273,6 +282,10 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = read_run(arguments.run, device=device)
+    if trained.config.model.image.kind is ImageKind.none and (images or arguments.held_out):
+        raise UserError(
+            f"{arguments.run} has model.image.kind none, so it reads no images; give --prompt only."
+        )
     if arguments.held_out:
         captioned = caption_held_out(
             trained, count=arguments.held_out, max_tokens=arguments.max_tokens

@@ -2,13 +2,15 @@
 
     python -m tests.engine_cases CASES.json OUT.json     (one launch runs all cases)
 
-A case is {"zero_stage", "optim", "micro_batch", "precision", "resume_at", "switches", "steps"}, its
-switches are further fields of EngineConfig; its result holds the loss and gradient norm of every
-step, the signals of some, and after all STEPS a checksum of the weights and the held-out losses.
+A case is {"model", "zero_stage", "optim", "micro_batch", "precision", "resume_at", "switches",
+"steps", "blind_rank"}, its switches are further fields of EngineConfig; its result holds the loss
+and gradient norm of every step, the signals of some, and without switches a checksum of the weights
+afterwards and, for the early model, the held-out losses.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,14 +18,17 @@ import torch
 from data.corpus import Corpus
 from data.loader import Loader
 from nmm import parallel
-from nmm.batch import COUNTS
+from nmm.batch import COUNTS, PackedBatch
 from nmm.config import (
     DataConfig,
     EngineConfig,
+    ImageKind,
     ModelConfig,
     OptimConfig,
     OptimName,
+    Positions,
     Precision,
+    VisionConfig,
 )
 from nmm.engine import Engine, Split, read_weights, split_step
 from nmm.evaluate import held_out_row
@@ -35,9 +40,34 @@ from tests import corpora
 STEPS = 20
 WATCHED = (0, 5, 13)  # the steps with signals
 MODEL = ModelConfig(width=32, depth=2, heads=2, vocab_size=corpora.VOCAB_SIZE, image=corpora.IMAGE)
+MODELS = {
+    "early": MODEL,
+    "late": replace(
+        MODEL,
+        image=replace(corpora.IMAGE, kind=ImageKind.encoder),
+        vision=VisionConfig(width=16, depth=2, heads=2, biases=True),
+    ),
+    # What no other case has: one matrix for two modules, a table of positions, drawn zeros.
+    "tied": replace(
+        MODEL,
+        tied_head=True,
+        positions=Positions.learned,
+        max_positions=64,
+        dropout=0.1,
+    ),
+}
 OPTIM = {
-    "adamw": OptimConfig(learning_rate=3e-3, weight_decay=1e-2, clip_norm=1.0),
-    "sgd": OptimConfig(name=OptimName.sgd, learning_rate=0.5, weight_decay=1e-2, clip_norm=1.0),
+    "adamw": OptimConfig(
+        learning_rate=3e-3, weight_decay=1e-2, clip_norm=1.0, vision_rate_multiplier=0.5
+    ),
+    "sgd": OptimConfig(
+        name=OptimName.sgd,
+        learning_rate=0.5,
+        weight_decay=1e-2,
+        clip_norm=1.0,
+        vision_rate_multiplier=0.5,
+    ),
+    "frozen": OptimConfig(learning_rate=3e-3, vision_rate_multiplier=0.0),
 }
 
 
@@ -58,7 +88,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
 
     def new_engine() -> Engine:
         return Engine(
-            build(MODEL, seed=0),
+            build(MODELS[case["model"]], seed=0),
             config=EngineConfig(
                 case["zero_stage"],
                 split.micro_batch,
@@ -69,6 +99,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
             split=split,
             num_sources=len(corpus.sources),
             world=world,
+            seed=0,
         )
 
     engine = new_engine()
@@ -82,6 +113,8 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
     )
     losses, norms, sources, counts, signals = [], [], [], [], []
     for step, (batches, _) in zip(range(case["steps"]), loader, strict=False):
+        if case["blind_rank"] == world.rank:
+            batches = [blind(batch) for batch in batches]
         if step == case.get("resume_at"):
             engine.save(directory, tag="middle")
             parallel.barrier()
@@ -102,7 +135,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         sources.append([-1.0 if loss is None else loss for loss in by_source])
     found = {"losses": losses, "norms": norms, "sources": sources, "counts": counts}
     found["signals"] = signals
-    if case["steps"] < STEPS:
+    if case["switches"]:
         return found
     engine.save(directory, tag="end")
     parallel.barrier()
@@ -110,8 +143,15 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
     return {
         **found,
         "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
-        "held_out": held_out(engine, data, split=split, world=world),
+        "held_out": held_out(engine, data, split=split, world=world)
+        if case["model"] == "early"
+        else None,
     }
+
+
+def blind(batch: PackedBatch) -> PackedBatch:
+    """The batch with its images' positions left to the image id, and no pixels."""
+    return replace(batch, image=torch.zeros_like(batch.image), pixels=batch.pixels[:0])
 
 
 def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) -> dict:

@@ -4,14 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nmm.config import Config, Kind, compose, load
 from nmm.config.root import CONF
 
 GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
+RATE_IS_THE_DEFAULT = ("early_275m", "early_464m", "late_289m", "late_494m")
 # A file that is named for a value says it, whatever the default is.
-NAMED_FOR = {"engine/zero1.yaml": {"zero_stage"}}
+NAMED_FOR = {
+    "engine/zero1.yaml": {"zero_stage"},
+    "model/metaseq_8m.yaml": {"model.width", "model.depth"},
+    **{f"model/{name}.yaml": {"optim.learning_rate"} for name in RATE_IS_THE_DEFAULT},
+}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -24,14 +29,24 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def repeated(path: Path) -> set[str]:
-    """The keys of a group file that repeat a default."""
-    default = OmegaConf.structured(Config)[path.parent.name]
-    given = OmegaConf.load(path)
-    given.pop("defaults", None)
+    """The keys of a group file that repeat a default.
+
+    A file that begins with `# @package _global_` holds several groups.
+    """
+    everything = OmegaConf.structured(Config)
+    is_global = path.read_text().startswith("# @package _global_")
+    default = everything if is_global else everything[path.parent.name]
+    given = OmegaConf.masked_copy(read(path), [k for k in read(path) if k != "defaults"])
     merged = flat(OmegaConf.to_container(OmegaConf.merge(default, given), enum_to_str=True))
     defaults = flat(OmegaConf.to_container(default, enum_to_str=True))
     keys = flat(OmegaConf.to_container(given))
     return {key for key in keys if key in defaults and merged[key] == defaults[key]}
+
+
+def read(path: Path) -> DictConfig:
+    loaded = OmegaConf.load(path)
+    assert isinstance(loaded, DictConfig)
+    return loaded
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -44,6 +59,8 @@ def test_a_repeated_default_is_found(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text("width: 256\ndepth: 4\nattention: auto\nimage: {side_pixels: 64}\n")
     assert repeated(path) == {"depth", "attention", "image.side_pixels"}
+    path.write_text("# @package _global_\nmodel: {width: 256, depth: 4}\noptim: {beta1: 0.9}\n")
+    assert repeated(path) == {"model.depth", "optim.beta1"}
 
 
 @pytest.mark.parametrize("percent", [(45, 45, 10), (40, 20, 40), (30, 30, 40), (20, 40, 40)])

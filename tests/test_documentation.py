@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from nmm.config import Config, compose, load
+from nmm.config import Config, ModelConfig, compose, load
+from nmm.flops import num_parameters
 from tests.test_structure import HOMES, RANKS, WITHOUT_TORCH, is_entry_point, our_modules
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,6 +199,22 @@ def test_the_architecture_tells_ranks_and_homes_as_they_are_tested() -> None:
     (sentence,) = re.findall(r"\.\s([^.]*) import no torch\.", text)
     told_modules = {word.replace("/", ".").rstrip(".") for word in named(sentence)}
     assert told_modules == {*WITHOUT_TORCH, "launch"}
+
+
+def test_the_table_of_presets_tells_what_they_are() -> None:
+    rows = table(ROOT / "docs" / "scaling.md", first="preset")
+    presets = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
+    assert {named(name)[0] for name, *_ in rows} == {p for p in presets if "tiny" not in p}
+    for name, width, depth, size, vision, rate in rows:
+        composed = compose([f"model={named(name)[0]}"])
+        model = OmegaConf.to_object(composed.model)
+        assert isinstance(model, ModelConfig)
+        count, encoder = num_parameters(model), model.encoder
+        widths = f"{encoder.width} + {model.width}" if encoder else str(model.width)
+        assert (width, depth) == (widths, str(model.depth)), name
+        assert size == f"{count.N:,}", name
+        assert vision == (f"{count.N_vision:,}" if encoder else "-"), name
+        assert float(rate) == composed.optim.learning_rate, name
 
 
 def test_every_equality_names_the_tests_that_prove_it() -> None:

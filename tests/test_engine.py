@@ -20,10 +20,10 @@ from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, Precision
 from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
-from nmm.model import Model, build, decays
+from nmm.model import Model, build, group
 from nmm.needs import missing_for_compiling
 from tests import corpora
-from tests.engine_cases import MODEL, OPTIM, STEPS, WATCHED, rate
+from tests.engine_cases import MODELS, OPTIM, STEPS, WATCHED, rate
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
 
@@ -53,39 +53,46 @@ def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
     return json.loads(out.read_text())
 
 
-def case(
-    zero_stage: int,
-    optim: str,
-    *,
-    micro_batch: int,
-    precision: str = "fp32",
-    resume_at: int | None = None,
-    switch: str | None = None,
-    steps: int = STEPS,
-) -> dict:
+def case(zero_stage: int, optim: str, *, micro_batch: int = 2, **others: object) -> dict:
+    """A case of tests/engine_cases.py; any field but these may be left out."""
     return {
+        "model": "early",
         "zero_stage": zero_stage,
         "optim": optim,
         "micro_batch": micro_batch,
-        "precision": precision,
-        "resume_at": resume_at,
-        "switches": {switch: True} if switch else {},
-        "steps": steps,
+        "precision": "fp32",
+        "resume_at": None,
+        "switches": {},
+        "steps": STEPS,
+        "blind_rank": None,
+        **others,
     }
 
 
 STAGES = (0, 1, 2, 3)
-ONE = [case(z, o, micro_batch=2) for o in OPTIM for z in STAGES]
-ONE += [case(z, "adamw", micro_batch=2, precision="bf16") for z in STAGES[1:]]
-ONE += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
-ONE += [case(z, "adamw", micro_batch=2, precision="bf16", resume_at=11) for z in STAGES[1:]]
-TWO = [case(z, o, micro_batch=m) for o in OPTIM for z in STAGES for m in (2, 4)]
-TWO += [case(z, "adamw", micro_batch=2, resume_at=11) for z in STAGES]
+PLAIN = ("adamw", "sgd")
+ONE = [case(z, o) for o in PLAIN for z in STAGES]
+ONE += [case(z, "adamw", precision="bf16") for z in STAGES[1:]]
+ONE += [case(z, "adamw", resume_at=11) for z in STAGES]
+ONE += [case(z, "adamw", precision="bf16", resume_at=11) for z in STAGES[1:]]
+TWO = [case(z, o, micro_batch=m) for o in PLAIN for z in STAGES for m in (2, 4)]
+TWO += [case(z, "adamw", resume_at=11) for z in STAGES]
+
+# The other members of the family, over fewer steps.
+SHORT = 4
+LATE = {"model": "late", "steps": SHORT}
+ONE += [case(z, "sgd", **LATE) for z in STAGES]
+ONE += [case(z, "adamw", **LATE, resume_at=r) for z in (1, 3) for r in (None, 2)]
+ONE += [case(z, "frozen", **LATE, resume_at=r) for z in (1, 3) for r in (None, 2)]
+ONE += [case(2, "frozen", **LATE, precision="bf16", resume_at=r) for r in (None, 2)]
+ONE += [
+    case(z, "adamw", model="tied", steps=SHORT, resume_at=r) for z in (0, 1, 3) for r in (None, 2)
+]
+TWO += [case(z, "sgd", **LATE) for z in STAGES]
+TWO += [case(z, "sgd", **LATE, blind_rank=1) for z in STAGES]
 FEW = 6
 SWITCHES = ["activation_checkpointing", *([] if missing_for_compiling() else ["compile"])]
-TWO += [
-    case(z, "sgd", micro_batch=2, switch=switch, steps=FEW) for switch in SWITCHES for z in STAGES
-]
+TWO += [case(z, "sgd", switches={switch: True}, steps=FEW) for switch in SWITCHES for z in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +107,23 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             micro_batches = 8 // processes // one["micro_batch"]
             name = f"{processes} x {micro_batches}, ZeRO {one['zero_stage']}, {one['optim']}"
             name += ", bf16" if one["precision"] == "bf16" else ""
+            name += "" if one["model"] == "early" else f", {one['model']}"
+            name += ", blind" if one["blind_rank"] is not None else ""
             name += "".join(f", {switch}" for switch in one["switches"])
             named[name + (", resumed" if one["resume_at"] else "")] = result
     return named
 
 
-def plain_torch(optim_name: str) -> dict:
+def plain_torch(optim_name: str, *, model_name: str = "early", steps: int = STEPS) -> dict:
     """The same steps without DeepSpeed: the whole batch at once, decoupled decay by hand."""
     optim = OPTIM[optim_name]
     torch.set_num_threads(1)
-    model = build(MODEL, seed=0)
+    model = build(MODELS[model_name], seed=0)
+    multipliers = {
+        name: optim.vision_rate_multiplier if name.startswith("vision.") else 1.0
+        for name, _ in model.named_parameters()
+    }
+    alone = [{"params": [parameter]} for parameter in model.parameters()]
     data = corpora.config()
     loader = Loader(
         corpora.open_corpus(data),
@@ -120,16 +134,14 @@ def plain_torch(optim_name: str) -> dict:
         workers=0,
     )
     if optim_name == "adamw":
-        optimizer = torch.optim.Adam(
-            model.parameters(), betas=(optim.beta1, optim.beta2), eps=optim.eps
-        )
+        optimizer = torch.optim.Adam(alone, betas=(optim.beta1, optim.beta2), eps=optim.eps)
     else:
-        optimizer = torch.optim.SGD(model.parameters())
+        optimizer = torch.optim.SGD(alone)
     losses, norms, signals = [], [], []
     outputs: list[torch.Tensor] = []
     for block in model.blocks:
         block.register_forward_hook(lambda block, given, output: outputs.append(output.detach()))
-    for step, ([batch], _) in enumerate(islice(loader, STEPS)):
+    for step, ([batch], _) in enumerate(islice(loader, steps)):
         lr = rate(step, optim)
         outputs.clear()
         loss = model(batch).loss_sum / (batch.labels != NO_LABEL).sum()
@@ -140,16 +152,16 @@ def plain_torch(optim_name: str) -> dict:
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if decays(name):
+                if group(name).decays:
                     shrink = 1 - optim.weight_decay * lr / optim.learning_rate
                     if optim_name == "adamw":
                         parameter.mul_(shrink)
                     else:
                         assert parameter.grad is not None
-                        parameter.grad.add_(
-                            parameter, alpha=optim.weight_decay / optim.learning_rate
-                        )
-        optimizer.param_groups[0]["lr"] = lr
+                        peak = optim.learning_rate * multipliers[name]
+                        parameter.grad.add_(parameter, alpha=optim.weight_decay / peak)
+        for options, multiplier in zip(optimizer.param_groups, multipliers.values(), strict=True):
+            options["lr"] = lr * multiplier
         optimizer.step()
         losses.append(loss.item())
     weights = {n: p.detach().double().norm().item() for n, p in model.named_parameters()}
@@ -166,10 +178,10 @@ def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tenso
     found |= {"signals/logit_z/mean": z.mean(), "signals/logit_z/rms": z.square().mean().sqrt()}
     patterns = {
         "embedding": r"embedding\.weight",
-        "image": r"patch\.weight",
+        "image": r"(patch|vision|connector)\..*",
         "attention": r"blocks\.\d+\.attention\.(qkv|out)\.weight",
         "ffn": r"blocks\.\d+\.ffn\..*",
-        "norm": r".*norm\.weight",
+        "norm": r"(blocks\..*)?norm\.weight",
         "head": r"head\.weight",
     }
     for name, pattern in patterns.items():
@@ -178,7 +190,7 @@ def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tenso
     return {key: value.item() for key, value in found.items()}
 
 
-@pytest.mark.parametrize("optim", OPTIM)
+@pytest.mark.parametrize("optim", PLAIN)
 def test_every_split_and_stage_equals_plain_torch(results: dict[str, dict], optim: str) -> None:
     expected = plain_torch(optim)
     assert (
@@ -219,6 +231,39 @@ def test_the_parts_of_the_gradient_are_all_of_it(results: dict[str, dict]) -> No
             assert math.hypot(*parts) == pytest.approx(result["norms"][step], rel=1e-5), name
 
 
+def test_late_fusion_equals_plain_torch_with_two_learning_rates(results: dict[str, dict]) -> None:
+    expected = plain_torch("sgd", model_name="late", steps=SHORT)
+    compared = [name for name in results if name.endswith("sgd, late")]
+    assert len(compared) == 8
+    for name in compared:
+        (signals,), (plain,) = results[name]["signals"], expected["signals"]
+        assert signals == pytest.approx(plain, rel=1e-5), name
+        assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
+        assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
+        assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
+
+
+def test_a_process_without_images_takes_part(results: dict[str, dict]) -> None:
+    """One of two processes never has an image; every stage trains, and to the same weights."""
+    blind = [results[f"2 x 2, ZeRO {z}, sgd, late, blind"] for z in STAGES]
+    for result in blind[1:]:
+        assert result["losses"] == pytest.approx(blind[0]["losses"], **SAME)
+        assert result["weights"] == pytest.approx(blind[0]["weights"], **SAME)
+    seeing = results["2 x 2, ZeRO 0, sgd, late"]
+    assert blind[0]["weights"]["vision.position"] != seeing["weights"]["vision.position"]
+
+
+@pytest.mark.parametrize("name", ["ZeRO 1", "ZeRO 2, bf16", "ZeRO 3"])
+def test_a_frozen_encoder_stays_as_it_began(results: dict[str, dict], name: str) -> None:
+    stage, _, precision = name.partition(", ")
+    result = results[f"1 x 4, {stage}, frozen, {'bf16, ' if precision else ''}late"]
+    for parameter, p in build(MODELS["late"], seed=0).named_parameters():
+        began = (p.bfloat16() if precision else p).detach().double().norm().item()
+        stays = result["weights"][parameter] == pytest.approx(began, rel=1e-12)
+        assert stays == parameter.startswith("vision."), parameter
+    assert result["losses"][-1] < result["losses"][0]
+
+
 def test_losses_by_source_do_not_depend_on_the_split(results: dict[str, dict]) -> None:
     expected = results["1 x 4, ZeRO 0, sgd"]["sources"]
     for name in ("2 x 2, ZeRO 1, sgd", "2 x 1, ZeRO 3, sgd"):
@@ -230,12 +275,14 @@ def test_counts_are_summed_over_processes_and_micro_batches(results: dict[str, d
     expected = results["1 x 4, ZeRO 0, sgd"]["counts"]
     assert len({step["skipped_images"] for step in expected}) > 3
     for name, result in results.items():
+        if "blind" in name:  # which is about the images that its batches still have
+            continue
         assert result["counts"] == expected[: len(result["counts"])], name
 
 
 def test_resumed_equals_undisturbed_to_the_bit(results: dict[str, dict]) -> None:
     resumed = [name for name in results if name.endswith(", resumed")]
-    assert len(resumed) == 11
+    assert len(resumed) == 19
     for name in resumed:
         assert results[name] == results[name.removesuffix(", resumed")], name
 

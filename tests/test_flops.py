@@ -5,72 +5,204 @@ from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from nmm.config import ImageConfig, ModelConfig
+from nmm.batch import NO_LABEL
+from nmm.config import AttentionBackend, ModelConfig, compose
+from nmm.config.root import CONF
 from nmm.errors import UserError
-from nmm.flops import flops_per_token, memory_bytes, num_parameters, peak_flops_per_second
-from nmm.model import Model
-from nmm.model.__main__ import main, model_config
-
-EARLY = ModelConfig(
-    width=800,
-    depth=24,
-    heads=16,
-    vocab_size=50_432,
-    image=ImageConfig(side_pixels=224, patch_pixels=14),
+from nmm.flops import (
+    exact_flops,
+    exact_flops_per_token,
+    flops,
+    flops_per_token,
+    memory_bytes,
+    num_parameters,
+    peak_flops_per_second,
 )
+from nmm.model import Model, build
+from nmm.model.__main__ import describe, main
+from tests.family import FAMILY, batch_for
+
+# The learning rate, and millions of parameters: N, for late fusion also N_vision and N_text.
+# "Scaling Laws for Native Multimodal Models", table 6; "MoMa", tables 1 and 5; metaseq's grid.
+PUBLISHED = {
+    "early_275m": (0.0015, 274.8),
+    "early_464m": (0.0015, 464.0),
+    "early_932m": (0.0005, 931.7),
+    "early_1p63b": (0.00042, 1626.8),
+    "early_2p28b": (0.0004, 2279.9),
+    "early_3p35b": (0.00035, 3354.3),
+    "early_8p13b": (0.00024, 8129.1),
+    "late_289m": (0.0015, 289.8, 42.5, 247.3),
+    "late_494m": (0.0015, 493.4, 81.8, 411.6),
+    "late_1b": (0.0005, 1004.3, 169.9, 834.4),
+    "late_1p75b": (0.00042, 1748.0, 308.3, 1439.7),
+    "late_2p43b": (0.00038, 2430.5, 418.3, 2012.2),
+    "late_3p7b": (0.00033, 3707.2, 679.5, 3027.8),
+    "moma_dense_90m": (0.0001, 92.3),
+    "moma_dense_435m": (0.0001, 436.2),
+    "moma_dense_1p4b": (0.0001, 1476.35),
+    "chameleon_7b": (0.0001, 7012.9),
+    "metaseq_8m": (0.001, 7.2),
+    "metaseq_125m": (0.0006, 123.5),
+    "metaseq_350m": (0.0003, 353.5),
+    "metaseq_760m": (0.00025, 756.7),
+    "metaseq_1p3b": (0.0002, 1310.9),
+    "tiny": (0.0015, 1.6),
+    "tiny_late": (0.0015, 1.8, 0.3, 1.6),
+}
+PRESETS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
 
 
-@pytest.mark.parametrize(
-    "config", [EARLY, ModelConfig(), replace(EARLY, qk_norm=False), replace(EARLY, width=5120)]
-)
-def test_total_equals_the_built_module(config: ModelConfig) -> None:
+def preset(name: str) -> ModelConfig:
+    return describe([f"model={name}"]).model
+
+
+def built(config: ModelConfig) -> dict[str, int]:
+    """Parameters of the module by name, without their values."""
     with torch.device("meta"):
-        model = Model(config)
-    built = {name: p.numel() for name, p in model.named_parameters()}
+        return {name: p.numel() for name, p in Model(config).named_parameters()}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_sizes_and_rates(name: str) -> None:
+    composed = compose([f"model={name}"])
+    config = OmegaConf.to_object(composed.model)
+    assert isinstance(config, ModelConfig)
     parameters = num_parameters(config)
-    assert parameters.total == sum(built.values())
-    assert parameters.norm == sum(n for name, n in built.items() if "norm" in name)
-    assert parameters.attention == sum(
-        n for name, n in built.items() if name.endswith(("qkv.weight", "out.weight"))
-    )
-    assert parameters.ffn == sum(n for name, n in built.items() if ".ffn." in name)
-
-
-@pytest.mark.parametrize(
-    ("width", "millions"),
-    [
-        (800, 274.8),
-        (1088, 464.0),
-        (1632, 931.7),
-        (2208, 1626.8),
-        (2624, 2279.9),
-        (3232, 3354.3),
-        (5120, 8129.1),
-    ],
-)
-def test_published_sizes(width: int, millions: float) -> None:
-    """Table 6 of "Scaling Laws for Native Multimodal Models", with the vocabulary of GPT-NeoX."""
-    parameters = num_parameters(replace(EARLY, width=width))
-    assert abs(parameters.N / 1e6 - millions) < 0.06
-    assert parameters.N_active == parameters.N
+    found = (parameters.N, parameters.N_vision, parameters.N_text)
+    rate, *sizes = PUBLISHED[name]
+    for count, millions in zip(found, sizes, strict=False):
+        assert abs(count / 1e6 - millions) < 0.06
+    assert (parameters.N_vision > 0) == (len(sizes) == 3)
+    assert parameters.N == parameters.N_text + parameters.N_vision == parameters.N_active
+    assert parameters.total == sum(built(config).values())
+    assert composed.optim.learning_rate == rate
 
 
 def test_early_275m_exactly() -> None:
-    config = model_config(["model=early_275m"])
-    assert config == EARLY
+    config = preset("early_275m")
     assert num_parameters(config).N == 274_841_600
     assert flops_per_token(config) == 6 * 274_841_600
+    assert flops_per_token(config, is_image=True) == 6 * 274_841_600
 
 
-def test_tiny_is_the_default() -> None:
-    assert model_config([]) == model_config(["model=tiny"]) == ModelConfig()
+def test_late_3p7b_is_printed_with_patch_position_and_connector() -> None:
+    """Table 6 prints 3.714B; norms are the rest of the total."""
+    p = num_parameters(preset("late_3p7b"))
+    printed = p.N + p.vision_patch + p.vision_position + p.connector
+    assert round(printed / 1e6, 1) == 3713.3
+    assert p.total == printed + p.norm + p.vision_norm
+
+
+def test_presets_choose_optimizer_and_schedule() -> None:
+    moma, chameleon, metaseq = (
+        compose([f"model={name}"]) for name in ("moma_dense_435m", "chameleon_7b", "metaseq_125m")
+    )
+    assert (moma.schedule.warmup_steps, moma.schedule.cooldown.name) == (4000, "linear")
+    assert (moma.optim.eps, moma.optim.weight_decay) == (1e-5, 1e-5)
+    assert (chameleon.schedule.cooldown.name, chameleon.model.dropout) == ("exponential", 0.1)
+    assert (metaseq.schedule.warmup_steps, metaseq.schedule.min_fraction) == (500, 0.1)
+    other = compose(["model=moma_dense_435m", "schedule=nmm", "optim.learning_rate=3e-4"])
+    assert other.schedule.warmup_steps is None
+    assert other.optim.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_parts_equal_the_built_module(name: str) -> None:
+    config = FAMILY[name]
+    module, parameters = built(config), num_parameters(config)
+    assert parameters.total == sum(module.values())
+
+    def count(end: str, *, vision: bool = False) -> int:
+        part = {n: c for n, c in module.items() if n.startswith("vision.") == vision}
+        return sum(c for n, c in part.items() if n.removeprefix("vision.").endswith(end))
+
+    def norms(*, vision: bool = False) -> int:
+        return sum(
+            c for n, c in module.items() if "norm" in n and n.startswith("vision.") == vision
+        )
+
+    assert parameters.attention == count("qkv.weight") + count("out.weight")
+    assert parameters.ffn == sum(map(count, ("gate_up.weight", "up.weight", "down.weight"))) - (
+        count("gate_up.weight") if "blocks.0.ffn.gate_up.weight" in module else 0
+    )
+    assert (parameters.norm, parameters.vision_norm) == (norms(), norms(vision=True))
+    assert parameters.vision == sum(c for n, c in module.items() if n.startswith("vision."))
+    assert parameters.connector == sum(c for n, c in module.items() if n.startswith("connector."))
+    assert parameters.patch == module.get("patch.weight", 0)
+    assert parameters.position == module.get("position.weight", 0)
+    assert parameters.head == module.get("head.weight", 0)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_exact_flops_are_those_that_torch_counts(name: str) -> None:
+    """Forward and backward of a batch; this backend computes every pair of a row."""
+    config = replace(FAMILY[name], attention=AttentionBackend.mask)
+    batch = batch_for(config, row_tokens=40)
+    model = build(config, seed=0)
+    # The counter does not know CPUs' fused attention, nor products that are added in place.
+    in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        model(batch).loss_sum.backward()
+    assert counter.get_total_flops() == exact_flops(
+        config,
+        tokens=2 * 40,
+        image_tokens=len(batch.pixels) * config.image.tokens,
+        labels=int((batch.labels != NO_LABEL).sum()),
+        pairs=2 * 40 * 40,
+    )
+
+
+def test_flops_of_a_token_are_means_over_a_document() -> None:
+    """One image of 9 tokens at any place among 91 texts: the pairs of all 100 tokens, counted."""
+    config, context, image = FAMILY["late"], 100, FAMILY["late"].image.tokens
+    ends = [
+        [max(q, s + image - 1) if s <= q < s + image else q for q in range(context)]
+        for s in range(92)
+    ]
+    pairs = sum(end + 1 for document in ends for end in document) / len(ends)
+    exact = exact_flops(config, tokens=100, image_tokens=9, labels=91, pairs=int(pairs))
+    assert pairs == int(pairs)
+    text, picture = (
+        exact_flops_per_token(config, context_tokens=context, is_image=is_image)
+        for is_image in (False, True)
+    )
+    assert exact == 91 * text + 9 * picture
+
+
+def test_convention_counts_image_tokens_twice_over() -> None:
+    config = FAMILY["late"]
+    p = num_parameters(config)
+    expected = 6 * (100 * p.N_text + 30 * p.N_vision)
+    assert flops(config, tokens=100, image_tokens=30) == expected
+    assert flops_per_token(config) == 6 * p.N_text
+    assert flops_per_token(config, is_image=True) == 6 * p.N
 
 
 def test_memory_is_16_bytes_a_parameter_shared_by_stage() -> None:
     for stage, eight in ((0, 16), (1, 4 + 12 / 8), (2, 2 + 14 / 8), (3, 16 / 8)):
         assert memory_bytes(1000, zero_stage=stage, gpus=1) == 16_000
         assert memory_bytes(1000, zero_stage=stage, gpus=8) == 1000 * eight
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (0, 700 * 16 + 200 * 16 / 2 + 100 * 4),
+        (1, 700 * (4 + 12 / 8) + 100 * (4 + 12 / 4) + 100 * 2),
+        (2, 700 * (2 + 14 / 8) + 100 * (2 + 14 / 4) + 100 * 2),
+        (3, 700 * 2 + 100 * 16 / 4 + 100 * 2 / 8),
+    ],
+)
+def test_memory_of_experts_and_frozen_parts(stage: int, expected: float) -> None:
+    """8 GPUs in pairs that share experts: each expert's states are split over 4 of them."""
+    found = memory_bytes(1000, zero_stage=stage, gpus=8, frozen=100, experts=200, expert_parallel=2)
+    assert found == expected
 
 
 def test_peaks_by_device_name() -> None:
@@ -81,13 +213,28 @@ def test_peaks_by_device_name() -> None:
 
 
 def test_describe_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["describe", "model=early_275m", "--json", "model.depth=12"])
+    main(["describe", "model=late_289m", "--json", "model.depth=12", "data.context_tokens=1024"])
     printed = json.loads(capsys.readouterr().out)
-    expected = num_parameters(replace(EARLY, depth=12))
+    config = replace(preset("late_289m"), depth=12)
+    expected = num_parameters(config)
     assert printed["N"] == printed["N_active"] == expected.N
-    assert printed["N_vision"] == 0
+    assert (printed["N_vision"], printed["N_text"]) == (expected.N_vision, expected.N_text)
     assert printed["parameters_total"] == sum(printed["parts"].values()) == expected.total
-    assert printed["flops_per_token"] == 6 * expected.N
+    assert printed["flops_per_token"] == 6 * expected.N_text
+    assert printed["flops_per_image_token"] == 6 * expected.N
+    assert printed["exact_flops_per_token"] == exact_flops_per_token(config, context_tokens=1024)
+    (row,) = (r for r in printed["memory"] if (r["zero_stage"], r["gpus"]) == (2, 8))
+    assert row["bytes_per_gpu"] == memory_bytes(expected.total, zero_stage=2, gpus=8)
+
+
+def test_describe_of_a_frozen_encoder_needs_less_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    totals = []
+    for multiplier in ("0.01", "0"):
+        main(
+            ["describe", "model=late_289m", f"optim.vision_rate_multiplier={multiplier}", "--json"]
+        )
+        totals.append(json.loads(capsys.readouterr().out)["memory"][0]["bytes_per_gpu"])
+    assert totals[0] - totals[1] == 12 * num_parameters(preset("late_289m")).vision
 
 
 def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,18 +242,37 @@ def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "274,841,600" in printed
     assert "1,649,049,600" in printed
+    assert "no images" not in printed
+    main(["describe", "model=metaseq_8m"])
+    assert "no images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("model.heads=3", "model.heads is 3"),
-        ("model.dept=3", "Key 'dept'"),
-        ("model=nope", "Could not find 'model/nope'"),
-        ("model.width=wide", "could not be converted to Integer"),
+        (["model.heads=3"], "model.heads is 3 and model.width is 128; the heads must divide"),
+        (["model.heads=128"], "model.heads is 128 and model.width is 128.*rotary"),
+        (["model.dept=3"], "Key 'dept'"),
+        (["model=nope"], "Could not find 'model/nope'"),
+        (["model.width=wide"], "could not be converted to Integer"),
+        (["model.norm=batch"], "Invalid value 'batch', expected one of"),
+        (["model.dropout=1.0"], "model.dropout is 1.0"),
+        (["model.ffn_hidden=0"], "model.ffn_hidden is 0"),
+        (["model.z_loss=-1"], "model.z_loss is -1.0"),
+        (["model.positions=learned"], "model.max_positions is null; set it to data.context"),
+        (["model.max_positions=9"], "model.max_positions is 9 and model.positions is rope"),
+        (["model.vision.width=32"], "model.vision is set up and model.image.kind is patches"),
+        (["model=tiny_late", "model.vision.heads=3"], "model.vision.heads is 3.*must divide"),
+        (["model=tiny_late", "model.vision.depth=0"], "model.vision.depth is 0"),
+        (["optim.vision_rate_multiplier=-1"], "optim.vision_rate_multiplier is -1"),
     ],
 )
-def test_describe_refuses_in_one_sentence(override: str, message: str) -> None:
+def test_describe_refuses_in_one_sentence(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        model_config([override])
+        describe(overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_every_preset_is_in_the_tables() -> None:
+    assert set(PRESETS) == PUBLISHED.keys()
+    assert describe([]).model == preset("tiny") == ModelConfig()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import AttentionBackend, ModelConfig
-from nmm.model import Model, build, decays, initialise
+from nmm.model import Model, build, group, initialise
 from nmm.model.image import PIXEL_MEAN, PIXEL_STD
 from nmm.model.init import std_of
 from tests.batches import IMAGE, pack, small
@@ -245,7 +245,7 @@ def test_initial_scales() -> None:
 
 def test_weight_decay_shrinks_matrices_only() -> None:
     for name, parameter in build(small(), seed=0).named_parameters():
-        assert decays(name) == (parameter.ndim > 1), name
+        assert group(name).decays == (parameter.ndim > 1), name
 
 
 def test_a_parameter_without_a_rule_is_refused() -> None:

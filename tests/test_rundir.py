@@ -112,6 +112,7 @@ def test_the_manifest_holds_sizes_fingerprints_and_every_start(run: Path, settin
     assert manifest == {
         "N": expected,
         "N_active": expected,
+        "N_vision": 0,
         "parameters_total": sum(sizes.values()),
         "vocab_size": 512,
         "tokenizer_sha256": hashlib.sha256(Path(data.tokenizer).read_bytes()).hexdigest(),

@@ -1,5 +1,6 @@
 """The configuration as typed dataclasses: one small module per group, no torch."""
 
+from nmm.config.block import FFN, BlockConfig, Norm, NormPosition, QKNorm
 from nmm.config.data import (
     AugmentConfig,
     DataConfig,
@@ -11,7 +12,17 @@ from nmm.config.data import (
 )
 from nmm.config.engine import EngineConfig, Precision
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig, WandbMode
-from nmm.config.model import AttentionBackend, ImageAttention, ImageConfig, LossBackend, ModelConfig
+from nmm.config.model import (
+    AttentionBackend,
+    GivenWeights,
+    ImageAttention,
+    ImageConfig,
+    ImageKind,
+    LossBackend,
+    ModelConfig,
+    Positions,
+    VisionConfig,
+)
 from nmm.config.optim import OptimConfig, OptimName
 from nmm.config.root import (
     Config,
@@ -30,29 +41,38 @@ from nmm.config.root import (
 from nmm.config.schedule import Cooldown, ScheduleConfig
 
 __all__ = [
+    "FFN",
     "AttentionBackend",
     "AugmentConfig",
+    "BlockConfig",
     "CheckpointConfig",
     "Config",
     "Cooldown",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "GivenWeights",
     "ImageAttention",
     "ImageConfig",
+    "ImageKind",
     "Kind",
     "Layout",
     "LogConfig",
     "LossBackend",
     "ModelConfig",
+    "Norm",
+    "NormPosition",
     "OptimConfig",
     "OptimName",
+    "Positions",
     "Precision",
+    "QKNorm",
     "Resume",
     "RunConfig",
     "ScheduleConfig",
     "SourceConfig",
     "UnitModality",
+    "VisionConfig",
     "WandbMode",
     "WeightChange",
     "compose",

@@ -1,8 +1,9 @@
-"""What is built: the decoder's width, depth and id capacity, and how an image becomes tokens."""
+"""What is built: the decoder, how an image becomes tokens, and the vision encoder, if any."""
 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from nmm.config.block import BlockConfig
 from nmm.config.check import at_least, positive
 from nmm.errors import UserError
 
@@ -20,6 +21,26 @@ class AttentionBackend(Enum):
     flex = "flex"
     mask = "mask"
     documents = "documents"
+
+
+class ImageKind(Enum):
+    """How an image becomes tokens.
+
+    patches  one linear layer on raw patches: early fusion
+    encoder  a vision transformer (model.vision) and a linear connector: late fusion
+    none     the model reads text only
+    """
+
+    patches = "patches"
+    encoder = "encoder"
+    none = "none"
+
+
+class Positions(Enum):
+    """How a token knows its place in its document: rotated queries and keys, or a learned table."""
+
+    rope = "rope"
+    learned = "learned"
 
 
 class ImageAttention(Enum):
@@ -52,6 +73,7 @@ class LossBackend(Enum):
 class ImageConfig:
     """Images are squares of `side_pixels`, cut into patches of `patch_pixels`."""
 
+    kind: ImageKind = ImageKind.patches
     side_pixels: int = 64
     patch_pixels: int = 8
 
@@ -76,45 +98,89 @@ class ImageConfig:
 
 
 @dataclass
-class ModelConfig:
-    """A decoder with SwiGLU, RoPE and untied embeddings.
+class VisionConfig(BlockConfig):
+    """The vision encoder of late fusion: blocks in which every patch of an image sees all others.
 
-    It follows "Scaling Laws for Native Multimodal Models", section 2. `vocab_size` is a padded
-    capacity, at least as large as the tokenizer's id table. `heads` divide the width; `qk_norm`
-    normalises queries and keys over the whole width; `norm_eps` is the epsilon of every norm;
-    `rope_theta` is the base of the rotary frequencies. `z_loss` times the squared log-partition of
-    the logits is added to the loss that is minimised, not to the one that is logged.
+    It reads the patches of model.image, with a learned position for each.
     """
 
-    width: int = 128
-    depth: int = 4
-    heads: int = 4
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        self.check_blocks("model__vision")
+
+
+@dataclass
+class ModelConfig(BlockConfig):
+    """The decoder, and how images come into it.
+
+    The defaults follow "Scaling Laws for Native Multimodal Models", section 2. `vocab_size` is a
+    padded capacity, at least as large as the tokenizer's id table; `tied_head` makes the ids' input
+    matrix their output matrix too. `rope_theta` is the base of the rotary frequencies;
+    `max_positions` is the length of the learned table and belongs to positions=learned. `z_loss`
+    times the squared log-partition of the logits is added to the loss that is minimised, not to the
+    one that is logged. `vision` is built only with image.kind=encoder.
+    """
+
     vocab_size: int = 2048
-    qk_norm: bool = True
-    norm_eps: float = 1e-5
+    tied_head: bool = False
+    positions: Positions = Positions.rope
     rope_theta: float = 10_000.0
+    max_positions: int | None = None
     attention: AttentionBackend = AttentionBackend.auto
     image_attention: ImageAttention = ImageAttention.block
     loss: LossBackend = LossBackend.auto
     z_loss: float = 0.0
     image: ImageConfig = field(default_factory=ImageConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
 
     def __post_init__(self) -> None:
-        positive(model__width=self.width, model__depth=self.depth, model__heads=self.heads)
-        positive(model__vocab_size=self.vocab_size, model__norm_eps=self.norm_eps)
-        positive(model__rope_theta=self.rope_theta)
+        self.check_blocks("model")
+        positive(model__vocab_size=self.vocab_size, model__rope_theta=self.rope_theta)
+        positive(model__max_positions=self.max_positions)
         at_least(0, model__z_loss=self.z_loss)
-        if self.width % (2 * self.heads):
+        self._check_positions()
+        self._check_vision()
+
+    def _check_positions(self) -> None:
+        rope = self.positions is Positions.rope
+        if rope and self.head_dim % 2:
             raise UserError(
                 f"model.heads is {self.heads} and model.width is {self.width}; the width must be a "
                 "multiple of twice the heads, because rotary positions pair the channels of a head."
             )
+        if rope and self.max_positions is not None:
+            raise UserError(
+                f"model.max_positions is {self.max_positions} and model.positions is rope, which "
+                f"has no table; set model.max_positions=null, or model.positions=learned."
+            )
+        if not rope and self.max_positions is None:
+            raise UserError(
+                "model.positions is learned and model.max_positions is null; set it to "
+                "data.context_tokens or more."
+            )
+
+    def _check_vision(self) -> None:
+        kind = self.image.kind
+        if kind is not ImageKind.encoder and self.vision != VisionConfig():
+            raise UserError(
+                f"model.vision is set up and model.image.kind is {kind.name}, so that the encoder "
+                f"has no images; set model.image.kind=encoder, or leave model.vision out."
+            )
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
+    def encoder(self) -> VisionConfig | None:
+        """The vision encoder, where there is one."""
+        return self.vision if self.image.kind is ImageKind.encoder else None
 
-    @property
-    def ffn_hidden(self) -> int:
-        """SwiGLU hidden size: 8/3 of the width, rounded up to a multiple of 256, as in open_lm."""
-        return 256 * -(-int(8 * self.width / 3) // 256)
+
+@dataclass
+class GivenWeights:
+    """Safetensors files whose weights a new run begins with, instead of drawing them.
+
+    `decoder` gives all but what brings images in, `vision` the encoder of late fusion. Names are
+    those of the parameters of nmm/model/; a file of a whole model serves for either.
+    """
+
+    decoder: str | None = None
+    vision: str | None = None

@@ -16,7 +16,8 @@ class OptimName(Enum):
 class OptimConfig:
     """`learning_rate` is the peak, `weight_decay` is fully decoupled, `clip_norm` 0 clips nothing.
 
-    A step at the peak shrinks a weight by `weight_decay`.
+    A step at the peak shrinks a weight by `weight_decay`. The vision encoder of a late-fusion
+    model learns at the rate of the others times `vision_rate_multiplier`; 0 freezes it.
     """
 
     name: OptimName = OptimName.adamw
@@ -26,10 +27,12 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
+    vision_rate_multiplier: float = 0.01
 
     def __post_init__(self) -> None:
         positive(optim__learning_rate=self.learning_rate, optim__eps=self.eps)
         at_least(0, optim__weight_decay=self.weight_decay, optim__clip_norm=self.clip_norm)
+        at_least(0, optim__vision_rate_multiplier=self.vision_rate_multiplier)
         for key, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
                 raise UserError(f"optim.{key} is {value}; set it to at least 0 and below 1.")

@@ -15,10 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nmm.config.check import at_least
-from nmm.config.data import DataConfig
+from nmm.config.data import DataConfig, Kind, UnitModality
 from nmm.config.engine import EngineConfig
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig
-from nmm.config.model import ModelConfig
+from nmm.config.model import GivenWeights, ImageKind, ModelConfig
 from nmm.config.optim import OptimConfig
 from nmm.config.schedule import ScheduleConfig
 from nmm.errors import UserError
@@ -63,6 +63,7 @@ class RunConfig:
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    weights: GivenWeights = field(default_factory=GivenWeights)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -80,20 +81,52 @@ class Config:
                 "schedule.total_tokens and schedule.total_steps are null; give one of them, "
                 "for example schedule.total_steps=500."
             )
-        needed = self.model.image.tokens + 2
-        if self.data.context_tokens < needed:
+        self._check_context()
+        self._check_images()
+
+    def _check_context(self) -> None:
+        context, limit = self.data.context_tokens, self.model.max_positions
+        if limit is not None and context > limit:
             raise UserError(
-                f"data.context_tokens is {self.data.context_tokens} but an image with its "
+                f"data.context_tokens is {context} and model.max_positions is {limit}, so the end "
+                f"of a document has no position; raise model.max_positions."
+            )
+        if self.model.image.kind is ImageKind.none:
+            return
+        needed = self.model.image.tokens + 2
+        if context < needed:
+            raise UserError(
+                f"data.context_tokens is {context} but an image with its "
                 f"document borders takes {needed} tokens; raise data.context_tokens "
                 "or model.image.patch_pixels."
             )
-        possible = self.data.context_tokens // self.model.image.tokens
+        possible = context // self.model.image.tokens
         if self.data.max_row_images is not None and self.data.max_row_images < possible:
             raise UserError(
                 f"data.max_row_images is {self.data.max_row_images} but {possible} images of "
                 f"{self.model.image.tokens} tokens fit into the {self.data.context_tokens} tokens "
                 f"of data.context_tokens, so one piece alone may hold more; set it to {possible} "
                 "or more, or to null."
+            )
+
+    def _check_images(self) -> None:
+        for name, source in self.data.sources.items():
+            has_pixels = source.kind in (Kind.caption, Kind.interleaved) and source.modality is None
+            if self.model.image.kind is ImageKind.none and has_pixels:
+                raise UserError(
+                    f"model.image.kind is none and data.sources.{name}.kind is "
+                    f"{source.kind.name}; set model.image.kind=patches, or train on text or units."
+                )
+        if self.model.encoder is not None and UnitModality.image in self.data.units:
+            raise UserError(
+                "model.image.kind is encoder and data.units has image, so that an image would be "
+                "both pixels and ids; set model.image.kind=none, or leave data.units.image out."
+            )
+        if self.weights.vision is not None and self.model.encoder is None:
+            raise UserError(
+                f"weights.vision is {self.weights.vision} and model.image.kind is "
+                f"{self.model.image.kind.name}; set model.image.kind=encoder, or "
+                f"weights.vision=null."
             )
 
 
@@ -147,6 +180,9 @@ def with_absolute_paths(config: Config) -> Config:
     for source in absolute.data.sources.values():
         source.train = _absolute(source.train)
         source.held_out = None if source.held_out is None else _absolute(source.held_out)
+    given = config.weights
+    absolute.weights.decoder = _absolute(given.decoder) if given.decoder else None
+    absolute.weights.vision = _absolute(given.vision) if given.vision else None
     return absolute
 
 

@@ -4,17 +4,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nmm import config
-from nmm.config import ModelConfig
+from nmm.config import BlockConfig, ImageKind, ModelConfig
 from nmm.errors import UserError
-from nmm.flops import flops_per_token, memory_bytes, num_parameters
+from nmm.flops import exact_flops_per_token, flops_per_token, memory_bytes, num_parameters
 
 GPUS = (1, 8, 64)
+ZERO_STAGES = range(4)
 
 DESCRIPTION = """\
 Print the size of a model, part by part, the cost of a token and the memory its training takes.
@@ -25,60 +26,145 @@ examples:
   python -m nmm.model describe                                 the default, conf/model/tiny.yaml
   python -m nmm.model describe model=early_275m                a preset of conf/model/
   python -m nmm.model describe model=early_275m model.depth=12 with one value changed
-  python -m nmm.model describe model=early_275m --json         for programs
+  python -m nmm.model describe model=late_289m data.context_tokens=1024 --json     for programs
 
-the keys of a model are explained in nmm/config/model.py"""
+the keys of a model are explained in nmm/config/block.py and nmm/config/model.py"""
 
 
-def model_config(overrides: list[str]) -> ModelConfig:
-    """The checked `model` group of conf/ with Hydra overrides; raises UserError."""
+@dataclass(frozen=True)
+class Described:
+    """What of a configuration matters here."""
+
+    model: ModelConfig
+    context_tokens: int
+    vision_is_frozen: bool
+
+
+def describe(overrides: list[str]) -> Described:
+    """The parts of conf/ with Hydra overrides, checked; raises UserError."""
+    composed = config.compose(overrides)
     try:
-        model = OmegaConf.to_object(config.compose(overrides).model)
+        model, data, optim = (
+            OmegaConf.to_object(composed[group]) for group in ("model", "data", "optim")
+        )
     except (UserError, OmegaConfBaseException) as error:
         raise UserError(config.sentence(error)) from error
     assert isinstance(model, ModelConfig)
-    return model
+    assert isinstance(data, config.DataConfig)
+    assert isinstance(optim, config.OptimConfig)
+    return Described(model, data.context_tokens, optim.vision_rate_multiplier == 0)
 
 
-def facts(model: ModelConfig) -> dict[str, object]:
+def facts(described: Described) -> dict[str, object]:
     """What `--json` prints."""
+    model, context = described.model, described.context_tokens
     parameters = num_parameters(model)
     return {
         "N": parameters.N,
         "N_active": parameters.N_active,
+        "N_text": parameters.N_text,
         "N_vision": parameters.N_vision,
         "parameters_total": parameters.total,
         "flops_per_token": flops_per_token(model),
+        "flops_per_image_token": flops_per_token(model, is_image=True),
+        "context_tokens": context,
+        "exact_flops_per_token": exact_flops_per_token(model, context_tokens=context),
+        "exact_flops_per_image_token": exact_flops_per_token(
+            model, context_tokens=context, is_image=True
+        ),
         "parts": asdict(parameters),
+        "memory": [
+            {"zero_stage": stage, "gpus": gpus, "expert_parallel": 1, "bytes_per_gpu": amount}
+            for stage, row in memory_plan(described).items()
+            for gpus, amount in row.items()
+        ],
     }
 
 
-def table(model: ModelConfig) -> str:
-    """The same for people, with the memory plan."""
-    parameters = num_parameters(model)
-    lines = [
-        f"width {model.width}, depth {model.depth}, heads {model.heads} of {model.head_dim} "
-        f"channels, feed-forward {model.ffn_hidden}, {model.vocab_size:,} ids,",
-        f"{model.image.tokens} tokens per image of {model.image.side_pixels} pixels "
-        f"in patches of {model.image.patch_pixels}",
-        "",
-        "part            parameters",
-        *(f"{part:<12}{count:>14,}" for part, count in asdict(parameters).items()),
-        f"{'total':<12}{parameters.total:>14,}",
-        "",
-        f"N           {parameters.N:>14,}   without patch and norm, as scaling laws count",
-        f"N_active    {parameters.N_active:>14,}   the part of N that a token passes through",
-        f"N_vision    {parameters.N_vision:>14,}   the vision encoder",
-        f"FLOPs       {flops_per_token(model):>14,}   per trained token, 6 N_active",
-        "",
-        "GiB per GPU for weights, gradients and Adam's states in bf16 (activations come on top)",
-        "ZeRO stage        1 GPU     8 GPUs    64 GPUs",
+def memory_plan(described: Described) -> dict[int, dict[int, float]]:
+    """Bytes per GPU by ZeRO stage and number of GPUs; dense models have no experts to divide."""
+    parameters = num_parameters(described.model)
+    frozen = parameters.vision if described.vision_is_frozen else 0
+    return {
+        stage: {
+            gpus: memory_bytes(parameters.total, zero_stage=stage, gpus=gpus, frozen=frozen)
+            for gpus in GPUS
+        }
+        for stage in ZERO_STAGES
+    }
+
+
+def table(described: Described) -> str:
+    """The same for people."""
+    model = described.model
+    parts = (_shape(model), _sizes(model), _costs(described), _memory(described))
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _shape(model: ModelConfig) -> list[str]:
+    image = model.image
+    lines = [f"decoder: {_blocks(model)}, {model.vocab_size:,} ids"]
+    if model.encoder:
+        lines.append(f"encoder: {_blocks(model.encoder)}")
+    if image.kind is ImageKind.none:
+        return [*lines, "no images"]
+    return [
+        *lines,
+        f"images:  {image.tokens} tokens for {image.side_pixels} pixels in patches of "
+        f"{image.patch_pixels}",
     ]
-    for stage in range(4):
-        row = (memory_bytes(parameters.total, zero_stage=stage, gpus=gpus) for gpus in GPUS)
+
+
+def _blocks(blocks: BlockConfig) -> str:
+    return (
+        f"width {blocks.width}, depth {blocks.depth}, heads {blocks.heads} of {blocks.head_dim} "
+        f"channels, {blocks.ffn.name} {blocks.hidden}"
+    )
+
+
+def _sizes(model: ModelConfig) -> list[str]:
+    parameters = num_parameters(model)
+    parts = {part: count for part, count in asdict(parameters).items() if count}
+    return [
+        f"{'part':<18}{'parameters':>15}",
+        *(
+            f"{part:<18}{count:>15,}"
+            for part, count in {**parts, "total": parameters.total}.items()
+        ),
+        "",
+        f"{'N':<18}{parameters.N:>15,}   matrices of ids, blocks and head, as scaling laws count",
+        f"{'N_active':<18}{parameters.N_active:>15,}   the part of N that a token passes through",
+        f"{'N_text':<18}{parameters.N_text:>15,}   the decoder",
+        f"{'N_vision':<18}{parameters.N_vision:>15,}   the vision encoder",
+    ]
+
+
+def _costs(described: Described) -> list[str]:
+    """Training FLOPs of a token, by the laws' convention and exactly, in two columns."""
+    model, context = described.model, described.context_tokens
+    lines = [f"{'training FLOPs of':<18}{'convention':>18}{'exact':>18}"]
+    for name, is_image in (("a text token", False), ("an image token", True)):
+        if is_image and model.image.kind is ImageKind.none:
+            continue
+        by_convention = flops_per_token(model, is_image=is_image)
+        exact = exact_flops_per_token(model, context_tokens=context, is_image=is_image)
+        lines.append(f"{name:<18}{by_convention:>18,}{exact:>18,}")
+    return [
+        *lines,
+        "convention: 6 N_text, 6 (N_text + N_vision) for images, which losses.jsonl counts; exact:",
+        f"with attention in documents of {context} tokens (data.context_tokens), logits at labels",
+    ]
+
+
+def _memory(described: Described) -> list[str]:
+    lines = [
+        "GiB per GPU for weights, gradients and Adam's states in bf16 (activations come on top)",
+        f"{'ZeRO stage':<11}" + "".join(f"{gpus:>8} GPU" for gpus in GPUS),
+    ]
+    for stage, row in memory_plan(described).items():
         note = "   (fp32: stage 0 does not train in bf16)" if stage == 0 else ""
-        lines.append(f"{stage:<11}" + "".join(f"{b / 2**30:>11.3f}" for b in row) + note)
-    return "\n".join(lines)
+        lines.append(f"{stage:<11}" + "".join(f"{b / 2**30:>12.3f}" for b in row.values()) + note)
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -95,10 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_intermixed_args(arguments)
     try:
-        model = model_config(given.overrides)
+        described = describe(given.overrides)
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(facts(model), indent=2) if given.json else table(model))
+    print(json.dumps(facts(described), indent=2) if given.json else table(described))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 Legend of shape suffixes: B rows, L tokens of a row, D width, H heads, E channels of a head.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nmm.config import ModelConfig
-from nmm.model.layers import norm
-from nmm.model.plan import Plan
+from nmm.config import BlockConfig, ModelConfig
+from nmm.model.layers import qk_norm
 
 
 class Rotary(NamedTuple):
@@ -38,24 +37,28 @@ def rotate(x_BLHE: Tensor, *, rotary: Rotary) -> Tensor:
     return torch.cat(turned, dim=-1).to(x_BLHE.dtype)
 
 
-class Attention(nn.Module):
-    """Multi-head attention without biases; q and k are normed over the full width, then rotated."""
+class Attends(Protocol):
+    """What a layer wants of a plan."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor: ...
+
+
+class Attention(nn.Module):
+    """Multi-head attention; q and k are normed, then rotated unless `rotary` is None."""
+
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_norm: nn.Module = nn.Identity()
-        self.k_norm: nn.Module = nn.Identity()
-        if config.qk_norm:
-            self.q_norm = norm(config.width, eps=config.norm_eps)
-            self.k_norm = norm(config.width, eps=config.norm_eps)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.biases)
+        self.q_norm, self.k_norm = qk_norm(config), qk_norm(config)
+        self.out = nn.Linear(config.width, config.width, bias=config.biases)
 
-    def forward(self, x_BLD: Tensor, *, rotary: Rotary, plan: Plan) -> Tensor:
+    def forward(self, x_BLD: Tensor, *, rotary: Rotary | None, plan: Attends) -> Tensor:
         q_BLD, k_BLD, v_BLD = self.qkv(x_BLD).chunk(3, dim=-1)
-        q_BLHE = rotate(self._split(self.q_norm(q_BLD)), rotary=rotary)
-        k_BLHE = rotate(self._split(self.k_norm(k_BLD)), rotary=rotary)
+        q_BLHE = self._split(self.q_norm(q_BLD))
+        k_BLHE = self._split(self.k_norm(k_BLD))
+        if rotary is not None:
+            q_BLHE, k_BLHE = (rotate(x, rotary=rotary) for x in (q_BLHE, k_BLHE))
         return self.out(plan.attend(q_BLHE, k_BLHE, self._split(v_BLD)).flatten(2))
 
     def _split(self, x_BLD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A decoder block, pre-norm attention and pre-norm feed-forward, both residual; a stack of blocks.
+"""A block of the decoder or the vision encoder, and a stack of blocks.
 
 Legend of shape suffixes: B rows, L tokens of a row, D width.
 """
@@ -9,25 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nmm.config import ModelConfig
-from nmm.model.attention import Attention, Rotary
-from nmm.model.layers import SwiGLU, norm
-from nmm.model.plan import Plan
+from nmm.config import BlockConfig, NormPosition
+from nmm.model.attention import Attends, Attention, Rotary
+from nmm.model.layers import feed_forward, norm
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """x + f(norm(x)) with f = attention, then with f = feed-forward; x + norm(f(x)) for swin."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.attention_norm = norm(config.width, eps=config.norm_eps)
+        self.norms_first = config.norm_position is NormPosition.pre
+        self.attention_norm = norm(config)
         self.attention = Attention(config)
-        self.ffn_norm = norm(config.width, eps=config.norm_eps)
-        self.ffn = SwiGLU(config.width, hidden=config.ffn_hidden)
+        self.ffn_norm = norm(config)
+        self.ffn = feed_forward(config)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor, *, rotary: Rotary, plan: Plan) -> Tensor:
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary=rotary, plan=plan)
-        return x_BLD + self.ffn(self.ffn_norm(x_BLD))
+    def forward(self, x_BLD: Tensor, *, rotary: Rotary | None, plan: Attends) -> Tensor:
+        if self.norms_first:
+            x_BLD = x_BLD + self._attend(self.attention_norm(x_BLD), rotary=rotary, plan=plan)
+            return x_BLD + self.dropout(self.ffn(self.ffn_norm(x_BLD)))
+        x_BLD = x_BLD + self.attention_norm(self._attend(x_BLD, rotary=rotary, plan=plan))
+        return x_BLD + self.ffn_norm(self.dropout(self.ffn(x_BLD)))
+
+    def _attend(self, x_BLD: Tensor, *, rotary: Rotary | None, plan: Attends) -> Tensor:
+        return self.dropout(self.attention(x_BLD, rotary=rotary, plan=plan))
 
 
 class Stacked(NamedTuple):
@@ -52,7 +59,12 @@ class Stack(nn.ModuleList):
     recomputes = False
 
     def forward(
-        self, x_BLD: Tensor, *, rotary: Rotary, plan: Plan, watched_BL: Tensor | None = None
+        self,
+        x_BLD: Tensor,
+        *,
+        rotary: Rotary | None,
+        plan: Attends,
+        watched_BL: Tensor | None = None,
     ) -> Stacked:
         squares = [x_BLD.new_empty(0, dtype=torch.float32)]
         for block in self:

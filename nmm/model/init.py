@@ -1,7 +1,8 @@
-"""One table that says how every parameter begins and whether weight decay shrinks it.
+"""One table that says how every parameter begins, and in which group the optimizer has it.
 
-The scales are open_lm's: truncated normal with std 1/sqrt(fan_in), cut at three std; projections
-that write to the residual stream are divided by sqrt(2 * (layer + 1)).
+The scales are open_lm's, for the vision encoder as well: truncated normal with std 1/sqrt(fan_in),
+cut at three std; projections that write to the residual stream are divided by
+sqrt(2 * (layer + 1)). Gains begin at 1, biases at 0; neither decays, nor do learned positions.
 """
 
 import hashlib
@@ -18,8 +19,28 @@ class Start(Enum):
     """How a parameter is drawn."""
 
     ones = "ones"
+    zeros = "zeros"
     fan_in = "fan_in"
     fan_in_by_depth = "fan_in_by_depth"
+
+
+class Group(Enum):
+    """Parameters of a group have one learning rate and one weight decay."""
+
+    decay = "decay"
+    no_decay = "no_decay"
+    vision_decay = "vision_decay"
+    vision_no_decay = "vision_no_decay"
+
+    @property
+    def is_vision(self) -> bool:
+        """Does it have the learning rate of the vision encoder?"""
+        return self in (Group.vision_decay, Group.vision_no_decay)
+
+    @property
+    def decays(self) -> bool:
+        """Does weight decay shrink it?"""
+        return self in (Group.decay, Group.vision_decay)
 
 
 @dataclass(frozen=True)
@@ -28,20 +49,36 @@ class Rule:
 
     pattern: str
     start: Start
-    decays: bool
+    group: Group
+
+
+def _of_blocks(prefix: str, *, decay: Group, rest: Group) -> tuple[Rule, ...]:
+    """The rules of a stack of blocks and of the norm behind it."""
+    block = prefix + r"blocks\.(\d+)\."
+    return (
+        Rule(block + r"(?:attention|ffn)_norm\.weight", Start.ones, rest),
+        Rule(block + r"attention\.[qk]_norm\.weight", Start.ones, rest),
+        Rule(block + r"attention\.qkv\.weight", Start.fan_in, decay),
+        Rule(block + r"attention\.out\.weight", Start.fan_in_by_depth, decay),
+        Rule(block + r"ffn\.(?:gate_up|up)\.weight", Start.fan_in, decay),
+        Rule(block + r"ffn\.down\.weight", Start.fan_in_by_depth, decay),
+        Rule(block + r".*\.bias", Start.zeros, rest),
+        Rule(prefix + r"norm\.weight", Start.ones, rest),
+        Rule(prefix + r"norm\.bias", Start.zeros, rest),
+    )
 
 
 RULES = (
-    Rule(r"embedding\.weight", Start.fan_in, decays=True),
-    Rule(r"patch\.weight", Start.fan_in, decays=True),
-    Rule(r"blocks\.(\d+)\.(?:attention|ffn)_norm\.weight", Start.ones, decays=False),
-    Rule(r"blocks\.(\d+)\.attention\.[qk]_norm\.weight", Start.ones, decays=False),
-    Rule(r"blocks\.(\d+)\.attention\.qkv\.weight", Start.fan_in, decays=True),
-    Rule(r"blocks\.(\d+)\.attention\.out\.weight", Start.fan_in_by_depth, decays=True),
-    Rule(r"blocks\.(\d+)\.ffn\.gate_up\.weight", Start.fan_in, decays=True),
-    Rule(r"blocks\.(\d+)\.ffn\.down\.weight", Start.fan_in_by_depth, decays=True),
-    Rule(r"norm\.weight", Start.ones, decays=False),
-    Rule(r"head\.weight", Start.fan_in, decays=True),
+    Rule(r"embedding\.weight", Start.fan_in, Group.decay),
+    Rule(r"position\.weight", Start.fan_in, Group.no_decay),
+    Rule(r"patch\.weight", Start.fan_in, Group.decay),
+    *_of_blocks("", decay=Group.decay, rest=Group.no_decay),
+    Rule(r"head\.weight", Start.fan_in, Group.decay),
+    Rule(r"vision\.patch\.weight", Start.fan_in, Group.vision_decay),
+    Rule(r"vision\.position", Start.fan_in, Group.vision_no_decay),
+    *_of_blocks(r"vision\.", decay=Group.vision_decay, rest=Group.vision_no_decay),
+    Rule(r"connector\.weight", Start.fan_in, Group.decay),
+    Rule(r"connector\.bias", Start.zeros, Group.no_decay),
 )
 
 
@@ -52,9 +89,9 @@ def rule(name: str) -> Rule:
     return rules[0]
 
 
-def decays(name: str) -> bool:
-    """Does weight decay shrink this parameter? Matrices yes, gains no."""
-    return rule(name).decays
+def group(name: str) -> Group:
+    """The optimizer group of a parameter."""
+    return rule(name).group
 
 
 @torch.no_grad()
@@ -72,11 +109,18 @@ def _draw(name: str, *, shape: torch.Size, seed: int) -> Tensor:
     start = rule(name).start
     if start is Start.ones:
         return torch.ones(shape)
+    if start is Start.zeros:
+        return torch.zeros(shape)
     std = std_of(name, fan_in=shape[1])
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    generator = torch.Generator().manual_seed(number(name, seed=seed))
     values = torch.empty(shape)
     return nn.init.trunc_normal_(values, std=std, a=-3 * std, b=3 * std, generator=generator)
+
+
+def number(name: str, *, seed: int) -> int:
+    """64 bits that look drawn and are a pure function of both."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def std_of(name: str, *, fan_in: int) -> float:

@@ -1,4 +1,4 @@
-"""The native multimodal decoder: text ids and image patches in one stream of tokens.
+"""The native multimodal decoder: text ids and images in one stream of tokens.
 
 Legend of shape suffixes: B rows, L tokens of a row, D width, V ids, N labelled positions.
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nmm.batch import NO_LABEL, PackedBatch
-from nmm.config import ModelConfig
+from nmm.config import ImageKind, ModelConfig, Positions
 from nmm.model.attention import rotary
 from nmm.model.block import Block, Stack, Stacked
 from nmm.model.heads import Head
@@ -21,6 +21,7 @@ from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
 from nmm.model.layers import norm
 from nmm.model.plan import plan
+from nmm.model.vision import VisionEncoder
 
 
 class Output(NamedTuple):
@@ -43,16 +44,33 @@ class Output(NamedTuple):
 
 
 class Model(nn.Module):
-    """Embeddings, `depth` blocks, a final norm and an untied head."""
+    """Embeddings, `depth` blocks, a final norm and a head.
+
+    Images come in through `patch` (early fusion), or through `vision` and `connector` (late).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.patch = PatchEmbedding(config.image, width=config.width)
+        self.position = self.patch = self.vision = self.connector = None
+        if config.max_positions is not None:
+            self.position = nn.Embedding(config.max_positions, config.width)
+        if config.image.kind is ImageKind.patches:
+            self.patch = PatchEmbedding(config.image, width=config.width)
+        if config.encoder is not None:
+            self.vision = VisionEncoder(config.encoder, image=config.image)
+            self.connector = nn.Linear(config.encoder.width, config.width, bias=config.biases)
         self.blocks = Stack([Block(config) for _ in range(config.depth)])
-        self.norm = norm(config.width, eps=config.norm_eps)
+        self.norm = norm(config)
         self.head = Head(config)
+        self.tie()
+
+    def tie(self) -> None:
+        """With `tied_head`, make the head's matrix the embedding's; anew after `to_empty`."""
+        if self.config.tied_head:
+            assert isinstance(self.embedding.weight, nn.Parameter)
+            self.head.weight = self.embedding.weight
 
     def forward(self, batch: PackedBatch, *, watch: bool = False) -> Output:
         """The next-token losses of a batch; with `watch` also what the layers put out."""
@@ -77,11 +95,11 @@ class Model(nn.Module):
         watched_BL: Tensor | None = None,
     ) -> Stacked:
         """Everything before the last norm; `lengths_change` is for `plan`."""
-        x_BLD = self.embedding(batch.tokens)
-        x_BLD = place(self.patch(batch.pixels), into_BLD=x_BLD, image_BL=batch.image)
+        x_BLD = self._tokens(batch)
+        rope = self.config.positions is Positions.rope
         return self.blocks(
             x_BLD,
-            rotary=rotary(batch.position, config=self.config),
+            rotary=rotary(batch.position, config=self.config) if rope else None,
             plan=plan(
                 batch,
                 backend=self.config.attention,
@@ -95,6 +113,16 @@ class Model(nn.Module):
     def hidden(self, batch: PackedBatch, *, lengths_change: bool = False) -> Tensor:
         """[B, L, D], what the head reads."""
         return self.norm(self._blocks(batch, lengths_change=lengths_change).output)
+
+    def _tokens(self, batch: PackedBatch) -> Tensor:
+        """[B, L, D]: ids, images and learned positions as the blocks read them."""
+        x_BLD = self.embedding(batch.tokens)
+        if self.patch is not None:
+            x_BLD = place(self.patch(batch.pixels), into_BLD=x_BLD, image_BL=batch.image)
+        if self.vision is not None and self.connector is not None:
+            images_MTD = self.connector(self.vision(batch.pixels))
+            x_BLD = place(images_MTD, into_BLD=x_BLD, image_BL=batch.image)
+        return x_BLD if self.position is None else x_BLD + self.position(batch.position)
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """[B, L, V]: for tests and small batches, the whole of it is held in memory."""
@@ -112,5 +140,6 @@ def build(config: ModelConfig, *, seed: int) -> Model:
     with torch.device("meta"):
         model = Model(config)
     model.to_empty(device="cpu")
+    model.tie()
     initialise(model, seed=seed)
     return model
