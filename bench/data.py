@@ -5,8 +5,9 @@
     python -m bench.data --shards DIR --cores 2   # your caption shards: DIR/*.tar, KEY.jpg, KEY.txt
 
 All read the same documents on the same pinned cores, with one worker process per core, and give
-uint8 pixels of the same size and token ids; ours packs them into rows of 4,096 as well. Pipelines
-take turns, because other programs may load the machine: only ratios within a turn mean something.
+uint8 pixels of the same size and token ids; ours packs them into rows of 4,096 as well. It comes
+twice: tokenizing like the others, and with the token ids that its index can store. Pipelines take
+turns, because other programs may load the machine: only ratios within a turn mean something.
 Printed are medians of the turns with their least and greatest value.
 """
 
@@ -72,6 +73,7 @@ def pipelines() -> list[Pipeline]:
     )
     known = [
         Pipeline("ours", "ours", here, "ours"),
+        Pipeline("ours, token ids stored", "ours", here, "stored"),
         Pipeline("webdataset + Pillow", "plain", here, "tars"),
         Pipeline("webdataset + our decoder", "plain_fast", here, "tars"),
         Pipeline("megatron-energon", "energon", energon, "energon"),
@@ -86,7 +88,7 @@ def pipelines() -> list[Pipeline]:
 def prepare(shards: Path, work: Path, *, chosen: list[Pipeline]) -> dict:
     """What each pipeline needs once, in WORK and outside of the timing; returns the job."""
     tars = sorted(shards.glob("*.tar"))
-    for name in ("ours", "tars", "energon"):
+    for name in ("ours", "stored", "tars", "energon"):
         (work / name).mkdir()
         for tar in tars:
             (work / name / tar.name).symlink_to(tar.resolve())
@@ -98,8 +100,13 @@ def prepare(shards: Path, work: Path, *, chosen: list[Pipeline]) -> dict:
         seed=0,
         out=tokenizer,
     )
-    ours = sorted((work / "ours").glob("*.tar"))
-    indexed = index_shards(ours, layout=Layout(Kind.caption), tokenizer=tokenizer)
+    for name, store_tokens in (("ours", False), ("stored", True)):
+        indexed = index_shards(
+            sorted((work / name).glob("*.tar")),
+            layout=Layout(Kind.caption),
+            tokenizer=tokenizer,
+            store_tokens=store_tokens,
+        )
     for pipeline in chosen:
         if pipeline.module == "energon":
             quiet([pipeline.python.with_name("energon"), "prepare", work / "energon", *ENERGON])
