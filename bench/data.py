@@ -4,6 +4,8 @@
     python -m bench.data                          # synthetic photos of about 400x600
     python -m bench.data --shards DIR --cores 2   # your caption shards: DIR/*.tar, KEY.jpg, KEY.txt
 
+    python -m bench.data --in-process             # no worker processes: what a document costs
+
 All read the same documents on the same pinned cores, with one worker process per core, and give
 uint8 pixels of the same size and token ids; ours packs them into rows of 4,096 as well. It comes
 twice: tokenizing like the others, and with the token ids that its index can store. Pipelines take
@@ -127,7 +129,9 @@ ENERGON = (
 )
 
 
-def take_turn(pipeline: Pipeline, *, job: dict, work: Path, cores: list[int]) -> Turn:
+def take_turn(
+    pipeline: Pipeline, *, job: dict, work: Path, cores: list[int], in_process: bool
+) -> Turn:
     """One epoch, and a restart at 80 % of it in a new process."""
     path = work / f"{pipeline.module}.json"
     path.write_text(
@@ -136,7 +140,7 @@ def take_turn(pipeline: Pipeline, *, job: dict, work: Path, cores: list[int]) ->
                 **job,
                 "name": pipeline.name,
                 "shards": str(work / pipeline.shards),
-                "workers": len(cores),
+                "workers": 0 if in_process else len(cores),
             }
         )
     )
@@ -197,7 +201,7 @@ def _spread(values: list[float], *, digits: int) -> str:
     return f"**{middle}** ({least}-{most})"
 
 
-def run(shards: Path, *, cores: int, repeats: int) -> None:
+def run(shards: Path, *, cores: int, repeats: int, in_process: bool) -> None:
     available = sorted(os.sched_getaffinity(0))
     if cores > len(available):
         sys.exit(f"error: --cores is {cores}, but this process may use {len(available)}.")
@@ -213,12 +217,21 @@ def run(shards: Path, *, cores: int, repeats: int) -> None:
         turns: dict[str, list[Turn]] = {pipeline.name: [] for pipeline in chosen}
         for repeat in range(repeats):
             for pipeline in chosen:
-                turn = take_turn(pipeline, job=job, work=work, cores=available[-cores:])
+                turn = take_turn(
+                    pipeline,
+                    job=job,
+                    work=work,
+                    cores=available[-cores:],
+                    in_process=in_process,
+                )
                 turns[pipeline.name].append(turn)
                 rate = turn.figures["documents_per_second"] / cores
                 print(f"turn {repeat + 1}/{repeats}  {pipeline.name:<26}{rate:>8,.0f}", flush=True)
         check_equal_work(turns)
-    print(f"\n{job['documents']:,} documents, cores: {cores}, turns: {repeats}\n")
+    print(
+        f"\n{job['documents']:,} documents, cores: {cores}, turns: {repeats}"
+        f"{', no worker processes' if in_process else ''}\n"
+    )
     print(table(turns, cores=cores))
 
 
@@ -232,13 +245,26 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1024, help="synthetic ones (%(default)s)")
     parser.add_argument("--cores", type=int, default=1, help="to pin to (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each (%(default)s)")
+    parser.add_argument("--in-process", action="store_true", help="no workers; 1 core")
     options = parser.parse_args()
+    if options.in_process and options.cores != 1:
+        sys.exit(f"error: --cores is {options.cores}, but --in-process uses one; leave it out.")
     if options.shards is not None:
-        run(options.shards, cores=options.cores, repeats=options.repeats)
+        run(
+            options.shards,
+            cores=options.cores,
+            repeats=options.repeats,
+            in_process=options.in_process,
+        )
         return
     with tempfile.TemporaryDirectory(prefix="nmm-photos-") as directory:
         photos.write(Path(directory), documents=options.documents)
-        run(Path(directory), cores=options.cores, repeats=options.repeats)
+        run(
+            Path(directory),
+            cores=options.cores,
+            repeats=options.repeats,
+            in_process=options.in_process,
+        )
 
 
 if __name__ == "__main__":

@@ -69,13 +69,14 @@ def sequence(
         image   0 1 1 0 0       0 0 0 0 0 0 0
         labels  . . x e .       x < 3 7 > e .
     """
-    size = 2 + int(segment_tokens(segments(texts), image_tokens).sum())
+    lengths = [image_tokens if text is None else abs(_segment(text)) for text in texts]
+    size = 2 + sum(lengths)
     tokens, image = np.full(size, ids.image, np.int64), np.zeros(size, np.int32)
     labels = np.full(size, NO_LABEL, np.int64)
     kinds = np.full(size, Modality.text, np.uint8)
     tokens[0], start, images = ids.bos, 1, 0
-    for text in texts:
-        stop = start + (image_tokens if text is None else abs(_segment(text)))
+    for text, length in zip(texts, lengths, strict=True):
+        stop = start + length
         if text is None:
             images += 1
             image[start:stop] = images
