@@ -146,6 +146,7 @@ def hub_keys(model: ModelConfig) -> dict[str, object]:
         "vision": None if model.encoder is None else _block_keys(model.encoder),
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.tied_head,
+        "image_attention": model.image_attention.name,
         "positions": model.positions.name,
         "rope_theta": model.rope_theta,
         "max_positions": model.max_positions,

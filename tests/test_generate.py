@@ -15,6 +15,7 @@ from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL, Modality, PackedBatch
 from nmm.config import (
     AttentionBackend,
+    ImageAttention,
     ImageKind,
     ModelConfig,
     NormPosition,
@@ -99,6 +100,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "vision": VisionConfig(width=16, depth=1, heads=2),
     },
     "swin": {"norm_position": NormPosition.swin, "qk_norm": QKNorm.head},
+    "only the first image": {"image_attention": ImageAttention.prefix},
 }
 
 

@@ -18,7 +18,16 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, dyn
 from data.documents import Parts
 from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL, PackedBatch
-from nmm.config import FFN, ImageKind, Norm, NormPosition, Positions, QKNorm, VisionConfig
+from nmm.config import (
+    FFN,
+    ImageAttention,
+    ImageKind,
+    Norm,
+    NormPosition,
+    Positions,
+    QKNorm,
+    VisionConfig,
+)
 from nmm.export import write_export
 from nmm.generate import generate
 from nmm.generate.text import lay_out
@@ -111,6 +120,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "qk_norm": QKNorm.head,
         "dropout": 0.3,
         "rope_theta": 500.0,
+        "image_attention": ImageAttention.causal,
         "ffn_hidden": 40,
     },
     "opt": {
@@ -120,6 +130,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "max_positions": 80,
         "tied_head": True,
         "norm_eps": 1e-3,
+        "image_attention": ImageAttention.prefix,
     },
 }
 every_member = pytest.mark.parametrize("member", FAMILY)

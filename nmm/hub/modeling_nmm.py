@@ -5,9 +5,9 @@
     inputs = processor([["A:", image, "B:"]])
     print(processor.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 
-Text and images are tokens of one stream. Text is causal, and the tokens of an image see each other.
-Early fusion brings patches in by one linear layer, late fusion by a vision transformer. Parameters
-have the names that they were trained under.
+Text and images are tokens of one stream. Text is causal; the tokens of an image see each other
+where `image_attention` lets them. Early fusion brings patches in by one linear layer, late fusion
+by a vision transformer. Parameters have the names that they were trained under.
 Legend of shape suffixes: B rows, L tokens given, K tokens with those of the cache before them, D
 width, H heads, E channels of a head, F hidden size of the feed-forward, M images, T tokens of one.
 """
@@ -47,6 +47,8 @@ class Blocks:
 class NmmConfig(PreTrainedConfig):
     """`blocks` and `vision` are keys of Blocks; an image has `side_pixels`, 0 if there are none.
 
+    `image_attention` is block (every image sees all of itself), prefix (only one that begins its
+    document, behind one token at most) or causal (none).
     `positions` is rope or learned; `max_positions` is the length of the learned table.
     """
 
@@ -56,6 +58,7 @@ class NmmConfig(PreTrainedConfig):
     blocks: dict | None = None
     vision: dict | None = None
     vocab_size: int = 0
+    image_attention: str = "block"
     positions: str = "rope"
     rope_theta: float = 10_000.0
     max_positions: int | None = None
@@ -247,10 +250,25 @@ def image_numbers(is_image_BL: Tensor, tokens: int) -> Tensor:
     return ((is_image_BL.cumsum(dim=1) - 1) // max(tokens, 1) + 1) * is_image_BL
 
 
+def two_way(image_BL: Tensor, position_BL: Tensor, *, attention: str) -> Tensor:
+    """`image` with 0 for those whose tokens see only what is before them.
+
+    For prefix: is the first token of the image at position 0 or 1?
+    """
+    if attention == "block":
+        return image_BL
+    if attention == "causal":
+        return torch.zeros_like(image_BL)
+    same = image_BL[:, :, None] == image_BL[:, None, :]
+    first_BL = torch.where(same, position_BL[:, None, :], torch.inf).amin(dim=2)
+    return image_BL * (first_BL <= 1)
+
+
 def attention_mask_of(real_BK: Tensor, image_BL: Tensor) -> Tensor:
     """bool[B, 1, L, K]: may a given token attend to this one? To itself always.
 
-    To real tokens before it, and to all of its image. `image` is 0 where a token has none.
+    To real tokens before it, and to all of its image. `image` is 0 where a token has none, or does
+    not see all of it.
     """
     length, total = image_BL.shape[1], real_BK.shape[1]
     at_K = torch.arange(total, device=real_BK.device)
@@ -332,6 +350,7 @@ class NmmForCausalLM(PreTrainedModel, GenerationMixin):
         if self.position is not None:
             x_BLD = x_BLD + self.position(position_ids)
         image_BL = image_numbers(is_image, self.config.image_tokens)
+        image_BL = two_way(image_BL, position_ids, attention=self.config.image_attention)
         mask = attention_mask_of(real_BK, image_BL)
         turns = None
         if self.config.positions == "rope":
