@@ -127,7 +127,7 @@ def _plain_text(members: dict[str, bytes], *, field: str | None) -> str:
 
 def _field(members: dict[str, bytes], name: str) -> object:
     """A field of the sample's JSON that is there and not null."""
-    value = _json(members).get(name)
+    value = json_object(members).get(name)
     if value is None:
         raise BadSample("missing_text")
     return value
@@ -138,10 +138,11 @@ def _string(value: object) -> str:
         raise BadSample("empty_text")
     if not isinstance(value, str):
         raise BadSample("bad_text")
-    return _clean(value)
+    return clean(value)
 
 
-def _json(members: dict[str, bytes]) -> dict:
+def json_object(members: dict[str, bytes]) -> dict:
+    """The object in the member "json"; raises BadSample."""
     try:
         # ValueError: also for a number of thousands of digits, which Python refuses to convert.
         found = json.loads(_text(_member(members, "json", missing="missing_json")))
@@ -154,18 +155,21 @@ def _json(members: dict[str, bytes]) -> dict:
 
 def _interleaved(members: dict[str, bytes], *, key: str, layout: Layout) -> Parsed:
     """Texts and images or units in reading order; what is not in the sample is left out."""
-    found = _json(members)
-    places = _parallel(found) if "texts" in found else _matched(found)
     parts: Parts = []
     skipped = 0
-    for place in places:
+    for place in places(json_object(members)):
         if isinstance(place, str):
-            parts += [_clean(place)] if place else []
+            parts += [clean(place)] if place else []
         elif (image := _image_of(place, members, key=key)) is not None:
             parts.append(image if layout.modality is None else _as_units(image))
         else:
             skipped += 1
     return Parsed(parts, skipped)
+
+
+def places(layout: dict) -> Iterator[Place]:
+    """Texts and where images should be, in reading order, in either layout; raises BadSample."""
+    return _parallel(layout) if "texts" in layout else _matched(layout)
 
 
 def _parallel(layout: dict) -> Iterator[Place]:
@@ -252,12 +256,12 @@ def _member(members: dict[str, bytes], name: str, *, missing: str) -> bytes:
 
 def _text(data: bytes) -> str:
     try:
-        return _clean(data.decode("utf-8-sig"))
+        return clean(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise BadSample("not_utf8") from None
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Line ends become \\n. NUL is the sign of another encoding; lone surrogates have none."""
     if "\0" in text:
         raise BadSample("nul_in_text")

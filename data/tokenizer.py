@@ -1,7 +1,7 @@
 """Text to ids and back with a sentencepiece model, and the table of ids around it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -80,10 +80,20 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of the ids; pad, begin, end, sentinels and unused ids are left out."""
-        text = [i for i in ids if 0 <= i < self.ids.text_end and not self._model.is_control(i)]
-        return self._model.decode(text)
+    def decode(self, ids: list[int], *, after: Sequence[int] = ()) -> str:
+        """Text of the ids; pad, begin, end, sentinels and unused ids are left out.
+
+        `after` are the ids before them: a space is part of the text only where there is some.
+        """
+        before, both = (self._model.decode(self._pieces(x)) for x in (after, [*after, *ids]))
+        return both[len(before) :] if both.startswith(before) else self.decode(ids)
+
+    def piece(self, number: int) -> str:
+        """The piece of an id as the model spells it, `<s>` or "\u2581the"."""
+        return self._model.id_to_piece(number)
+
+    def _pieces(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if 0 <= i < self.ids.text_end and not self._model.is_control(i)]
 
     def check_capacity(self, vocab_size: int) -> None:
         """Refuse a model whose embedding table is smaller than the id table."""

@@ -31,7 +31,7 @@ CLOSING = """
 The demo took {took}. Everything of the run is in {run}/:
   losses.jsonl, evals.jsonl   every number of training and of the held-out evaluation
   loss.png                    the loss curves
-  captions.png                held-out images with the captions that the model wrote
+  captions.png, .html, .jsonl held-out images with the captions that the model wrote
   checkpoints/                weights, optimizer, place in the data
   config.yaml, manifest.json  what was asked, and with which versions
 The shards that it trained on are in {corpus}/. Next: "Your own shards" in README.md."""

@@ -17,16 +17,14 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
-
 from data.plan import StreamState
-from nmm.config import CheckpointConfig, Config, Resume, read_yaml
-from nmm.engine import Engine, read_weights
+from nmm.config import CheckpointConfig, Config, Resume
+from nmm.engine import Engine
 from nmm.errors import UserError
-from nmm.model import Model, build
 from nmm.parallel import World, barrier
 
 MARKER = "COMPLETE"
+TOKENIZER = "data.tokenizer (sha256)"  # a key of the identity
 # With the corpus, its weights and the tokenizer, these determine every row.
 DATA_KEYS = (
     "context_tokens",
@@ -167,7 +165,7 @@ def identity(
         },
     }
     return {
-        "data.tokenizer (sha256)": tokenizer_hash,
+        TOKENIZER: tokenizer_hash,
         **_dotted(values),
         **{f"data.sources ({split} fingerprint)": value for split, value in fingerprints.items()},
         "number of processes": processes,
@@ -225,12 +223,12 @@ def save(
 
 def load(engine: Engine, checkpoint: Path) -> None:
     """Weights and optimizer state of a complete checkpoint, into the engine."""
-    with _damage_of(checkpoint):
+    with damage_of(checkpoint):
         engine.load(checkpoint.parent, tag=checkpoint.name)
 
 
 @contextmanager
-def _damage_of(checkpoint: Path) -> Iterator[None]:
+def damage_of(checkpoint: Path) -> Iterator[None]:
     """A file that is no part of a checkpoint becomes one sentence."""
     try:
         yield
@@ -240,29 +238,6 @@ def _damage_of(checkpoint: Path) -> Iterator[None]:
             f"{checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else ''}); "
             f"delete it, and the same command continues from the checkpoint before it."
         ) from error
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model with a checkpoint's fp32 weights, on one device, in evaluation mode."""
-
-    config: Config
-    model: Model
-    progress: Progress
-
-
-def read_run(directory: Path, *, device: torch.device) -> Trained:
-    """The newest complete checkpoint of a run, without its optimizer."""
-    config = read_yaml(directory / "config.yaml")
-    found = newest(directory)
-    if found is None:
-        raise UserError(
-            f"{directory} has no complete checkpoint; train it further, or give another run."
-        )
-    model = build(config.model, seed=config.run.seed)
-    with _damage_of(found):
-        model.load_state_dict(read_weights(found.parent, tag=found.name))
-    return Trained(config, model.to(device).eval(), read_progress(found))
 
 
 def _remove(checkpoint: Path) -> None:

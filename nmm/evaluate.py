@@ -5,19 +5,18 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from data.corpus import Corpus
 from data.loader import held_out_batches
 from nmm.batch import Dropped, PackedBatch
-from nmm.checkpoint import Trained, read_run
 from nmm.config import DataConfig, Kind, UnitModality
 from nmm.errors import UserError
 from nmm.model import Output
 from nmm.parallel import World, add_over_ranks, gather_lists
 from nmm.tally import Row, Tally, loss_keys, mean
+from nmm.trained import Trained, add_arguments, read
 
 Forward = Callable[[PackedBatch], Output]
 ROWS_AT_ONCE = 8
@@ -140,11 +139,9 @@ def of_run(
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nmm.evaluate",
-        description="Held-out losses of the newest checkpoint of a run, in nats per token.",
+        description="Held-out losses of a trained model, in nats per token.",
     )
-    parser.add_argument(
-        "--run", type=Path, required=True, help="directory of the run, e.g. runs/demo"
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object instead of a table"
     )
@@ -161,7 +158,7 @@ def main() -> None:
         sys.exit(f"error: --rows-per-source is {arguments.rows_per_source}; set it to 1 or more.")
     try:
         row = _evaluate(
-            arguments.run,
+            read(arguments),
             rows_per_source=arguments.rows_per_source,
             with_gap=arguments.image_gap,
         )
@@ -170,22 +167,22 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(row))
         return
-    print(f"{arguments.run}, step {row.pop('step')}: held-out loss in nats per token")
+    where = arguments.run or arguments.export
+    print(f"{where}, step {row.pop('step')}: held-out loss in nats per token")
     for key, value in row.items():
         shown = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value
         print(f"  {key:32} {shown}")
 
 
-def _evaluate(directory: Path, *, rows_per_source: int | None, with_gap: bool) -> Row:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = read_run(directory, device=device)
+def _evaluate(trained: Trained, *, rows_per_source: int | None, with_gap: bool) -> Row:
+    device = next(trained.model.parameters()).device
     rows = rows_per_source or trained.config.evaluation.rows_per_source
     corpus = open_held_out(trained)
     tally = Tally.zeros(len(corpus.sources), device=device)
     dropped: list[Dropped] = []
     for _, batches in of_run(trained, corpus, rows_per_source=rows):
         dropped += add_losses(tally, trained.model, batches, device=device)
-    row = {"step": trained.progress.step, **loss_by_kind(tally, corpus), "dropped": len(dropped)}
+    row = {"step": trained.step, **loss_by_kind(tally, corpus), "dropped": len(dropped)}
     if with_gap:
         row["caption/own_images"], row["caption/other_images"] = image_gap(
             trained, corpus, rows_per_source=rows

@@ -9,6 +9,7 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
@@ -27,7 +28,8 @@ from nmm.schedule import cooldown_factor, learning_rate, phase_name, phases
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-BLACK = "#222222"
+BLACK, GREY = "#222222", "#888888"
+TEXT_LINES = 12
 EXAMPLE_MINIMUM = 0.01
 
 
@@ -95,30 +97,50 @@ def schedule_figure(path: Path) -> None:
     _save(figure, axes=(left, right), path=path)
 
 
-def caption_figure(
-    pictures: Sequence[np.ndarray],
-    *,
-    written: Sequence[str],
-    references: Sequence[str],
-    path: Path,
-) -> None:
-    """Pictures uint8[H, W, 3] in a grid, each with what was written and, in grey, its reference."""
+@dataclass(frozen=True)
+class Panel:
+    """Pictures uint8[side, side, 3] beside each other, and below them texts in their colours."""
+
+    pictures: Sequence[np.ndarray]
+    texts: Sequence[tuple[str, str]]
+
+
+def picture_figure(panels: Sequence[Panel], path: Path) -> None:
+    """Panels in a grid of four columns."""
     columns = 4
-    lines = -(-len(pictures) // columns)
+    lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.3 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for panel in panels:
-        panel.set_axis_off()
-    for panel, picture, text, reference in zip(panels, pictures, written, references, strict=False):
-        panel.imshow(picture, interpolation="nearest")
-        texts = [fill(_printable(line), width=34) for line in (text, reference)]
-        lower = -0.05 - 0.09 * (1 + texts[0].count("\n"))
-        panel.text(0, -0.05, texts[0], transform=panel.transAxes, va="top", color=BLACK)
-        panel.text(0, lower, texts[1], transform=panel.transAxes, va="top", color="#888888")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_panel(axis, panel)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a glyph that the font lacks is drawn as a box
         figure.savefig(path, dpi=100)
+
+
+def _draw_panel(axis: Axes, panel: Panel) -> None:
+    across = math.ceil(math.sqrt(len(panel.pictures))) or 1
+    down = -(-len(panel.pictures) // across)
+    for number, picture in enumerate(panel.pictures):
+        row, column = divmod(number, across)
+        box = (column, column + 0.97, row + 0.97, row)
+        axis.imshow(picture, interpolation="nearest", extent=box)
+    axis.set(xlim=(0, across), ylim=(down or 1, 0), aspect="equal", anchor="NW")
+    where = {"xy": (0, -0.02 if panel.pictures else 1), "xycoords": "axes fraction"}
+    for text, colour in panel.texts:
+        said = _shortened(fill(_printable(text), width=34))
+        offset = {"xytext": (0, -3), "textcoords": "offset points"}
+        drawn = axis.annotate(said, **where, **offset, va="top", color=colour)
+        where = {"xy": (0, 0), "xycoords": drawn}
+
+
+def _shortened(text: str) -> str:
+    """At most TEXT_LINES lines; what is left out is an ellipsis."""
+    lines = text.split("\n")
+    return text if len(lines) <= TEXT_LINES else "\n".join(lines[:TEXT_LINES]) + " …"
 
 
 def _printable(text: str) -> str:

@@ -11,7 +11,6 @@ import torch
 
 from data.loader import held_out_batches
 from nmm import evaluate
-from nmm.checkpoint import Trained, read_run
 from nmm.config import DataConfig, Kind, ModelConfig
 from nmm.errors import UserError
 from nmm.evaluate import (
@@ -25,6 +24,7 @@ from nmm.evaluate import (
 from nmm.log import read_rows
 from nmm.model import build
 from nmm.tally import Tally
+from nmm.trained import Trained, read_run
 from tests import corpora, runs
 
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from nmm.checkpoint import read_run
 from nmm.config import compose, load
 from nmm.flops import num_parameters
 from nmm.model import build
+from nmm.trained import read_run
 from tests import runs
 
 LATE = (
@@ -46,7 +46,7 @@ def test_a_run_with_a_given_frozen_encoder(tmp_path: Path) -> None:
     assert "continuing" in train(6)
 
     trained = read_run(tmp_path / "late", device=torch.device("cpu"))
-    assert trained.progress.step == 6
+    assert trained.step == 6
     for name, p in trained.model.named_parameters():
         assert torch.equal(p, donor[name]) == name.startswith("vision."), name
 

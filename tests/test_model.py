@@ -192,14 +192,6 @@ def test_images_are_found_by_number() -> None:
     assert torch.equal(model(renumbered).token_losses, model(batch).token_losses)
 
 
-def test_next_logits_are_rows_of_all_logits() -> None:
-    config = small()
-    model, batch = build(config, seed=0), pack(MIXED, config=config, row_tokens=ROW_TOKENS)
-    at = torch.tensor([13, 20])
-    expected = model.logits(batch)[torch.arange(2), at]
-    torch.testing.assert_close(model.next_logits(batch, at=at), expected, rtol=0, atol=1e-6)
-
-
 def test_bf16_weights_train() -> None:
     """All runs in the weights' dtype, with float32 losses near those of float32 weights."""
     config = small()

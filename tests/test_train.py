@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from data.prepare.index import index_shards
-from nmm import begin, checkpoint, parallel, rundir
+from nmm import begin, parallel, rundir
 from nmm.config import Layout, compose, load
 from nmm.errors import UserError
 from nmm.parallel import World
+from nmm.trained import read_run
 from tests import corpora, runs
 from tests.runs import STEPS, WHOLE, command, environment, overrides, rows, run
 
@@ -314,7 +315,7 @@ def test_weights_that_are_cut_are_said_in_a_sentence(undisturbed: Path, tmp_path
     for path in (tmp_path / "cut" / "checkpoints" / f"step_{STEPS:08d}").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"step_00000300 is damaged \(.*; delete it"):
-        checkpoint.read_run(tmp_path / "cut", device=torch.device("cpu"))
+        read_run(tmp_path / "cut", device=torch.device("cpu"))
 
 
 def test_the_deepspeed_launcher_runs_it_with_two_processes(

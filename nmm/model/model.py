@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import ImageKind, ModelConfig, Positions
-from nmm.model.attention import rotary
+from nmm.model.attention import Rotary, rotary
 from nmm.model.block import Block, Stack, Stacked
+from nmm.model.cache import Cache
 from nmm.model.heads import Head
 from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
@@ -91,48 +92,65 @@ class Model(nn.Module):
         self,
         batch: PackedBatch,
         *,
-        lengths_change: bool = False,
+        cache: Cache | None = None,
         watched_BL: Tensor | None = None,
     ) -> Stacked:
-        """Everything before the last norm; `lengths_change` is for `plan`."""
+        """Everything before the last norm; a cache remembers the batch."""
         x_BLD = self._tokens(batch)
-        rope = self.config.positions is Positions.rope
+        attends = plan(
+            batch,
+            backend=self.config.attention,
+            image_attention=self.config.image_attention,
+            dtype=x_BLD.dtype,
+            lengths_change=cache is not None,
+        )
         return self.blocks(
-            x_BLD,
-            rotary=rotary(batch.position, config=self.config) if rope else None,
-            plan=plan(
-                batch,
-                backend=self.config.attention,
-                image_attention=self.config.image_attention,
-                dtype=x_BLD.dtype,
-                lengths_change=lengths_change,
-            ),
+            self._at_positions(x_BLD, position_BL=batch.position),
+            rotary=self._rotary(batch.position),
+            plan=attends if cache is None else cache.fill(attends),
             watched_BL=watched_BL,
         )
 
-    def hidden(self, batch: PackedBatch, *, lengths_change: bool = False) -> Tensor:
-        """[B, L, D], what the head reads."""
-        return self.norm(self._blocks(batch, lengths_change=lengths_change).output)
+    def hidden(self, batch: PackedBatch, *, cache: Cache | None = None) -> Tensor:
+        """[B, L, D], what the head reads; a cache remembers the batch."""
+        return self.norm(self._blocks(batch, cache=cache).output)
 
     def _tokens(self, batch: PackedBatch) -> Tensor:
-        """[B, L, D]: ids, images and learned positions as the blocks read them."""
+        """[B, L, D]: the vectors of ids and images."""
         x_BLD = self.embedding(batch.tokens)
         if self.patch is not None:
             x_BLD = place(self.patch(batch.pixels), into_BLD=x_BLD, image_BL=batch.image)
         if self.vision is not None and self.connector is not None:
             images_MTD = self.connector(self.vision(batch.pixels))
             x_BLD = place(images_MTD, into_BLD=x_BLD, image_BL=batch.image)
-        return x_BLD if self.position is None else x_BLD + self.position(batch.position)
+        return x_BLD
+
+    def _at_positions(self, x_BLD: Tensor, *, position_BL: Tensor) -> Tensor:
+        """With learned positions, where there are some."""
+        return x_BLD if self.position is None else x_BLD + self.position(position_BL)
+
+    def _rotary(self, position_BL: Tensor) -> Rotary | None:
+        rope = self.config.positions is Positions.rope
+        return rotary(position_BL, config=self.config) if rope else None
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """[B, L, V]: for tests and small batches, the whole of it is held in memory."""
         return self.head(self.hidden(batch))
 
-    def next_logits(self, batch: PackedBatch, *, at: Tensor) -> Tensor:
-        """[B, V]: the logits at position at[b] of every row b, at int64[B]."""
-        hidden_BLD = self.hidden(batch, lengths_change=True)
-        rows = torch.arange(len(at), device=at.device)
-        return self.head(hidden_BLD[rows, at])
+    def first_logits(self, batch: PackedBatch, *, at: Tensor, cache: Cache) -> Tensor:
+        """[B, V]: the logits at position at[b] of every row b, at int64[B]; the cache is filled.
+
+        Every row holds one document, from its first position on.
+        """
+        hidden_BLD = self.hidden(batch, cache=cache)
+        return self.head(hidden_BLD[torch.arange(len(at), device=at.device), at])
+
+    def next_logits(self, tokens: Tensor, *, at: Tensor, cache: Cache) -> Tensor:
+        """[B, V]: the logits after one more id of every row, tokens int64[B], at position at[b]."""
+        at_BL = at[:, None]
+        x_BLD = self._at_positions(self.embedding(tokens[:, None]), position_BL=at_BL)
+        stacked = self.blocks(x_BLD, rotary=self._rotary(at_BL), plan=cache.add(at))
+        return self.head(self.norm(stacked.output)[:, 0])
 
 
 def build(config: ModelConfig, *, seed: int) -> Model:

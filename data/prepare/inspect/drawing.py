@@ -1,18 +1,14 @@
-"""Small pictures as HTML: colours, histograms as SVG, pixels as embedded files."""
+"""Small pictures as HTML: colours, and histograms as SVG."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from math import ceil
 
 import numpy as np
-from PIL import Image
 
 from nmm.plot import COLOURS
 
-PICTURE_PIXELS = 96
 WIDTH, HEIGHT, MARGIN = 420, 110, 18
 
 
@@ -36,24 +32,6 @@ def rgb(colour: str) -> tuple[int, int, int]:
     """ "#0072B2" -> (0, 114, 178)"""
     red, green, blue = bytes.fromhex(colour[1:])
     return red, green, blue
-
-
-def jpeg_url(pixels: np.ndarray) -> str:
-    """uint8[H, W, 3] as a data URL, at most PICTURE_PIXELS on a side."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
-    return _url(image, form="JPEG", quality=85)
-
-
-def png_url(pixels: np.ndarray) -> str:
-    """uint8[H, W, 3] as a data URL, every pixel as it is."""
-    return _url(Image.fromarray(pixels), form="PNG", optimize=True)
-
-
-def _url(image: Image.Image, *, form: str, **options: object) -> str:
-    buffer = BytesIO()
-    image.save(buffer, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from html import escape
 
 import numpy as np
 
-from data.prepare.inspect.drawing import chip, colour, fraction, jpeg_url, png_url, rgb, tint
+from data.pictures import jpeg_url, png_url
+from data.prepare.inspect.drawing import chip, colour, fraction, rgb, tint
 from data.prepare.inspect.facts import DrawnPiece, DrawnRow, Facts
 from data.units import Units
 
 NARROW = 0.06  # of a row: no words fit into a smaller span
+PICTURE_PIXELS = 96
 HOVER_CHARACTERS, LISTED_CHARACTERS, LISTED_UNITS = 300, 1500, 24
 
 
@@ -143,7 +145,7 @@ def attention(facts: Facts) -> str:
 def _image(pixels: object, images: dict[str, str]) -> str:
     """The CSS class that shows an image; each is embedded once."""
     assert isinstance(pixels, np.ndarray)
-    return images.setdefault(jpeg_url(pixels), f"i{len(images)}")
+    return images.setdefault(jpeg_url(pixels, most_pixels=PICTURE_PIXELS), f"i{len(images)}")
 
 
 def _tokens(piece: DrawnPiece) -> str:

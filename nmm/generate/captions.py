@@ -1,0 +1,44 @@
+"""Captions of the held-out images of a run, beside those that people or programs wrote."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from data.corpus import Corpus
+from data.documents import BadSample, parse
+from data.images import decode
+from data.layout import read_document
+from nmm.config import Kind
+from nmm.errors import UserError
+
+
+def held_out_captions(corpus: Corpus, *, count: int) -> list[tuple[str, bytes, str]]:
+    """SHARD/KEY, image and caption of the first `count` held-out documents of kind caption.
+
+    Raises UserError where there is none.
+    """
+    found = list(islice(_captions(corpus), count))
+    if not found:
+        raise UserError(
+            "--held-out found no held-out document of kind caption in data.sources; give --image "
+            "or --prompt."
+        )
+    return found
+
+
+def _captions(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
+    """Every readable one, in the order of the shards; of an image with several, the first."""
+    for source in corpus.sources:
+        if source.kind is not Kind.caption or source.layout.modality is not None:
+            continue  # the captions of units are not those of images
+        for shard in source.shards:
+            for number in range(len(shard.index)):
+                if shard.index.variant[number]:
+                    continue
+                try:
+                    image, text = parse(source.layout, read_document(shard, number)).parts
+                    assert isinstance(image, bytes)
+                    assert isinstance(text, str)
+                    decode(image, corpus.image.side_pixels)
+                except BadSample:
+                    continue
+                yield f"{shard.name}/{shard.index.key(number)}", image, text

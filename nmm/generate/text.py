@@ -1,0 +1,150 @@
+"""Text after prompts of texts and images, many at a time.
+
+Legend of shapes: B prompts, L positions of the longest, V ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import images, sequences
+from data.documents import Parts
+from data.tokenizer import IdTable, Tokenizer
+from nmm.batch import NO_LABEL, PackedBatch
+from nmm.config import ImageConfig, ImageKind, ModelConfig
+from nmm.errors import UserError
+from nmm.generate.loop import Prompts, Rule, continue_prompts
+from nmm.generate.sampling import Sampling
+from nmm.model import Model
+
+
+@dataclass(frozen=True)
+class Written:
+    """Text that follows a prompt, and whether the model ended the document there."""
+
+    text: str
+    ended: bool
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Parts],
+    *,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    sampling: Sampling | None = None,
+    at_once: int = 64,
+) -> list[Written]:
+    """Continue every prompt by at most `max_tokens` tokens, or to the end of its document.
+
+    Only text ids and the end are ever taken. What is drawn for a prompt depends on the seed and its
+    number among the prompts, not on those beside it or on how many are worked on `at_once`.
+    """
+    found: list[Written] = []
+    for start in range(0, len(prompts), at_once):
+        some = prompts[start : start + at_once]
+        rows = continue_prompts(
+            model,
+            lay_out(some, tokenizer=tokenizer, image=model.config.image),
+            rule=only_text(tokenizer.ids, model=model),
+            end=tokenizer.ids.eos,
+            max_tokens=max_tokens,
+            sampling=sampling or Sampling(),
+            streams=range(start, start + len(some)),
+        )
+        found += [
+            Written(
+                text=tokenizer.decode(ids, after=_last_text(parts, tokenizer)),
+                ended=ids[-1] == tokenizer.ids.eos,
+            )
+            for parts, ids in zip(some, rows, strict=True)
+        ]
+    return found
+
+
+def check_prompts(
+    prompts: Sequence[Parts],
+    *,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    max_tokens: int,
+    context_tokens: int,
+) -> None:
+    """Refuse images for a model of text, and what would go on beyond any document of the training.
+
+    Raises UserError.
+    """
+    for number, parts in enumerate(prompts, start=1):
+        if model.image.kind is ImageKind.none and any(isinstance(part, bytes) for part in parts):
+            raise UserError(
+                f"prompt {number} has an image but model.image.kind is none, so the model reads "
+                f"text only; leave --image out."
+            )
+        length = len(_tokens(parts, tokenizer, image=model.image).tokens) - 1
+        if length + max_tokens > context_tokens:
+            raise UserError(
+                f"prompt {number} has {length} tokens and --max-tokens is {max_tokens}, but the "
+                f"model knows documents of at most {context_tokens} (data.context_tokens); shorten "
+                f"the prompt, or lower --max-tokens."
+            )
+
+
+def only_text(ids: IdTable, *, model: Model) -> Rule:
+    """The rule that takes every text piece and the end, and nothing else."""
+    device = next(model.parameters()).device
+    allowed = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
+    allowed[: ids.text_end] = True
+    allowed[[ids.pad, ids.unk, ids.bos]] = False
+    allowed[ids.eos] = True
+
+    def rule(written: Tensor) -> Tensor:
+        return allowed
+
+    return rule
+
+
+def lay_out(prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfig) -> Prompts:
+    """One prompt a row, as training lays out its documents, without their ends."""
+    sequences = [_tokens(parts, tokenizer, image=image) for parts in prompts]
+    lengths = torch.tensor([len(s.tokens) - 1 for s in sequences])
+    shape = (len(prompts), int(lengths.max()))
+    tokens = torch.full(shape, tokenizer.ids.pad)
+    shown, document = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
+    modality = torch.zeros(shape, dtype=torch.uint8)
+    pixels: list[np.ndarray] = []
+    for row, (parts, s) in enumerate(zip(prompts, sequences, strict=True)):
+        here = slice(0, int(lengths[row]))
+        tokens[row, here] = torch.from_numpy(s.tokens[here])
+        number = torch.from_numpy(s.image[here])
+        shown[row, here] = torch.where(number > 0, number + len(pixels), 0)
+        document[row, here] = 1
+        modality[row, here] = torch.from_numpy(s.modality[here])
+        pixels += [
+            images.decode(part, image.side_pixels) for part in parts if isinstance(part, bytes)
+        ]
+    side = image.side_pixels
+    batch = PackedBatch(
+        tokens=tokens,
+        modality=modality,
+        source=torch.zeros(shape, dtype=torch.uint8),
+        document=document,
+        image=shown,
+        position=torch.arange(shape[1], dtype=torch.int32).expand(shape).contiguous(),
+        labels=torch.full(shape, NO_LABEL),
+        label_modality=torch.zeros(shape, dtype=torch.uint8),
+        pixels=torch.from_numpy(np.array(pixels, np.uint8).reshape(-1, side, side, 3)),
+    )
+    return Prompts(batch, lengths)
+
+
+def _tokens(parts: Parts, tokenizer: Tokenizer, *, image: ImageConfig) -> sequences.Sequence:
+    texts = sequences.encode(parts, tokenizer)
+    return sequences.sequence(texts, tokenizer.ids, image_tokens=image.tokens)
+
+
+def _last_text(parts: Parts, tokenizer: Tokenizer) -> list[int]:
+    """The ids of the text that the prompt ends with, if it does."""
+    return tokenizer.encode(parts[-1]) if parts and isinstance(parts[-1], str) else []

@@ -1,0 +1,1 @@
+"""Files that an export carries, so that `transformers` can load it without this project."""

@@ -1,0 +1,178 @@
+"""A trained model to use: from a checkpoint of a run, or from what `python -m nmm.export` wrote.
+
+An export is a folder:
+model.safetensors   every weight under its name in nmm/model/; metadata is the format's own "pt"
+config.yaml         the configuration of the run
+tokenizer.model     the sentencepiece model
+export.json         format, run, step, tokens, dtype, sha256 of the tokenizer
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data.tokenizer import Tokenizer
+from nmm.checkpoint import DAMAGE, TOKENIZER, complete, damage_of, newest, read_progress
+from nmm.config import Config, DataConfig, ModelConfig, read_yaml
+from nmm.engine import read_weights
+from nmm.errors import UserError
+from nmm.model import Model
+
+FORMAT = 1
+WEIGHTS, CONFIG, PIECES, FACTS = (
+    "model.safetensors",
+    "config.yaml",
+    "tokenizer.model",
+    "export.json",
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with fp32 weights on one device, in evaluation mode, and what belongs to it.
+
+    `name` is the run's; `tokens` were trained on until `step`, padding excluded.
+    """
+
+    config: Config
+    model: Model
+    tokenizer: Tokenizer
+    name: str
+    step: int
+    tokens: int
+
+
+def read_run(directory: Path, *, device: torch.device, step: int | None = None) -> Trained:
+    """A complete checkpoint of a run, the newest unless `step` names one; raises UserError."""
+    config = read_yaml(directory / CONFIG)
+    found = _checkpoint(directory, step=step)
+    progress = read_progress(found)
+    tokenizer = _tokenizer(config.data, sha256=progress.identity.get(TOKENIZER))
+    with damage_of(found):
+        model = _model(config.model, read_weights(found.parent, tag=found.name), device=device)
+    return Trained(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        name=config.run.name,
+        step=progress.step,
+        tokens=progress.totals.get("tokens", 0),
+    )
+
+
+def _checkpoint(directory: Path, *, step: int | None) -> Path:
+    found = newest(directory)
+    if found is None:
+        raise UserError(
+            f"{directory} has no complete checkpoint; train it further, or give another run."
+        )
+    if step is None:
+        return found
+    steps = {int(path.name.removeprefix("step_")): path for path in complete(directory)}
+    if step not in steps:
+        have = ", ".join(map(str, steps))
+        raise UserError(
+            f"--step is {step} but {directory} has complete checkpoints of the steps {have}; give "
+            f"one of them, and keep more with checkpoint.keep_last."
+        )
+    return steps[step]
+
+
+def _tokenizer(data: DataConfig, *, sha256: object) -> Tokenizer:
+    """Another tokenizer would give the ids other meanings."""
+    tokenizer = Tokenizer(data.tokenizer, units=data.units)
+    if tokenizer.hash != sha256:
+        raise UserError(
+            f"data.tokenizer is {data.tokenizer}, which is not the one that the model was trained "
+            f"with (sha256 {tokenizer.hash[:12]}, not {str(sha256)[:12]}); restore it."
+        )
+    return tokenizer
+
+
+def read_export(directory: Path, *, device: torch.device) -> Trained:
+    """What `nmm.export` wrote; bf16 weights become fp32 without a change. Raises UserError."""
+    facts = _facts(directory)
+    config = read_yaml(directory / CONFIG)
+    config.data.tokenizer = str(directory / PIECES)
+    tokenizer = _tokenizer(config.data, sha256=facts["tokenizer_sha256"])
+    try:
+        model = _model(config.model, load_file(directory / WEIGHTS), device=device)
+    except (SafetensorError, *DAMAGE) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{directory / WEIGHTS} is damaged ({reason[0] if reason else type(error).__name__}); "
+            f"export the run again."
+        ) from None
+    return Trained(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        name=facts["run"],
+        step=facts["step"],
+        tokens=facts["tokens"],
+    )
+
+
+def _model(config: ModelConfig, weights: dict[str, Tensor], *, device: torch.device) -> Model:
+    """A model with these weights, every one of them under its name; initial ones are not drawn.
+
+    The head of a tied model may be missing.
+    """
+    with torch.device("meta"):
+        model = Model(config)
+    given = {name: value.float() for name, value in weights.items()}
+    if config.tied_head:
+        given["head.weight"] = given["embedding.weight"]
+    model.load_state_dict(given, assign=True)
+    model.tie()
+    return model.to(device).eval()
+
+
+def _facts(directory: Path) -> dict[str, Any]:
+    path = directory / FACTS
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist; give a folder that `python -m nmm.export` wrote, or --run."
+        )
+    try:
+        facts = json.loads(path.read_text())
+        missing = {"format", "run", "step", "tokens", "tokenizer_sha256"} - set(facts)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); export the run again.") from None
+    if missing or facts["format"] != FORMAT:
+        raise UserError(
+            f"{path} is not of format {FORMAT}, which this version reads; export the run again."
+        )
+    return facts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--run or --export, and --step."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, metavar="DIR", help="a run, e.g. runs/demo")
+    which.add_argument(
+        "--export", type=Path, metavar="DIR", help="or a folder that python -m nmm.export wrote"
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="K", help="with --run: the checkpoint (default: the newest)"
+    )
+
+
+def read(arguments: argparse.Namespace) -> Trained:
+    """The model that the arguments name, on the GPU if there is one; raises UserError."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.export is None:
+        return read_run(arguments.run, device=device, step=arguments.step)
+    if arguments.step is not None:
+        raise UserError(
+            f"--step is {arguments.step} but an export has one step only; leave it out, or give "
+            f"--run."
+        )
+    return read_export(arguments.export, device=device)
