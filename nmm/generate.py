@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from data.corpus import Corpus
-from data.documents import BadSample, Parts, parse
+from data.documents import Parts, parse
 from data.images import decode
 from data.layout import read_document
+from data.samples import BadSample
 from data.sequences import encode, sequence
 from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL, Modality, PackedBatch
