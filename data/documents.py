@@ -6,9 +6,10 @@ A document is a list of parts in reading order: texts (str), images (bytes), and
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import NamedTuple
 
+from data.interleaved import ImagePlace, places
+from data.samples import BadSample
 from data.units import NotUnitsError, Units, read_units
 from nmm.config import Kind, Layout
 
@@ -17,24 +18,6 @@ UNITS_EXTENSION = "units.npy"
 LONGEST_NAME = 255  # of a file; an image as base64 is longer
 
 Parts = list[str | bytes | Units]
-
-
-class BadSample(Exception):  # noqa: N818 - it is a verdict on a sample, counted and not fatal
-    """A sample cannot become a document; `reason` is a stable name, counted as dropped/REASON."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class ImagePlace(NamedTuple):
-    """Where an image of a document should be: a member of that name, or base64."""
-
-    name: str
-    base64: str = ""
-
-
-Place = str | ImagePlace
 
 
 class Parsed(NamedTuple):
@@ -165,56 +148,6 @@ def _interleaved(members: dict[str, bytes], *, key: str, layout: Layout) -> Pars
         else:
             skipped += 1
     return Parsed(parts, skipped)
-
-
-def places(layout: dict) -> Iterator[Place]:
-    """Texts and where images should be, in reading order, in either layout; raises BadSample."""
-    return _parallel(layout) if "texts" in layout else _matched(layout)
-
-
-def _parallel(layout: dict) -> Iterator[Place]:
-    """Of `texts` and `images`: at each place one of them is null, or both are."""
-    texts, images = layout.get("texts"), layout.get("images")
-    if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
-        raise BadSample("bad_layout")
-    for text, image in zip(texts, images, strict=True):
-        if isinstance(text, str) and image is None:
-            yield text
-        elif text is None and (image is None or isinstance(image, str)):
-            yield ImagePlace(name=image or "")
-        else:
-            raise BadSample("bad_layout")
-
-
-def _matched(layout: dict) -> Iterator[Place]:
-    """Of MMC4's `text_list` and `image_info`: images stand before the text that they match.
-
-    Its texts are sentences without the spaces between them, so each but the first gets one.
-    """
-    texts, images = layout.get("text_list"), layout.get("image_info")
-    if not isinstance(texts, list) or not isinstance(images, list):
-        raise BadSample("bad_layout")
-    before: dict[int, list[ImagePlace]] = {}
-    for image in images:
-        index, place = _match(image)
-        before.setdefault(index, []).append(place)
-    if not all(isinstance(text, str) for text in texts) or max(before, default=-1) >= len(texts):
-        raise BadSample("bad_layout")
-    for index, text in enumerate(texts):
-        yield from before.get(index, [])
-        yield f" {text}" if index and text else text
-
-
-def _match(image: object) -> tuple[int, ImagePlace]:
-    """The number of the text that an entry of `image_info` matches, and where its image is."""
-    found = image if isinstance(image, dict) else {}
-    index = found.get("matched_text_index")
-    name, base64 = found.get("image_name") or "", found.get("image_base64") or ""
-    if type(index) is not int or index < 0 or not isinstance(name, str):
-        raise BadSample("bad_layout")
-    if not isinstance(base64, str):
-        raise BadSample("bad_base64")
-    return index, ImagePlace(name, base64)
 
 
 def _image_of(place: ImagePlace, members: dict[str, bytes], *, key: str) -> bytes | None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from data.augment import Box, View
-from data.documents import BadSample
+from data.samples import BadSample
 
 MAX_PIXELS = 100_000_000
 # Pillow's other formats are left out: none holds photographs, and EPS would start Ghostscript.

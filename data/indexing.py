@@ -8,9 +8,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from data import container, documents, ids, images, sequences
-from data.documents import BadSample
 from data.index import NO_TOKENS, ShardIndex, assemble
-from data.samples import Contents, Sample
+from data.samples import BadSample, Contents, Sample
 from data.sequences import Texts
 from data.tokenizer import Tokenizer
 from data.units import Units

@@ -8,10 +8,12 @@ import torch
 
 from data import augment, block, container, documents, images, sequences
 from data.block import Part
-from data.corpus import Corpus, Shard
-from data.documents import BadSample, Parts
+from data.corpus import Corpus
+from data.documents import Parts
 from data.plan import Piece, RowPlan
+from data.samples import BadSample
 from data.sequences import Sequence, Texts
+from data.source import Shard
 from data.tokenizer import Tokenizer
 from data.units import Units
 from nmm.batch import COUNTS, NO_LABEL, Dropped, Modality, PackedBatch

@@ -18,6 +18,14 @@ class NotAShardError(UserError):
         self.reason = reason
 
 
+class BadSample(Exception):  # noqa: N818 - it is a verdict on a sample, counted and not fatal
+    """A sample cannot become a document; `reason` is a stable name, counted as dropped/REASON."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 @dataclass(slots=True)
 class Sample:
     """Members of one key in bytes [start, stop); `fault` is a reason to drop it, or ""."""

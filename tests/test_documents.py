@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import index
-from data.documents import BadSample, parse, variants
+from data.documents import parse, variants
 from data.index import load
 from data.indexing import index_shard
 from data.layout import Reader, build, read_document
@@ -17,6 +17,7 @@ from data.plan import Piece
 from data.prepare import index as index_command
 from data.prepare import tokenizer as tokenizer_command
 from data.prepare.validate import validate
+from data.samples import BadSample
 from data.tokenizer import Tokenizer
 from nmm.config import Kind, Layout, SourceConfig
 from nmm.errors import UserError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.documents import BadSample
 from data.images import MAX_PIXELS, check_header, decode
+from data.samples import BadSample
 
 QUADRANTS = np.zeros((16, 16, 3), np.uint8)
 QUADRANTS[:8, :8], QUADRANTS[:8, 8:] = (255, 0, 0), (0, 255, 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.documents import BadSample, parse
+from data.documents import parse
 from data.index import load
 from data.indexing import index_shard
 from data.loader import Loader
@@ -17,6 +17,7 @@ from data.prepare import index as command
 from data.prepare.inspect import page
 from data.prepare.inspect.facts import look
 from data.prepare.validate import validate
+from data.samples import BadSample
 from data.tokenizer import Tokenizer
 from nmm.config import Kind, Layout, SourceConfig
 from tests import corpora

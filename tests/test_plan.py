@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import corpus as corpora_of
 from data import index
+from data import source as sources_of
 from data.corpus import Corpus
 from data.loader import held_out_batches
 from data.order import BLOCK_SHARDS
@@ -174,7 +174,7 @@ def test_memory_neither_follows_the_run_nor_the_corpus(directory: Path, tmp_path
             if row % 8 == 0:
                 assert len(window.row(row)) > 0
         for source in corpus.sources:
-            assert len(source.shards._open) <= corpora_of.OPEN_SHARDS
+            assert len(source.shards._open) <= sources_of.OPEN_SHARDS
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -199,7 +199,7 @@ def test_opening_reads_only_totals(directory: Path) -> None:
         assert source.longest == max(int(each.max()) for each in read)
         assert source.documents == sum(map(len, read))
         assert source.images == sum(shard.index.images for shard in source.shards)
-        assert len(source.shards._open) == corpora_of.OPEN_SHARDS
+        assert len(source.shards._open) == sources_of.OPEN_SHARDS
 
 
 def test_another_process_opens_its_own_indexes(directory: Path) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from data import container, documents, images, tar
-from data.documents import IMAGE_EXTENSIONS, UNITS_EXTENSION, BadSample
+from data.documents import IMAGE_EXTENSIONS, UNITS_EXTENSION
 from data.prepare.findings import Finding
-from data.samples import Contents, NotAShardError, Sample
+from data.samples import BadSample, Contents, NotAShardError, Sample
 from data.store import LOCAL
 from nmm.config import Kind, Layout
 

@@ -24,7 +24,8 @@ import sentencepiece
 
 from data import container
 from data.corpus import find_shards
-from data.documents import BadSample, parse, variants
+from data.documents import parse, variants
+from data.samples import BadSample
 from data.store import LOCAL
 from nmm.config import Kind, Layout, UnitModality
 from nmm.errors import UserError

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from itertools import islice
 
 from data.corpus import Corpus
-from data.documents import BadSample, parse
+from data.documents import parse
 from data.images import decode
 from data.layout import read_document
+from data.samples import BadSample
 from nmm.config import Kind
 from nmm.errors import UserError
 

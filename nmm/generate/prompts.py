@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.documents import BadSample, clean, json_object, places
+from data.documents import clean, json_object
 from data.images import decode
+from data.interleaved import places
+from data.samples import BadSample
 from nmm.errors import UserError
 
 

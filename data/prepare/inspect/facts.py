@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from data.corpus import Corpus
-from data.documents import BadSample
 from data.layout import Reader, build
 from data.plan import Piece, RowPlan, plan_rows
+from data.samples import BadSample
 from data.tokenizer import Tokenizer
 from data.units import Units
 from nmm.batch import Modality, PackedBatch, allowed, two_way
