@@ -15,7 +15,7 @@ from data.prepare.convert.run import _do_tasks
 from nmm.config import Kind
 from tests.converting import picture, read, refused, run, samples, write_lines
 
-DOCUMENTS, TASKS = 12_000, 24
+DOCUMENTS, TASKS = 12_000, 48
 STOPPED = "stopped; the same command continues from the tasks that are done.\n"
 FLAGS = ("--documents-per-shard", 100, "--documents-per-task", DOCUMENTS // TASKS)
 
@@ -53,9 +53,10 @@ def begin(lines: Path, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for_receipts(out: Path, number: int) -> None:
+def wait_for_receipts(process: subprocess.Popen[str], out: Path, *, number: int) -> None:
     until = time.monotonic() + 60
     while len(receipts(out)) < number:
+        assert process.poll() is None, f"too late to kill it: {process.communicate()}"
         assert time.monotonic() < until
         time.sleep(0.005)
 
@@ -79,7 +80,7 @@ def test_killed_three_times_and_continued_equals_undisturbed(
     done: dict[str, int] = {}
     for code in (1, 130, -9):
         process = begin(lines, tmp_path)
-        wait_for_receipts(tmp_path, len(done) + 2)
+        wait_for_receipts(process, tmp_path, number=len(done) + 2)
         workers = children(process.pid)
         assert len(workers) == 2
         if code == 130:
@@ -142,7 +143,7 @@ def test_another_command_or_process_is_refused_and_other_input_is_read_again(
     source, out = tmp_path / "a.jsonl", tmp_path / "out"
     source.write_bytes(lines.read_bytes())
     process = begin(source, out)
-    wait_for_receipts(out, 2)
+    wait_for_receipts(process, out, number=2)
     monkeypatch.setattr(workspace, "WAIT_SECONDS", 0.1)
     arguments = ("text", "--input", source, "--out", out)
     assert "where another process converts" in refused(capsys, *arguments, *FLAGS)

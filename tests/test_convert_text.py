@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -11,6 +12,7 @@ import zstandard
 from pyarrow import parquet
 from webdataset.writer import TarWriter
 
+from data.compression import DamagedError
 from data.prepare.convert import rows, streams
 from data.prepare.convert.left_out import LeftOut, Unusable
 from data.prepare.convert.texts import split_lines
@@ -101,14 +103,17 @@ def test_places_are_lines_or_bytes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len({key[:6] for key in samples(tmp_path / "out")}) == 2
 
 
-def test_zstandard_frames_are_joined_and_a_cut_one_is_no_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", [zstandard.compress, gzip.compress])
+def test_packed_files_are_told_by_their_bytes_and_a_cut_one_is_no_end(
+    pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     data = random.Random(0).randbytes(300_000) + bytes(5_000_000)
-    whole = b"".join(zstandard.compress(part) for part in (data[:9], b"", data[9:]))
+    whole = b"".join(pack(part) for part in (data[:9], b"", data[9:]))
     (tmp_path / "a").write_bytes(whole)
     with streams.opened(tmp_path / "a") as file:
         assert file.read() == data
     (tmp_path / "a").write_bytes(whole[:-1])
-    with streams.opened(tmp_path / "a") as file, pytest.raises(EOFError):
+    with streams.opened(tmp_path / "a") as file, pytest.raises(DamagedError):
         file.read()
 
 

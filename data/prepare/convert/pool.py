@@ -71,7 +71,7 @@ def _listen(running: dict[Connection, BaseProcess], *, tell: Tell) -> None:
             assert isinstance(end, Connection)
             try:
                 message = end.recv()
-            except EOFError:
+            except (EOFError, OSError):  # OSError: killed while it spoke
                 process = open_ends.pop(end)
                 process.join()
                 if process.exitcode:

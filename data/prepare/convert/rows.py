@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data.compression import DamagedError
 from data.prepare.convert import streams, values
 from data.prepare.convert.left_out import LeftOut, Unusable
 from data.prepare.convert.tasks import Piece, whole
@@ -28,7 +29,7 @@ def line_pieces(path: Path, *, documents_per_task: int) -> Iterator[Piece]:
 
     A compressed file is one piece, because it cannot be read from its middle.
     """
-    if streams.is_compressed(path):
+    if streams.packed_as(path) is not None:
         yield whole(path, bytes_per_document=PACKED_BYTES_PER_LINE)
         return
     status = path.stat()
@@ -82,7 +83,7 @@ def _lines(piece: Piece, *, left_out: LeftOut) -> Iterator[tuple[str, bytes | No
                 number += 1
                 yield f"{piece.path}:{f'byte {begin}' if piece.start else number}", line
                 begin = file.tell() if piece.stop else 0
-    except streams.DAMAGED as error:
+    except DamagedError as error:
         where = f"{piece.path}:{number + 1} ({error})"
         left_out.note("compressed file that is cut or damaged, from here on", where=where)
 

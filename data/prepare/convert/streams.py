@@ -1,43 +1,37 @@
 """Bytes of files that may be compressed: plain, gzip or zstandard, told by their first bytes."""
 
-import gzip
 import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-import zstandard
-
+from data import compression
 from data.prepare.convert.left_out import Unusable
 from data.prepare.convert.values import MAX_BYTES, MEBIBYTES
 
-GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# 16 KiB cannot become more than half a GiB: a zstandard block of 4 bytes holds at most 128 KiB.
-CHUNK_BYTES = 1 << 14
-MAX_WINDOW_BYTES = 1 << 31  # of zstd --long
-DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+SUFFIXES = (".gz", ".zst")
+BUFFER_BYTES = 1 << 17
 
 
-def is_compressed(path: Path) -> bool:
+def packed_as(path: Path) -> str | None:
+    """The suffix that a file of such a beginning should have; None: it is not compressed."""
     with path.open("rb") as file:
-        return file.read(4).startswith((GZIP, ZSTANDARD))
+        start = file.read(4)
+    found = (suffix for suffix in SUFFIXES if compression.is_packed(start, suffix=suffix))
+    return next(found, None)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """What the file holds, unpacked; reading raises one of `DAMAGED` where it is cut or broken."""
+    """What the file holds, unpacked; reading raises DamagedError where it is cut or broken."""
+    suffix = packed_as(path)
     with path.open("rb") as file:
-        head = file.read(4)
-        file.seek(0)
-        if head.startswith(GZIP):
-            with gzip.open(file) as unpacked:
-                yield unpacked
-        elif head.startswith(ZSTANDARD):
-            yield io.BufferedReader(_Zstandard(file), buffer_size=1 << 17)
-        else:
+        if suffix is None:
             yield file
+        else:
+            unpacked = _Unpacked(compression.unpack(file, suffix=suffix))
+            yield io.BufferedReader(unpacked, buffer_size=BUFFER_BYTES)
 
 
 def lines(file: io.BufferedIOBase) -> Iterator[bytes | None]:
@@ -64,32 +58,21 @@ def gunzip(data: bytes) -> bytes:
     return unpacked
 
 
-class _Zstandard(io.RawIOBase):
-    """All frames of a file, one after the other.
+class _Unpacked(io.RawIOBase):
+    """Chunks of bytes as a file."""
 
-    The reader of the library takes a file that was cut for one that ends; this one raises EOFError.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._library = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
-        self._frame = None
-        self._packed = self._unpacked = b""
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._chunk = chunks, b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        while not self._unpacked:
-            self._packed = self._packed or self._file.read(CHUNK_BYTES)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("the last frame is cut off")
+        while not self._chunk:
+            following = next(self._chunks, None)
+            if following is None:
                 return 0
-            self._frame = self._frame or self._library.decompressobj()
-            self._unpacked = self._frame.decompress(self._packed)
-            self._packed = self._frame.unused_data if self._frame.eof else b""
-            self._frame = None if self._frame.eof else self._frame
-        size = min(len(buffer), len(self._unpacked))
-        buffer[:size], self._unpacked = self._unpacked[:size], self._unpacked[size:]
+            self._chunk = following
+        size = min(len(buffer), len(self._chunk))
+        buffer[:size], self._chunk = self._chunk[:size], self._chunk[size:]
         return size

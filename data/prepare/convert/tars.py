@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data import tar
+from data.compression import DamagedError
 from data.documents import IMAGE_EXTENSIONS
 from data.prepare.convert import captions, streams, values
 from data.prepare.convert.captions import Captioned
@@ -136,7 +137,7 @@ def _members(file: BinaryIO, sample: Sample) -> Members:
 @contextmanager
 def _plain(piece: Piece, *, scratch: Path, left_out: LeftOut) -> Iterator[Path]:
     """The tar itself, or an unpacked copy of it in `scratch` while it is read."""
-    if not streams.is_compressed(piece.file):
+    if streams.packed_as(piece.file) is None:
         yield piece.file
         return
     copy = scratch / "unpacked.tar"
@@ -144,7 +145,7 @@ def _plain(piece: Piece, *, scratch: Path, left_out: LeftOut) -> Iterator[Path]:
         try:
             while chunk := packed.read1(1 << 20):  # `read` loses what lies before the damage
                 file.write(chunk)
-        except streams.DAMAGED as error:
+        except DamagedError as error:
             left_out.note("compressed file that is cut or damaged", where=f"{piece.path} ({error})")
     try:
         yield copy

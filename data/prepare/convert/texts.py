@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from data.compression import DamagedError
 from data.prepare.convert import streams, values
 from data.prepare.convert.left_out import LeftOut, Unusable
 from data.prepare.convert.options import Reading
@@ -40,7 +41,7 @@ def from_file(piece: Piece, *, reading: Reading, left_out: LeftOut) -> Iterator[
             yield from split_lines(_lines(piece.file), characters=characters)
     except Unusable as reason:
         left_out.add(reason, where=piece.path)
-    except streams.DAMAGED as error:
+    except DamagedError as error:
         left_out.add("compressed file that is cut or damaged", where=f"{piece.path} ({error})")
     else:
         left_out.used()

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
+from data import atomic
 from data.prepare.convert import left_out
 from data.prepare.convert.left_out import Found
 from data.prepare.convert.options import Reading, Writing
@@ -65,7 +66,7 @@ class Workspace:
             return receipt
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        write_whole(file, task)
+        _write(file, task)
         return None
 
     def drop_from(self, number: int) -> None:
@@ -79,7 +80,7 @@ class Workspace:
         return Receipt(**json.loads(file.read_text())) if file.exists() else None
 
     def sign(self, number: int, receipt: Receipt) -> None:
-        write_whole(self.task(number) / "receipt.json", json.dumps(asdict(receipt)))
+        _write(self.task(number) / "receipt.json", json.dumps(asdict(receipt)))
 
     @property
     def is_complete(self) -> bool:
@@ -106,7 +107,7 @@ class Workspace:
                     source = f"{FOLDER}/{task:06d}/{split}-{shard:06d}.tar"
                     moves.append((source, f"{split}-{numbers[split]:06d}.tar"))
                     numbers[split] += 1
-        write_whole(self._moves, json.dumps({"total": asdict(total), "moves": moves}))
+        _write(self._moves, json.dumps({"total": asdict(total), "moves": moves}))
 
     def move(self) -> Receipt:
         """Give the shards their final names, and leave nothing else behind; what is in them."""
@@ -169,15 +170,13 @@ def opened(reading: Reading, writing: Writing) -> Iterator[Workspace]:
         if not workspace.is_complete:
             _refuse_existing(writing)
             workspace.root.mkdir(exist_ok=True)
-            write_whole(workspace.root / "command.json", json.dumps(_command(reading, writing)))
+            _write(workspace.root / "command.json", json.dumps(_command(reading, writing)))
         yield workspace
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there completely or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+def _write(path: Path, text: str) -> None:
+    with atomic.writing(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager
