@@ -191,6 +191,7 @@ def test_a_wrong_image_root_stops_early_and_leaves_nothing(
     ("arguments", "part"),
     [
         (("text", "--input", "no/*.txt"), "--input is no/*.txt, which names no file"),
+        (("text", "--input", "data"), "or a quoted glob such as 'data/**/*'"),
         (("text", "--input", "{empty}"), "--input holds no document"),
         (
             ("text", "--input", "{empty}", "--documents-per-shard", "0"),

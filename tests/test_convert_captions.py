@@ -280,6 +280,7 @@ def folder(tmp_path: Path) -> Path:
     (photos.parent / "dog").mkdir()
     (photos.parent / "dog" / "5.jpg").write_bytes(picture(5))
     (photos / "linked").symlink_to(photos.parent / "dog")
+    (photos / "linked" / "6.mpo").write_bytes(picture(6, "MPO"))
     (photos / "drawing.svg").write_bytes(SVG)
     (photos / "scan.tif").write_bytes(b"II*\0")
     return photos
@@ -297,12 +298,13 @@ def test_folders_with_texts_beside_or_as_names(
         "1 file that cannot be read",
     )
     check_reported(
-        capsys.readouterr().out, "1 no text in the .txt", "4 no .txt beside the image", *unread
+        capsys.readouterr().out, "1 no text in the .txt", "5 no .txt beside the image", *unread
     )
     out = folder.parent / "names"
     run("captions-folder", "--input", folder, "--text", "folder-name", "--out", out, *WHOLE)
     expected = [[picture(i), name] for name in ("cat", "t-shirt") for i in range(3)]
-    assert read(Kind.caption, out) == [*expected[:3], [picture(5), "dog"], *expected[3:]]
+    linked = [[picture(5), "dog"], [picture(6, "MPO"), "dog"]]
+    assert read(Kind.caption, out) == [*expected[:3], *linked, *expected[3:]]
     check_reported(capsys.readouterr().out, *unread)
 
 

@@ -12,10 +12,11 @@ from data.prepare.convert.rows import Row
 from data.prepare.convert.tasks import Piece
 from nmm.errors import UserError
 
-# The second line is what we cannot read: it is counted rather than passed over.
+# The bytes decide. Of the second line we read the first picture of mpo, which is JPEG, and jfif;
+# the others are counted rather than passed over.
 IMAGES = (
     "jpg", "jpeg", "png", "webp", "gif",
-    "avif", "bmp", "heic", "jfif", "jp2", "jxl", "svg", "tif", "tiff",
+    "avif", "bmp", "heic", "jfif", "jp2", "jxl", "mpo", "svg", "tif", "tiff",
 )  # fmt: skip
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 

@@ -104,14 +104,15 @@ def _parser() -> argparse.ArgumentParser:
             description=description,
             epilog=f"example: python -m data.prepare.convert {form.value} {example}",
         )
-        _add_shared(one)
+        _add_shared(one, form)
         _add_fields(one, form)
     return parser
 
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
+def _add_shared(parser: argparse.ArgumentParser, form: Form) -> None:
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders, quoted globs")
+    inputs = "folders" if form is Form.captions_folder else "files or quoted globs"
+    add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--name", default="train", help="shards are NAME-000000.tar (%(default)s)")
     add("--documents-per-shard", type=int, default=1000, metavar="N", help="(%(default)s)")

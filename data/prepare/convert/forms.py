@@ -146,9 +146,10 @@ def _paths(reading: Reading) -> list[Path]:
         if reading.form is Form.captions_tar:
             files = [file for file in files if file.suffix not in BESIDE_TARS]
         if not files:
+            folder = pattern.rstrip("/") if Path(pattern).is_dir() else "DIR"
             raise UserError(
                 f"--input is {pattern}, which names no file for {reading.form.value}; give files, "
-                f"or a quoted glob such as 'DIR/**/*'."
+                f"or a quoted glob such as '{folder}/**/*'."
             )
         found |= dict.fromkeys(files)
     return list(found)
