@@ -97,7 +97,8 @@ class Shards(Sequence[Shard]):
             store=self.store,
             shard_bytes=self.sizes[number] if is_url(path) else None,
         )
-        if loaded.digest != self.totals.digest_of(number):
+        told = (self.totals.digest_of(number), int(self.totals.documents[number]))
+        if (loaded.digest, len(loaded)) != told:
             raise UserError(
                 f"{path} was indexed again with another result; start the run again, and if that "
                 f"does not help, delete {self.store.find_totals(path)}."

@@ -179,10 +179,12 @@ class Table:
     def load(path: Path) -> "Table | None":
         """The file, mapped into memory; None if there is none that we can read."""
         try:
-            head, found = columns.read(path)
+            head, found = columns.read(path, names=(*PER_SHARD, *LONGEST, "border"))
         except (OSError, ValueError):
             return None
-        return Table(head["groups"], found) if head.get("format") == FORMAT else None
+        groups, rows = head.get("groups"), {len(found[name]) for name in PER_SHARD}
+        is_whole = isinstance(groups, list) and rows == {len(found["border"]) - 1}
+        return Table(groups, found) if is_whole and head.get("format") == FORMAT else None
 
     def find(self, names: np.ndarray, sizes: np.ndarray, *, group: Group) -> np.ndarray:
         """int64[len(names)]: the row of every shard of that name, size and group, else -1."""
