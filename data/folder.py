@@ -182,9 +182,10 @@ class Table:
             head, found = columns.read(path, names=(*PER_SHARD, *LONGEST, "border"))
         except (OSError, ValueError):
             return None
-        groups, rows = head.get("groups"), {len(found[name]) for name in PER_SHARD}
-        is_whole = isinstance(groups, list) and rows == {len(found["border"]) - 1}
-        return Table(groups, found) if is_whole and head.get("format") == FORMAT else None
+        rows = {len(found[name]) for name in PER_SHARD}
+        if not isinstance(head.get("groups"), list) or rows != {len(found["border"]) - 1}:
+            return None
+        return Table(head["groups"], found) if head.get("format") == FORMAT else None
 
     def find(self, names: np.ndarray, sizes: np.ndarray, *, group: Group) -> np.ndarray:
         """int64[len(names)]: the row of every shard of that name, size and group, else -1."""
