@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,20 +54,31 @@ def read_head(path: Path) -> Head:
         line = file.readline(MAX_HEAD_BYTES)
         size = os.fstat(file.fileno()).st_size
     values = json.loads(line)
-    if not isinstance(values, dict) or len(line) + values.get("bytes", -1) != size:
+    behind = values.get("bytes") if isinstance(values, dict) else None
+    if not isinstance(behind, int) or len(line) + behind != size:
         raise ValueError(f"{path} is not whole")
     return Head(values, len(line))
 
 
-def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """The values and the arrays, mapped into memory and read-only; ValueError for damage."""
+def read(path: Path, *, names: Iterable[str]) -> tuple[dict, dict[str, np.ndarray]]:
+    """The values and the arrays, mapped into memory and read-only; ValueError for damage.
+
+    No checksum covers the first line, so it must name these arrays, and types that there are.
+    """
     head = read_head(path)
+    try:
+        described = dict(head.values["columns"])
+        types = {name: np.dtype(kind) for name, (kind, _, _) in described.items()}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged first line") from error
+    if set(types) != set(names) or any(types[n].str != described[n][0] for n in types):
+        raise ValueError(f"{path} holds other arrays")
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if zlib.crc32(memoryview(mapped)[head.start :]) != head.values["crc"]:
+    if zlib.crc32(memoryview(mapped)[head.start :]) != head.values.get("crc"):
         raise ValueError(f"{path} holds other bytes than were written")
     arrays = {
-        name: np.frombuffer(mapped, kind, count=items, offset=head.start + offset)
-        for name, (kind, offset, items) in head.values["columns"].items()
+        name: np.frombuffer(mapped, types[name], count=items, offset=head.start + offset)
+        for name, (_, offset, items) in described.items()
     }
     return head.values, arrays

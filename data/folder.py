@@ -179,8 +179,11 @@ class Table:
     def load(path: Path) -> "Table | None":
         """The file, mapped into memory; None if there is none that we can read."""
         try:
-            head, found = columns.read(path)
+            head, found = columns.read(path, names=(*PER_SHARD, *LONGEST, "border"))
         except (OSError, ValueError):
+            return None
+        rows = {len(found[name]) for name in PER_SHARD}
+        if not isinstance(head.get("groups"), list) or rows != {len(found["border"]) - 1}:
             return None
         return Table(head["groups"], found) if head.get("format") == FORMAT else None
 

@@ -106,15 +106,8 @@ class ShardIndex:
 
 
 DIGESTED = ("start", "stop", "crc", "segment", "border", "key_bytes", "key_border")
-ARRAYS = (
-    *DIGESTED,
-    "variant",
-    "skipped",
-    "token_crc",
-    "text_counts",
-    "image_counts",
-    "unit_counts",
-)
+COUNTS = ("text_counts", "image_counts", "unit_counts", "skipped")
+ARRAYS = (*DIGESTED, "variant", "token_crc", *COUNTS)
 
 
 def read_totals(
@@ -154,7 +147,10 @@ def read_totals(
         if stored != value:
             again = what_to_do(store_tokens=bool(head.get("token_bytes")))
             raise UserError(f"{path} is stale: its {what} is {stored}, now it is {value}; {again}")
-    return Totals.from_head(head)
+    try:
+        return Totals.from_head(head)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged; {what_to_do()}") from None
 
 
 def load(
@@ -174,8 +170,9 @@ def load(
     )
     path = store.index_path(str(shard))
     try:
-        head, arrays = columns.read(path)
+        head, arrays = columns.read(path, names=(*ARRAYS, "dropped"))
         dropped = [(reason, key) for reason, key in json.loads(arrays.pop("dropped").tobytes())]
+        _check_totals(totals, arrays)
     except (OSError, ValueError):
         again = remedy(str(shard), layout=layout, tokenizer=tokenizer, store=store)
         raise UserError(f"{path} is damaged; {again}") from None
@@ -187,6 +184,37 @@ def load(
         dropped=dropped,
         **arrays,
     )
+
+
+def _check_totals(totals: Totals, arrays: dict[str, np.ndarray]) -> None:
+    """ValueError where the first line, which has no checksum, says something else than the rest."""
+    if len({len(arrays[name]) for name in ("start", "stop", "crc", "variant", *COUNTS)}) > 1:
+        raise ValueError("arrays of several lengths")
+    counted = (
+        len(arrays["start"]),
+        *(int(arrays[name].sum(dtype=np.int64)) for name in COUNTS),
+        _digest(arrays),
+    )
+    said = (
+        totals.documents,
+        totals.text_tokens,
+        totals.images,
+        totals.unit_tokens,
+        totals.skipped_images,
+        totals.digest,
+    )
+    if counted != said:
+        raise ValueError(f"the first line says {said}, the arrays hold {counted}")
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """sha256 of all that is known of the documents."""
+    digest = hashlib.sha256()
+    for name in DIGESTED:
+        digest.update(arrays[name].tobytes())
+    if arrays["variant"].any():  # a corpus without variants keeps the digest it had before them
+        digest.update(arrays["variant"].tobytes())
+    return digest.hexdigest()
 
 
 def join_segments(indexes: list[ShardIndex]) -> tuple[np.ndarray, np.ndarray]:
@@ -232,11 +260,6 @@ def assemble(
 ) -> ShardIndex:
     """An index from its arrays; what can be counted from them is counted here."""
     arrays = {"segment": segment, "border": border, "variant": variant, **places}
-    digest = hashlib.sha256()
-    for name in DIGESTED:
-        digest.update(arrays[name].tobytes())
-    if variant.any():  # a corpus without variants keeps the digest that it had before they were
-        digest.update(variant.tobytes())
     owner = np.repeat(np.arange(len(border) - 1), np.diff(border))
     runs = np.where(segment < IMAGE_SEGMENT, -segment, 0)
     text, units = (
@@ -257,7 +280,7 @@ def assemble(
             longest_units=int(runs.max(initial=0)),
             largest_unit=largest_unit,
             token_bytes=token_bytes,
-            digest=digest.hexdigest(),
+            digest=_digest(arrays),
         ),
         dropped=dropped,
         **arrays,

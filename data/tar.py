@@ -7,6 +7,7 @@ are no members.
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -16,6 +17,8 @@ from data.samples import Contents, NotAShardError, Sample, archive_of, empty
 BLOCK_BYTES = 512
 END_BYTES = 2 * BLOCK_BYTES
 PLAIN_FILE = b"0\0"
+# What tarfile raises on headers that lie about their numbers, or are chains without end.
+HEADER_ERRORS = (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError)
 
 
 class Scan(NamedTuple):
@@ -47,7 +50,7 @@ def scan(path: Path) -> Scan:
             sample.fault = "duplicate_member"
         sample.extensions.add(extension)
         last = sample
-        if member.offset_data + member.size > size:
+        if member.offset_data + member.size > size or stop - BLOCK_BYTES >= size:
             sample.fault = "truncated"
         elif not sample.fault:
             sample.stop = stop
@@ -87,7 +90,7 @@ def members_of(raw: bytes) -> dict[str, bytes]:
         header = raw[at : at + BLOCK_BYTES]
         if header[156] not in PLAIN_FILE or header[257:262] != b"ustar" or header[124] & 0x80:
             return _members_by_tarfile(raw)
-        size = int(header[124:136].strip(b" \0") or b"0", 8)
+        size = int(header[124:136].split(b"\0", 1)[0].strip() or b"0", 8)
         name = header[:100].split(b"\0", 1)[0]
         at += BLOCK_BYTES
         if not name.endswith(b"/"):
@@ -99,8 +102,9 @@ def members_of(raw: bytes) -> dict[str, bytes]:
 
 
 def _members_by_tarfile(raw: bytes) -> dict[str, bytes]:
+    """The same; without those behind a header that lies, which the sample then lacks."""
     members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=BytesIO(raw), mode="r:") as tar:
+    with suppress(*HEADER_ERRORS), tarfile.open(fileobj=BytesIO(raw), mode="r:") as tar:
         for member in tar:
             key, extension = split_name(member.name)
             data = tar.extractfile(member) if member.isreg() else None
@@ -114,14 +118,17 @@ def _headers(path: Path, found: Contents) -> Iterator[tuple[tarfile.TarInfo, int
     with path.open("rb") as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - owns no file
-        except tarfile.TarError:
+        except (*HEADER_ERRORS, MemoryError):
             raise _not_a_tar(path) from None
         try:
             while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= member.offset:  # else without end
+                    found.damaged_at = member.offset
+                    return
                 # Else tarfile keeps every header of the shard; typeshed does not know the list.
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 yield member, tar.offset
-        except tarfile.TarError:
+        except (*HEADER_ERRORS, MemoryError):  # a name of terabytes
             found.damaged_at = tar.offset
             return
         if _holds_data(file, tar.offset):

@@ -41,10 +41,14 @@ class Totals:
 
     @staticmethod
     def from_head(head: dict) -> "Totals":
-        """From the first line of an index."""
-        longest = [(images, others) for images, others in head["longest"]]
+        """From the first line of an index; KeyError, TypeError or ValueError for another line."""
+        longest = [(int(images), int(others)) for images, others in head["longest"]]
+        bytes.fromhex(head["digest"])
         names = [field.name for field in fields(Totals) if field.name != "longest"]
-        return Totals(**{name: head[name] for name in names}, longest=longest)
+        found = Totals(**{name: head[name] for name in names}, longest=longest)
+        if not all(isinstance(getattr(found, name), int) for name in names if name != "digest"):
+            raise TypeError(f"no whole numbers: {found}")
+        return found
 
     @staticmethod
     def count(

@@ -9,7 +9,15 @@ import numpy as np
 
 LARGEST = 2**31 - 1
 # What numpy raises on headers that are none; it reads them as Python literals, token by token.
-HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, TokenError, RecursionError)
+HEADER_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    SyntaxError,
+    TokenError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class NotUnitsError(ValueError):

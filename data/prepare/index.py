@@ -23,7 +23,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
+from errno import EISDIR
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -98,6 +100,8 @@ def index_shards(
 @contextmanager
 def _writing(quarantine: Path) -> Iterator[BinaryIO]:
     try:
+        if quarantine.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         with atomic.writing(quarantine) as file:
             yield file
     except OSError as error:
@@ -132,7 +136,7 @@ def _index_one(
     except UserError as error:
         return Failed(shard, error)
     except OSError as error:
-        said = f"{shard} cannot be indexed: {error}; make the folder writable."
+        said = f"{shard} cannot be indexed: {error}; make it readable, and its folder writable."
         return Failed(shard, UserError(said))
     index_bytes = store.index_path(shard).stat().st_size
     return Indexed(shard, found.shard_bytes, index_bytes, found.totals, found.dropped)
@@ -217,6 +221,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenProcessPool:
+        sys.exit(
+            "error: a worker was killed while it read a shard, by the system for its memory or by "
+            "a decoder; lower --workers and run the same command again, which skips what is done."
+        )
     print(summary.table())
 
 
