@@ -84,8 +84,9 @@ class Shards(Sequence[Shard]):
             store=self.store,
             shard_bytes=self.sizes[number] if is_url(path) else None,
         )
-        known = (self.totals.digest_of(number), self.token_bytes[number])
-        if (loaded.digest, loaded.totals.token_bytes) != known:
+        found = (loaded.digest, len(loaded), loaded.totals.token_bytes)
+        told = (self.totals.digest_of(number), int(self.totals.documents[number]))
+        if found != (*told, self.token_bytes[number]):
             raise UserError(
                 f"{path} was indexed again with another result; start the run again, and if that "
                 f"does not help, delete {self.store.find_totals(path)}."
