@@ -9,7 +9,6 @@ from nmm.errors import UserError
 from nmm.log import read_rows
 
 FILE = "quarantine.jsonl"
-ALWAYS_PASS = 10  # in every window: a fraction of a few documents says nothing
 NAMED = 5
 
 
@@ -28,7 +27,7 @@ def refuse_bad_windows(
         bad[window] = bad.get(window, 0) + 1
     for document in dropped:
         found, planned = bad[str(document.window)], document.window_documents
-        if found > max(ALWAYS_PASS, max_bad_fraction * planned):
+        if found > max_bad_fraction * planned:
             raise UserError(
                 f"{found} of the {planned} documents of window {document.window} could not be read "
                 f"and data.max_bad_fraction is {max_bad_fraction}; the first are "

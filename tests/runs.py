@@ -69,6 +69,7 @@ def overrides(corpus: Path, runs: Path, *more: str) -> list[str]:
         "data.row_tokens=128",
         "data.global_rows=8",
         "data.window_documents=64",
+        "data.max_bad_fraction=0.2",
         "data.repeat=true",
         "engine.precision=fp32",
         "engine.micro_batch=4",

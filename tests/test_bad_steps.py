@@ -23,7 +23,6 @@ from nmm.engine import Engine, read_weights
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.parallel import World
-from nmm.quarantine import ALWAYS_PASS
 from tests import corpora, runs
 
 BAD, LAST = 3, 5
@@ -168,7 +167,7 @@ def test_a_run_stops_at_a_bad_window_with_the_list(
     listed = [
         row for row in read_rows(tmp_path / "bad" / "quarantine.jsonl") if row["split"] == "train"
     ]
-    assert int(str(said.value).split()[0]) == len(listed) > ALWAYS_PASS
+    assert int(str(said.value).split()[0]) == len(listed) > 0.2 * 64
     named = [f"{row['shard']}/{row['key']} (image_decode)" for row in listed]
     assert f"the first are {', '.join(named[:5])}, and {tmp_path}" in str(said.value)
     assert named[5] not in str(said.value)

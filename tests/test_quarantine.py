@@ -27,7 +27,7 @@ def judge(progress: Progress, dropped: list[Dropped], *, fraction: float, direct
 
 
 @pytest.mark.parametrize(
-    ("most", "fraction"), [(100, 0.1), (20, 0.02), (10, 0.01), (10, 0.0), (1000, 1.0)]
+    ("most", "fraction"), [(100, 0.1), (20, 0.02), (10, 0.01), (3, 0.003), (1000, 1.0)]
 )
 def test_a_window_is_refused_beyond_the_fraction_and_not_below(
     tmp_path: Path, most: int, fraction: float

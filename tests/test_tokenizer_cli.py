@@ -51,6 +51,19 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(shards, tmp_path_factory.mktemp("model") / "tokenizer.model")
 
 
+def test_sources_give_text_in_the_shares_of_their_weights(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    weights = ("--weight=1", "--weight=2", "--weight=5")
+    train(shards, tmp_path / "a.model", *weights, "--characters=16000", vocab_size=400)
+    lines = capsys.readouterr().out.splitlines()[:3]
+    found = [int(line.split()[1].replace(",", "")) for line in lines]
+    assert found == pytest.approx([2000, 4000, 10_000], abs=900)  # whole documents
+    for wrong in (weights[:2], ("--weight=1", "--weight=0", "--weight=5")):
+        with pytest.raises(SystemExit, match="give every --source one above 0"):
+            train(shards, tmp_path / "b.model", *wrong, vocab_size=400)
+
+
 def test_the_same_shards_give_the_same_bytes(shards: Path, model: Path, tmp_path: Path) -> None:
     again = train(shards, tmp_path / "again.model")
     assert again.read_bytes() == model.read_bytes()

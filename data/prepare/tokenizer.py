@@ -14,6 +14,7 @@ options give the same bytes.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
@@ -44,9 +45,19 @@ def make(
     characters: int,
     seed: int,
     out: Path,
+    weights: Sequence[float] | None = None,
 ) -> None:
-    """Sample, train and save; `sources` holds the layout and the shards of each."""
-    texts = _collect(sources, characters=characters, seed=seed)
+    """Sample, train and save; `sources` holds the layout and the shards of each.
+
+    `weights` are the shares of their characters, None: equal ones. Raises UserError.
+    """
+    weights = [1.0] * len(sources) if weights is None else weights
+    if len(weights) != len(sources) or not all(0 < weight < math.inf for weight in weights):
+        raise UserError(
+            f"--weight is given as {', '.join(map(str, weights))} for {len(sources)} sources; give "
+            f"every --source one above 0, in the same order, or none."
+        )
+    texts = _collect(sources, characters=characters, seed=seed, weights=weights)
     if not any(text.strip() for text in texts):
         raise UserError(
             f"--source {sources[0][0].kind.value} holds no text; check its KIND and its glob."
@@ -144,12 +155,15 @@ def _sources(arguments: list[str]) -> list[tuple[Layout, list[str]]]:
     return found
 
 
-def _collect(sources: Sources, *, characters: int, seed: int) -> list[str]:
-    """Texts of all sources, an equal share of `characters` from each; prints what each gave."""
+def _collect(
+    sources: Sources, *, characters: int, seed: int, weights: Sequence[float]
+) -> list[str]:
+    """Texts of all sources, `characters` in the shares of the weights; prints what each gave."""
     texts: list[str] = []
     for index, (layout, shards) in enumerate(sources):
         rng = Random(f"{seed} {index}")
-        found = list(sample(layout, shards, characters=characters // len(sources), rng=rng))
+        share = int(characters * weights[index] / sum(weights))
+        found = list(sample(layout, shards, characters=share, rng=rng))
         print(
             f"{layout.kind.name}: {sum(map(len, found)):,} characters of {len(found):,} documents"
         )
@@ -182,6 +196,12 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="KIND[:FIELD[:MODALITY]]=GLOB",
         help="shards; repeat it",
     )
+    parser.add_argument(
+        "--weight",
+        action="append",
+        type=float,
+        help="share of the characters that a source gives: one for every --source (default: equal)",
+    )
     parser.add_argument("--vocab-size", type=int, required=True, help="number of pieces")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model to write")
     parser.add_argument(
@@ -198,6 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
             characters=options.characters,
             seed=options.seed,
             out=options.out,
+            weights=options.weight,
         )
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -132,7 +132,7 @@ class DataConfig:
     `max_row_images` images (null: as many as its tokens). `tokenizer` is the path of a
     sentencepiece model. `repeat` allows more than one epoch. `workers` processes read and decode
     for each training process. A run stops when more than `max_bad_fraction` of the documents of a
-    window, and more than ten, turn out to be unreadable. `weight_changes` are in the order of their
+    window turn out to be unreadable. `weight_changes` are in the order of their
     steps. `units` says how many ids every modality of units has; in this order they follow the ids
     of text.
 
