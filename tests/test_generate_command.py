@@ -123,6 +123,12 @@ def test_captions_of_held_out_images(
         assert there.read_bytes() == (run / f"captions.{form}").read_bytes()
     with Image.open(run / "captions.png") as picture:
         assert picture.size == (1280, 330)
+    drawn = ("--temperature", 1, "--samples", 2, "--out", tmp_path / "c")
+    said(capsys, "--run", run, "--held-out", 3, "--max-tokens", 4, *drawn)
+    sampled = (tmp_path / "c" / "captions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reference"] for line in sampled] == [
+        caption["reference"] for caption in captions for _ in range(2)
+    ]
     page = Page((run / "captions.html").read_text())
     assert page.texts["reference"] == [caption["reference"] for caption in captions]
     assert page.texts["h2"] == [caption["key"] for caption in captions]
@@ -134,8 +140,8 @@ def test_the_page_needs_no_other_file_and_runs_nothing(pictures: Path) -> None:
     image = (pictures / "a.jpg").read_bytes()
     evil = "<script>alert(1)</script> & \u0000 \" ' $x$"
     results = [
-        Result(Prompt(evil, [evil, image], ["a.jpg"]), Written(evil, ended=False), evil),
-        Result(Prompt("2", [], []), Written("short", ended=True)),
+        Result(Prompt(evil, [evil, image], ["a.jpg"]), evil, Written(evil, ended=False)),
+        Result(Prompt("2", [], []), None, Written("short", ended=True)),
     ]
     html = render(results, title=evil, said=evil, side=16)
     page = Page(html)
@@ -178,6 +184,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(pictures: Path) -> None:
             ["--run", "RUN", "--prompt", "a", "--max-tokens", "63"],
             r"prompt 1 has 3 tokens and .*64",
         ),
+        (["--run", "RUN", "--held-out", "1", "--max-tokens", "48"], r"prompt 1 has 17 tokens and"),
         (["--run", "RUN", "--prompt", "a", "--samples", "0"], r"--samples is 0; give 1 or more"),
         (["--run", "RUN", "--prompt", "a", "--samples", "2"], r"--samples is 2 but --temperature"),
         (["--run", "RUN", "--prompt", "a", "--batch", "0"], r"--batch is 0; give 1 or more"),

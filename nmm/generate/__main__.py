@@ -3,8 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from data.documents import Parts
 from nmm.errors import UserError
 from nmm.evaluate import open_held_out
 from nmm.generate import page
@@ -109,21 +111,8 @@ def _checked(given: argparse.Namespace) -> Sampling:
 def _continue(
     trained: Trained, prompts: list[Prompt], *, given: argparse.Namespace, sampling: Sampling
 ) -> None:
-    check_prompts(
-        [[*prompt.parts] for prompt in prompts],
-        tokenizer=trained.tokenizer,
-        model=trained.config.model,
-        max_tokens=given.max_tokens,
-        context_tokens=trained.config.data.context_tokens,
-    )
-    repeated = [
-        Prompt(f"{prompt.name}, sample {n}", prompt.parts, prompt.images)
-        if given.samples > 1
-        else prompt
-        for prompt in prompts
-        for n in range(1, given.samples + 1)
-    ]
-    results = _results(trained, repeated, given=given, sampling=sampling)
+    asked = [(prompt, None) for prompt in prompts]
+    results = _results(trained, asked, given=given, sampling=sampling)
     for number, result in enumerate(results):
         if len(results) > 1:
             print(f"{'' if number == 0 else chr(10)}== {result.prompt.name}")
@@ -134,29 +123,45 @@ def _continue(
 
 def _caption(trained: Trained, given: argparse.Namespace, *, sampling: Sampling) -> None:
     found = held_out_captions(open_held_out(trained), count=given.held_out)
-    prompts = [Prompt(key, [image], [key]) for key, image, _ in found]
-    results = _results(trained, prompts, given=given, sampling=sampling)
-    results = [
-        Result(result.prompt, result.written, reference)
-        for result, (_, _, reference) in zip(results, found, strict=True)
-    ]
-    print(f"captioned {len(results)} held-out images")
+    asked = [(Prompt(key, [image], [key]), caption) for key, image, caption in found]
+    results = _results(trained, asked, given=given, sampling=sampling)
+    print(f"captioned {len(found)} held-out images")
     directory = given.out or given.run
     _write(results, trained, directory, name="captions", given=given, sampling=sampling)
 
 
 def _results(
-    trained: Trained, prompts: list[Prompt], *, given: argparse.Namespace, sampling: Sampling
+    trained: Trained,
+    asked: Sequence[tuple[Prompt, str | None]],
+    *,
+    given: argparse.Namespace,
+    sampling: Sampling,
 ) -> list[Result]:
+    """Of all prompts, each with its reference; `--samples` of every one, beside each other."""
+    repeated = [
+        (replace(prompt, name=f"{prompt.name}, sample {n}"), reference)
+        if given.samples > 1
+        else (prompt, reference)
+        for prompt, reference in asked
+        for n in range(1, given.samples + 1)
+    ]
+    prompts: list[Parts] = [[*prompt.parts] for prompt, _ in repeated]
+    check_prompts(
+        prompts,
+        tokenizer=trained.tokenizer,
+        model=trained.config.model,
+        max_tokens=given.max_tokens,
+        context_tokens=trained.config.data.context_tokens,
+    )
     written = generate(
         trained.model,
-        [[*prompt.parts] for prompt in prompts],
+        prompts,
         tokenizer=trained.tokenizer,
         max_tokens=given.max_tokens,
         sampling=sampling,
         at_once=given.batch,
     )
-    return [Result(p, text) for p, text in zip(prompts, written, strict=True)]
+    return [Result(*one, text) for one, text in zip(repeated, written, strict=True)]
 
 
 def _write(

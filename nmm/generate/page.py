@@ -19,11 +19,11 @@ SMALL_PIXELS = 128
 
 @dataclass(frozen=True)
 class Result:
-    """A prompt, what the model wrote after it, and what others had written there."""
+    """A prompt, what others had written after it, and what the model wrote."""
 
     prompt: Prompt
+    reference: str | None
     written: Written
-    reference: str | None = None
 
 
 def write(
