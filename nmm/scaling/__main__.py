@@ -1,0 +1,112 @@
+"""`python -m nmm.scaling`: from runs or tables to laws (docs/scaling.md)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nmm.errors import UserError
+from nmm.scaling import commands, inputs
+from nmm.scaling.fit import DELTA, Solver
+from nmm.scaling.record import GRIDS
+
+EXAMPLES = """\
+examples:
+  python -m nmm.scaling fit --table runs.csv --columns "N=params,D=tokens,L=loss" --out fits/early
+  python -m nmm.scaling fit --runs runs --bootstrap 1000 --holdout "N>1e9" --out fits/early
+  python -m nmm.scaling fit-mixed --runs runs --pair text,image --out fits/pair
+  python -m nmm.scaling frontier --runs runs --min-flops 3e19 --out fits/early
+  python -m nmm.scaling eta --dense runs/dense --sparse runs/sparse
+
+laws, columns and every key of what is written: docs/scaling.md"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    whole = argparse.ArgumentParser(
+        prog="python -m nmm.scaling",
+        description="Scaling laws from run directories or tables.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    adding = whole.add_subparsers(required=True, metavar="COMMAND")
+    _add_fit(adding.add_parser("fit", help="a law of N and D, with intervals and a held-out test"))
+    _add_fit_mixed(adding.add_parser("fit-mixed", help="two modalities: competition and synergy"))
+    _add_frontier(adding.add_parser("frontier", help="L = k C^c along the lowest losses"))
+    _add_eta(adding.add_parser("eta", help="how many times fewer FLOPs a sparse model needs"))
+    return whole
+
+
+def _add_fit(command: argparse.ArgumentParser) -> None:
+    inputs.add_arguments(command)
+    command.add_argument("--law", choices=inputs.LAWS, default="chinchilla")
+    command.add_argument("--loss", metavar="KEY", help="of runs: one key of evals.jsonl, not all")
+    command.add_argument("--delta", type=_positive, default=DELTA, help="of Huber, on the log loss")
+    command.add_argument(
+        "--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses"
+    )
+    _add_bootstrap(command)
+    command.add_argument(
+        "--holdout", metavar="RULE", help='"N>1e9": fit the other points, predict these'
+    )
+    command.add_argument("--grid", choices=GRIDS, default="nmm", help="where the searches start")
+    solvers = [solver.value for solver in Solver]
+    command.add_argument("--solver", choices=solvers, default=Solver.batched.value)
+    _add_out(command, run=commands.fit)
+
+
+def _add_fit_mixed(command: argparse.ArgumentParser) -> None:
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--table", type=Path, help="rows of runs with one modality and with both")
+    source.add_argument("--runs", type=Path, metavar="DIR", help="a folder of run directories")
+    command.add_argument("--columns", metavar="N=..,D_i=..,D_j=..,L_i=..,L_j=..")
+    command.add_argument("--pair", metavar="I,J", help="of runs: two modalities, like text,image")
+    command.add_argument("--delta", type=_positive, default=DELTA, help="of Huber, on the log loss")
+    _add_bootstrap(command)
+    _add_out(command, run=commands.fit_mixed)
+
+
+def _add_frontier(command: argparse.ArgumentParser) -> None:
+    inputs.add_arguments(command)
+    command.add_argument("--loss", metavar="KEY", help="of runs: one key of evals.jsonl, not all")
+    command.add_argument(
+        "--min-flops", type=float, default=0.0, help="fit above; arXiv 2504.07951 takes 3e19"
+    )
+    _add_out(command, run=commands.frontier_command)
+
+
+def _add_eta(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dense", type=Path, required=True, metavar="RUN")
+    command.add_argument("--sparse", type=Path, required=True, metavar="RUN")
+    command.set_defaults(run=commands.eta_command)
+
+
+def _add_bootstrap(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--bootstrap", type=int, default=0, metavar="R", help="resamples for 95 %% intervals"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the resamples")
+
+
+def _add_out(command: argparse.ArgumentParser, *, run: object) -> None:
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    command.set_defaults(run=run)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""What the commands of `python -m nmm.scaling` do: read, compute, print, and write at the end."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from nmm.errors import UserError
+from nmm.scaling import inputs, pairs
+from nmm.scaling.bootstrap import intervals
+from nmm.scaling.eta import eta
+from nmm.scaling.fit import Solver
+from nmm.scaling.frontier import frontier, interpolated, isoflop
+from nmm.scaling.laws import INTERACTION
+from nmm.scaling.mixed import Interaction, Pair, barrier, fit_pair
+from nmm.scaling.points import Points
+from nmm.scaling.record import Options, Record, fit_record, flops_of, table
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """A law for every group and, of runs, for every loss: tables, and DIR/fit.json."""
+    options = Options(
+        delta=arguments.delta,
+        drop_highest=arguments.drop_highest,
+        resamples=arguments.bootstrap,
+        seed=arguments.seed,
+        holdout=arguments.holdout,
+        grid=arguments.grid,
+        solver=Solver(arguments.solver),
+    )
+    found = inputs.read(arguments, needed=inputs.needs(arguments.law), loss=arguments.loss)
+    by_loss = {}
+    for loss, groups in found.losses.items():
+        records = {}
+        for group, points in groups.items():
+            law = inputs.law_of(arguments.law, points=points)
+            title = _title(arguments, group=group, loss=loss)
+            try:
+                records[group] = fit_record(law, points, options=options)
+            except UserError as error:
+                raise UserError(f"{title}: {error}") from None
+            print(table(records[group], title=f"== {title}"), end="\n\n")
+        by_loss[loss] = _grouped(records, arguments=arguments)
+    first, *others = by_loss
+    record = by_loss[first] | _about(arguments, left_out=found.left_out)
+    if others:
+        record["losses"] = {loss: by_loss[loss] for loss in others}
+    write(arguments.out / "fit.json", record)
+
+
+def fit_mixed(arguments: argparse.Namespace) -> None:
+    """Two modalities alone and together: their laws and the barrier, and DIR/fit_mixed.json."""
+    found = pairs.read(arguments)
+    pair = fit_pair(
+        found.alone, found.together, delta=arguments.delta, resamples=arguments.bootstrap
+    )
+    for side, points in zip("ij", found.alone, strict=True):
+        if set(_sizes(points)) != set(_sizes(found.together)):
+            print(f"note: sizes of {side} alone differ from those of both; the law fills the gaps")
+    record = pair_record(pair)
+    _print_pair(record)
+    write(arguments.out / "fit_mixed.json", record | _about(arguments, left_out=found.left_out))
+
+
+def _sizes(points: Points) -> list[float]:
+    return points.columns["N"].tolist()
+
+
+def pair_record(pair: Pair) -> Record:
+    """The laws, the barrier and, of resamples, their intervals."""
+    cheapest = barrier(pair.together.parameters)
+    record: Record = {
+        "law": pair.together.law.name,
+        "alone": [
+            {"parameters": dict(fit.parameters), "objective": fit.objective} for fit in pair.alone
+        ],
+        **_interaction(pair.together),
+        "product_form": _interaction(pair.product),
+        "barrier": None if cheapest is None else asdict(cheapest) | {"flops": cheapest.flops},
+        "tokens_are": "of both modalities together",
+        "intervals": {},
+    }
+    if len(pair.resampled):
+        natural = INTERACTION.natural(pair.resampled)
+        record["intervals"] = intervals(natural)
+        record["synergy_fraction"] = float(np.mean(natural["C"] > 0))
+    return record
+
+
+def _interaction(found: Interaction) -> Record:
+    return {
+        "parameters": dict(found.parameters),
+        "objective": found.objective,
+        "starts": found.starts.count,
+        "agreement": {
+            "at_best_fraction": found.starts.at_best_fraction,
+            "confirmed": found.starts.confirmed,
+        },
+    }
+
+
+def _print_pair(record: Record) -> None:
+    for name, value in record["parameters"].items():
+        spread = record["intervals"].get(name)
+        print(
+            f"  {name:<8}{value:>14.7g}"
+            + (f"   [{spread[0]:.6g}, {spread[1]:.6g}]" if spread else "")
+        )
+    print(
+        f"objective {record['objective']:.10e}; in the product form "
+        f"{record['product_form']['objective']:.10e}"
+    )
+    if not record["agreement"]["confirmed"]:
+        print("NOT CONFIRMED: hardly any other start ended at this minimum")
+    if record["barrier"] is None:
+        print("no synergy at any scale (C is not above 0)")
+    else:
+        print(
+            f"synergy from N = {record['barrier']['size']:.4g} and D = "
+            f"{record['barrier']['tokens']:.4g} tokens of both modalities on, at the cheapest "
+            f"({record['barrier']['flops']:.4g} FLOPs)"
+        )
+
+
+def frontier_command(arguments: argparse.Namespace) -> None:
+    """L = k C^c along the lowest losses, and isoFLOP parabolas: lines, and DIR/frontier.json."""
+    found = inputs.read(arguments, needed=("N", "D"), loss=arguments.loss)
+    record: Record = {}
+    for loss, groups in found.losses.items():
+        for group, points in groups.items():
+            title = _title(arguments, group=group, loss=loss)
+            record[title] = frontier_record(points, least_flops=arguments.min_flops)
+            k, c, a = (record[title][name] for name in ("k", "c", "isoflop_a"))
+            by_parabolas = "" if a is None else f"   N_opt ~ C^{a:.4f} by parabolas"
+            print(f"{title}: L = {k:.6g} * C^{c:.6f}{by_parabolas}")
+    about = _about(arguments, left_out=found.left_out)
+    write(arguments.out / "frontier.json", {"frontiers": record, **about})
+
+
+def frontier_record(points: Points, *, least_flops: float) -> Record:
+    """The frontier, its corners, and parabolas of isoFLOP runs or, without them, of the curves."""
+    flops, size = flops_of(points), points.columns["N"]
+    line = frontier(flops=flops, loss=points.loss, size=size, least_flops=least_flops)
+    parabolas, a = isoflop(flops=flops, loss=points.loss, size=size)
+    read_off = a is None
+    if read_off:
+        levels = interpolated(flops=flops, loss=points.loss, size=size)
+        parabolas, a = isoflop(flops=levels[0], loss=levels[1], size=levels[2])
+    return {
+        "k": line.k,
+        "c": line.c,
+        "min_flops": least_flops,
+        "hull": line.vertices.tolist(),
+        "isoflop": [asdict(parabola) for parabola in parabolas],
+        "isoflop_a": a,
+        "isoflop_losses_are": "read off the curves of each size" if read_off else "of runs",
+    }
+
+
+def eta_command(arguments: argparse.Namespace) -> None:
+    """A line per loss."""
+    for found in eta(arguments.dense, arguments.sparse):
+        if found.flops is None:
+            print(f"{found.loss}: the sparse run never reaches {found.dense_loss:.4f}")
+        else:
+            print(
+                f"{found.loss}: eta {found.flops:.2f} by FLOPs, {found.seconds:.2f} by the clock "
+                f"(loss {found.dense_loss:.4f}, reached at step {found.matched_step})"
+            )
+
+
+def _title(arguments: argparse.Namespace, *, group: str, loss: str) -> str:
+    grouped = f"{arguments.group} {group}, " if arguments.group else ""
+    return f"{grouped}{loss}"
+
+
+def _grouped(records: dict[str, Record], *, arguments: argparse.Namespace) -> Record:
+    if arguments.group is None:
+        return records[""]
+    return {"group": arguments.group, "groups": records}
+
+
+def _about(arguments: argparse.Namespace, *, left_out: dict[str, str]) -> Record:
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    source = str(arguments.runs or arguments.table)
+    return {"source": source, "columns": arguments.columns, "left_out": left_out}
+
+
+def write(path: Path, record: Record) -> None:
+    """Whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".part")
+        beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"--out is {path.parent}, which cannot be written ({error.strerror})."
+        ) from None
+    print(f"wrote {path}")
