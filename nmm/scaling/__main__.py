@@ -9,6 +9,7 @@ from nmm.errors import UserError
 from nmm.scaling import commands, inputs
 from nmm.scaling.fit import DELTA, Solver
 from nmm.scaling.record import GRIDS
+from nmm.scaling.rules import GPU_BYTES
 
 EXAMPLES = """\
 examples:
@@ -16,6 +17,7 @@ examples:
   python -m nmm.scaling fit --runs runs --bootstrap 1000 --holdout "N>1e9" --out fits/early
   python -m nmm.scaling fit-mixed --runs runs --pair text,image --out fits/pair
   python -m nmm.scaling frontier --runs runs --min-flops 3e19 --out fits/early
+  python -m nmm.scaling plan --fit fits/early --flops 1e21 --gpus 64 --mfu 0.4
   python -m nmm.scaling eta --dense runs/dense --sparse runs/sparse
 
 laws, columns and every key of what is written: docs/scaling.md"""
@@ -33,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     _add_fit(adding.add_parser("fit", help="a law of N and D, with intervals and a held-out test"))
     _add_fit_mixed(adding.add_parser("fit-mixed", help="two modalities: competition and synergy"))
     _add_frontier(adding.add_parser("frontier", help="L = k C^c along the lowest losses"))
+    _add_plan(adding.add_parser("plan", help="a compute budget -> size, tokens, days, command"))
     _add_eta(adding.add_parser("eta", help="how many times fewer FLOPs a sparse model needs"))
     return whole
 
@@ -73,6 +76,18 @@ def _add_frontier(command: argparse.ArgumentParser) -> None:
         "--min-flops", type=float, default=0.0, help="fit above; arXiv 2504.07951 takes 3e19"
     )
     _add_out(command, run=commands.frontier_command)
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--fit", type=Path, required=True, metavar="DIR", help="with fit.json")
+    command.add_argument("--of", default="loss", metavar="TITLE", help="which of its fits")
+    command.add_argument("--flops", type=float, required=True, help="to spend on training, 1e21")
+    command.add_argument("--gpus", type=int, default=8)
+    command.add_argument("--gpu", choices=GPU_BYTES, default="H100")
+    command.add_argument("--mfu", type=float, default=0.4, help="fraction of the GPUs' bf16 peak")
+    command.add_argument("--family", default="early", help="presets conf/model/FAMILY_*.yaml")
+    command.add_argument("--data", default="mix_45_45_10", help="a group of conf/data")
+    command.set_defaults(run=commands.plan)
 
 
 def _add_eta(command: argparse.ArgumentParser) -> None:

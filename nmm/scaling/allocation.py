@@ -71,7 +71,10 @@ def optimum(
 
 
 def numeric_optimum(
-    parameters: Mapping[str, float], *, flops: np.ndarray, accounting: Accounting
+    parameters: Mapping[str, float] | Mapping[str, np.ndarray],
+    *,
+    flops: np.ndarray,
+    accounting: Accounting,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N_opt, D_opt) where the loss at fixed C is flat, by bisection in log N; any accounting.
 

@@ -1,22 +1,22 @@
 """What the commands of `python -m nmm.scaling` do: read, compute, print, and write at the end."""
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
 from nmm.errors import UserError
 from nmm.scaling import inputs, pairs
+from nmm.scaling import plan as planning
 from nmm.scaling.bootstrap import intervals
 from nmm.scaling.eta import eta
+from nmm.scaling.files import Record, read_fit, title_of, write, write_fits
 from nmm.scaling.fit import Solver
 from nmm.scaling.frontier import frontier, interpolated, isoflop
 from nmm.scaling.laws import INTERACTION
 from nmm.scaling.mixed import Interaction, Pair, barrier, fit_pair
 from nmm.scaling.points import Points
-from nmm.scaling.record import Options, Record, fit_record, flops_of, table
+from nmm.scaling.record import Options, fit_record, flops_of, table
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def fit(arguments: argparse.Namespace) -> None:
         records = {}
         for group, points in groups.items():
             law = inputs.law_of(arguments.law, points=points)
-            title = _title(arguments, group=group, loss=loss)
+            title = title_of(arguments.group, group=group, loss=loss)
             try:
                 records[group] = fit_record(law, points, options=options)
             except UserError as error:
@@ -47,7 +47,7 @@ def fit(arguments: argparse.Namespace) -> None:
     record = by_loss[first] | _about(arguments, left_out=found.left_out)
     if others:
         record["losses"] = {loss: by_loss[loss] for loss in others}
-    write(arguments.out / "fit.json", record)
+    write_fits(arguments.out, record)
 
 
 def fit_mixed(arguments: argparse.Namespace) -> None:
@@ -130,7 +130,7 @@ def frontier_command(arguments: argparse.Namespace) -> None:
     record: Record = {}
     for loss, groups in found.losses.items():
         for group, points in groups.items():
-            title = _title(arguments, group=group, loss=loss)
+            title = title_of(arguments.group, group=group, loss=loss)
             record[title] = frontier_record(points, least_flops=arguments.min_flops)
             k, c, a = (record[title][name] for name in ("k", "c", "isoflop_a"))
             by_parabolas = "" if a is None else f"   N_opt ~ C^{a:.4f} by parabolas"
@@ -171,9 +171,12 @@ def eta_command(arguments: argparse.Namespace) -> None:
             )
 
 
-def _title(arguments: argparse.Namespace, *, group: str, loss: str) -> str:
-    grouped = f"{arguments.group} {group}, " if arguments.group else ""
-    return f"{grouped}{loss}"
+def plan(arguments: argparse.Namespace) -> None:
+    """A run for a budget, by a law that was fitted."""
+    fitted = read_fit(arguments.fit, title=arguments.of)
+    budget = planning.Budget(arguments.flops, arguments.gpus, arguments.gpu, arguments.mfu)
+    made = planning.make_plan(fitted, budget, family=arguments.family, data=arguments.data)
+    print(planning.text(made))
 
 
 def _grouped(records: dict[str, Record], *, arguments: argparse.Namespace) -> Record:
@@ -187,17 +190,3 @@ def _about(arguments: argparse.Namespace, *, left_out: dict[str, str]) -> Record
         print(f"left out: {name}: {reason}")
     source = str(arguments.runs or arguments.table)
     return {"source": source, "columns": arguments.columns, "left_out": left_out}
-
-
-def write(path: Path, record: Record) -> None:
-    """Whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part")
-        beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        beside.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"--out is {path.parent}, which cannot be written ({error.strerror})."
-        ) from None
-    print(f"wrote {path}")

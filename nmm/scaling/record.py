@@ -9,13 +9,12 @@ import numpy as np
 from nmm.errors import UserError
 from nmm.scaling import allocation, holdout
 from nmm.scaling.bootstrap import bootstrap, intervals
+from nmm.scaling.files import Record
 from nmm.scaling.fit import DELTA, AnyLaw, Fit, Solver, fit_law
 from nmm.scaling.laws import EPOCH_GRID, NMM_GRID
 from nmm.scaling.points import Points
 
 GRIDS = {"nmm": NMM_GRID, "epoch": EPOCH_GRID}
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -166,6 +165,7 @@ def _add_intervals(record: Record, fit: Fit, points: Points, *, options: Options
         "seed": options.seed,
         "mean": {name: float(np.mean(value)) for name, value in values.items()},
         "std": {name: float(np.std(value)) for name, value in values.items()},
+        "parameters": {name: values[name].tolist() for name in fit.law.names},
     }
 
 
