@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nmm.errors import UserError
-from nmm.scaling import commands, inputs
+from nmm.scaling import commands, inputs, mixed_commands
 from nmm.scaling.fit import DELTA, Solver
+from nmm.scaling.phenomena import Settings
 from nmm.scaling.record import GRIDS
 from nmm.scaling.rules import GPU_BYTES
 
@@ -16,6 +17,7 @@ examples:
   python -m nmm.scaling fit --table runs.csv --columns "N=params,D=tokens,L=loss" --out fits/early
   python -m nmm.scaling fit --runs runs --bootstrap 1000 --holdout "N>1e9" --out fits/early
   python -m nmm.scaling fit-mixed --runs runs --pair text,image --out fits/pair
+  python -m nmm.scaling phenomena --runs runs --pair text,image --out fits/pair
   python -m nmm.scaling frontier --runs runs --min-flops 3e19 --out fits/early
   python -m nmm.scaling plan --fit fits/early --flops 1e21 --gpus 64 --mfu 0.4
   python -m nmm.scaling eta --dense runs/dense --sparse runs/sparse
@@ -34,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     adding = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(adding.add_parser("fit", help="a law of N and D, with intervals and a held-out test"))
     _add_fit_mixed(adding.add_parser("fit-mixed", help="two modalities: competition and synergy"))
+    _add_phenomena(adding.add_parser("phenomena", help="pauses and spikes of two modalities"))
     _add_frontier(adding.add_parser("frontier", help="L = k C^c along the lowest losses"))
     _add_plan(adding.add_parser("plan", help="a compute budget -> size, tokens, days, command"))
     _add_eta(adding.add_parser("eta", help="how many times fewer FLOPs a sparse model needs"))
@@ -66,7 +69,24 @@ def _add_fit_mixed(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pair", metavar="I,J", help="of runs: two modalities, like text,image")
     command.add_argument("--delta", type=_positive, default=DELTA, help="of Huber, on the log loss")
     _add_bootstrap(command)
-    _add_out(command, run=commands.fit_mixed)
+    _add_out(command, run=mixed_commands.fit_mixed)
+
+
+def _add_phenomena(command: argparse.ArgumentParser) -> None:
+    folders = {"type": Path, "metavar": "DIR", "nargs": "+"}
+    command.add_argument("--runs", **folders, required=True, help="a folder of runs for every pair")
+    command.add_argument("--pair", metavar="I,J", nargs="+", required=True, help="its modalities")
+    command.add_argument("--fits", **folders, help="for every pair what fit-mixed wrote")
+    usual = Settings()
+    command.add_argument("--window", type=int, default=usual.window_rows, help="logged rows")
+    command.add_argument(
+        "--least-drop", type=float, default=usual.least_drop, help="nats a window, else paused"
+    )
+    command.add_argument(
+        "--spike-window", type=int, default=usual.spike_rows, help="logged rows before a spike"
+    )
+    command.add_argument("--spread", type=float, default=usual.spread, help="MADs of a spike")
+    _add_out(command, run=mixed_commands.phenomena_command)
 
 
 def _add_frontier(command: argparse.ArgumentParser) -> None:

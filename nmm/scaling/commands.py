@@ -3,18 +3,13 @@
 import argparse
 from dataclasses import asdict
 
-import numpy as np
-
 from nmm.errors import UserError
-from nmm.scaling import inputs, pairs
+from nmm.scaling import inputs
 from nmm.scaling import plan as planning
-from nmm.scaling.bootstrap import intervals
 from nmm.scaling.eta import eta
 from nmm.scaling.files import Record, read_fit, title_of, write, write_fits
 from nmm.scaling.fit import Solver
 from nmm.scaling.frontier import frontier, interpolated, isoflop
-from nmm.scaling.laws import INTERACTION
-from nmm.scaling.mixed import Interaction, Pair, barrier, fit_pair
 from nmm.scaling.points import Points
 from nmm.scaling.record import Options, fit_record, flops_of, table
 
@@ -48,80 +43,6 @@ def fit(arguments: argparse.Namespace) -> None:
     if others:
         record["losses"] = {loss: by_loss[loss] for loss in others}
     write_fits(arguments.out, record)
-
-
-def fit_mixed(arguments: argparse.Namespace) -> None:
-    """Two modalities alone and together: their laws and the barrier, and DIR/fit_mixed.json."""
-    found = pairs.read(arguments)
-    pair = fit_pair(
-        found.alone, found.together, delta=arguments.delta, resamples=arguments.bootstrap
-    )
-    for side, points in zip("ij", found.alone, strict=True):
-        if set(_sizes(points)) != set(_sizes(found.together)):
-            print(f"note: sizes of {side} alone differ from those of both; the law fills the gaps")
-    record = pair_record(pair)
-    _print_pair(record)
-    write(arguments.out / "fit_mixed.json", record | _about(arguments, left_out=found.left_out))
-
-
-def _sizes(points: Points) -> list[float]:
-    return points.columns["N"].tolist()
-
-
-def pair_record(pair: Pair) -> Record:
-    """The laws, the barrier and, of resamples, their intervals."""
-    cheapest = barrier(pair.together.parameters)
-    record: Record = {
-        "law": pair.together.law.name,
-        "alone": [
-            {"parameters": dict(fit.parameters), "objective": fit.objective} for fit in pair.alone
-        ],
-        **_interaction(pair.together),
-        "product_form": _interaction(pair.product),
-        "barrier": None if cheapest is None else asdict(cheapest) | {"flops": cheapest.flops},
-        "tokens_are": "of both modalities together",
-        "intervals": {},
-    }
-    if len(pair.resampled):
-        natural = INTERACTION.natural(pair.resampled)
-        record["intervals"] = intervals(natural)
-        record["synergy_fraction"] = float(np.mean(natural["C"] > 0))
-    return record
-
-
-def _interaction(found: Interaction) -> Record:
-    return {
-        "parameters": dict(found.parameters),
-        "objective": found.objective,
-        "starts": found.starts.count,
-        "agreement": {
-            "at_best_fraction": found.starts.at_best_fraction,
-            "confirmed": found.starts.confirmed,
-        },
-    }
-
-
-def _print_pair(record: Record) -> None:
-    for name, value in record["parameters"].items():
-        spread = record["intervals"].get(name)
-        print(
-            f"  {name:<8}{value:>14.7g}"
-            + (f"   [{spread[0]:.6g}, {spread[1]:.6g}]" if spread else "")
-        )
-    print(
-        f"objective {record['objective']:.10e}; in the product form "
-        f"{record['product_form']['objective']:.10e}"
-    )
-    if not record["agreement"]["confirmed"]:
-        print("NOT CONFIRMED: hardly any other start ended at this minimum")
-    if record["barrier"] is None:
-        print("no synergy at any scale (C is not above 0)")
-    else:
-        print(
-            f"synergy from N = {record['barrier']['size']:.4g} and D = "
-            f"{record['barrier']['tokens']:.4g} tokens of both modalities on, at the cheapest "
-            f"({record['barrier']['flops']:.4g} FLOPs)"
-        )
 
 
 def frontier_command(arguments: argparse.Namespace) -> None:
