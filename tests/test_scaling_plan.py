@@ -11,7 +11,7 @@ from nmm.errors import UserError
 from nmm.flops import num_parameters, peak_flops_per_second
 from nmm.scaling.__main__ import main
 from nmm.scaling.allocation import optimum
-from nmm.scaling.files import read_fit, read_fits
+from nmm.scaling.files import Written, read_fit, read_fits
 from nmm.scaling.laws import CHINCHILLA
 from nmm.scaling.plan import Budget, make_plan
 from nmm.scaling.rules import (
@@ -114,7 +114,7 @@ def test_what_cannot_be_planned_is_refused(
             make_plan(fits[0], Budget(flops, gpus=gpus, mfu=mfu))
     sparse = {**fits[0].record, "law": "sparse"}
     with pytest.raises(UserError, match="plans need the chinchilla law"):
-        make_plan(type(fits[0])("loss", sparse, {}), Budget(1e21))
+        make_plan(Written("loss", sparse), Budget(1e21))
     for arguments, words in (
         (["--fit", str(fitted)], "--of is 'loss', which"),
         (["--fit", str(tmp_path)], "has no readable fit.json; write one with"),

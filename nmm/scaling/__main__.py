@@ -20,6 +20,7 @@ examples:
   python -m nmm.scaling phenomena --runs runs --pair text,image --out fits/pair
   python -m nmm.scaling frontier --runs runs --min-flops 3e19 --out fits/early
   python -m nmm.scaling plan --fit fits/early --flops 1e21 --gpus 64 --mfu 0.4
+  python -m nmm.scaling report --fit early=fits/early late=fits/late --out fits/report
   python -m nmm.scaling eta --dense runs/dense --sparse runs/sparse
 
 laws, columns and every key of what is written: docs/scaling.md"""
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     _add_phenomena(adding.add_parser("phenomena", help="pauses and spikes of two modalities"))
     _add_frontier(adding.add_parser("frontier", help="L = k C^c along the lowest losses"))
     _add_plan(adding.add_parser("plan", help="a compute budget -> size, tokens, days, command"))
+    _add_report(adding.add_parser("report", help="one page of all fits, figures and numbers"))
     _add_eta(adding.add_parser("eta", help="how many times fewer FLOPs a sparse model needs"))
     return whole
 
@@ -92,9 +94,7 @@ def _add_phenomena(command: argparse.ArgumentParser) -> None:
 def _add_frontier(command: argparse.ArgumentParser) -> None:
     inputs.add_arguments(command)
     command.add_argument("--loss", metavar="KEY", help="of runs: one key of evals.jsonl, not all")
-    command.add_argument(
-        "--min-flops", type=float, default=0.0, help="fit above; arXiv 2504.07951 takes 3e19"
-    )
+    _add_min_flops(command)
     _add_out(command, run=commands.frontier_command)
 
 
@@ -110,10 +110,27 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=commands.plan)
 
 
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--fit", nargs="+", required=True, metavar="NAME=DIR", help="what fit wrote, by family"
+    )
+    _add_min_flops(command)
+    _add_out(command, run=commands.report)
+
+
 def _add_eta(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dense", type=Path, required=True, metavar="RUN")
     command.add_argument("--sparse", type=Path, required=True, metavar="RUN")
     command.set_defaults(run=commands.eta_command)
+
+
+def _add_min_flops(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--min-flops",
+        type=float,
+        default=0.0,
+        help="fit the frontier above; arXiv 2504.07951 takes 3e19",
+    )
 
 
 def _add_bootstrap(command: argparse.ArgumentParser) -> None:

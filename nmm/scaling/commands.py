@@ -1,16 +1,15 @@
 """What the commands of `python -m nmm.scaling` do: read, compute, print, and write at the end."""
 
 import argparse
-from dataclasses import asdict
+from pathlib import Path
 
 from nmm.errors import UserError
 from nmm.scaling import inputs
 from nmm.scaling import plan as planning
 from nmm.scaling.eta import eta
-from nmm.scaling.files import Record, read_fit, title_of, write, write_fits
+from nmm.scaling.files import Record, read_fit, read_fits, title_of, write, write_fits
 from nmm.scaling.fit import Solver
-from nmm.scaling.frontier import frontier, interpolated, isoflop
-from nmm.scaling.points import Points
+from nmm.scaling.frontier import frontier_record
 from nmm.scaling.record import Options, fit_record, flops_of, table
 
 
@@ -52,32 +51,17 @@ def frontier_command(arguments: argparse.Namespace) -> None:
     for loss, groups in found.losses.items():
         for group, points in groups.items():
             title = title_of(arguments.group, group=group, loss=loss)
-            record[title] = frontier_record(points, least_flops=arguments.min_flops)
+            record[title] = frontier_record(
+                flops_of(points),
+                loss=points.loss,
+                size=points.columns["N"],
+                least_flops=arguments.min_flops,
+            )
             k, c, a = (record[title][name] for name in ("k", "c", "isoflop_a"))
             by_parabolas = "" if a is None else f"   N_opt ~ C^{a:.4f} by parabolas"
             print(f"{title}: L = {k:.6g} * C^{c:.6f}{by_parabolas}")
     about = _about(arguments, left_out=found.left_out)
     write(arguments.out / "frontier.json", {"frontiers": record, **about})
-
-
-def frontier_record(points: Points, *, least_flops: float) -> Record:
-    """The frontier, its corners, and parabolas of isoFLOP runs or, without them, of the curves."""
-    flops, size = flops_of(points), points.columns["N"]
-    line = frontier(flops=flops, loss=points.loss, size=size, least_flops=least_flops)
-    parabolas, a = isoflop(flops=flops, loss=points.loss, size=size)
-    read_off = a is None
-    if read_off:
-        levels = interpolated(flops=flops, loss=points.loss, size=size)
-        parabolas, a = isoflop(flops=levels[0], loss=levels[1], size=levels[2])
-    return {
-        "k": line.k,
-        "c": line.c,
-        "min_flops": least_flops,
-        "hull": line.vertices.tolist(),
-        "isoflop": [asdict(parabola) for parabola in parabolas],
-        "isoflop_a": a,
-        "isoflop_losses_are": "read off the curves of each size" if read_off else "of runs",
-    }
 
 
 def eta_command(arguments: argparse.Namespace) -> None:
@@ -98,6 +82,21 @@ def plan(arguments: argparse.Namespace) -> None:
     budget = planning.Budget(arguments.flops, arguments.gpus, arguments.gpu, arguments.mfu)
     made = planning.make_plan(fitted, budget, family=arguments.family, data=arguments.data)
     print(planning.text(made))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """All fits of all directories on one page."""
+    # Here, because matplotlib takes a second that no other command should pay.
+    from nmm.scaling import report as reporting
+
+    chapters = []
+    for given in arguments.fit:
+        name, equals, directory = given.partition("=")
+        path = Path(directory if equals else given)
+        for written in read_fits(path):
+            family = name if equals else path.name
+            chapters.append(reporting.chapter(family, written, least_flops=arguments.min_flops))
+    reporting.report(chapters, out=arguments.out)
 
 
 def _grouped(records: dict[str, Record], *, arguments: argparse.Namespace) -> Record:

@@ -1,8 +1,10 @@
 """What commands leave behind and others read: fit.json and resamples.json."""
 
+import csv
+import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,36 @@ import numpy as np
 
 from nmm.errors import UserError
 
-FIT, RESAMPLES = "fit.json", "resamples.json"
+FIT, RESAMPLES, POINTS = "fit.json", "resamples.json", "points.csv"
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Written:
-    """One fit of a directory: its record, and its resampled parameters where there are some."""
+    """One fit of a directory: its record, its resampled parameters if any, and its points.
+
+    Columns of `points` are those of points.csv, float64[n] but `point`, which names them.
+    """
 
     title: str
     record: Record
-    resamples: Mapping[str, np.ndarray]
+    resamples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    points: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
+    """As JSON, like `write_text`."""
+    indent = None if path.name == RESAMPLES else 1
+    write_text(path, json.dumps(record, indent=indent, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Whole or not at all; raises UserError where it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")
-        indent = None if path.name == RESAMPLES else 1
-        beside.write_text(json.dumps(record, indent=indent, allow_nan=False) + "\n")
+        beside.write_text(text)
         beside.replace(path)
     except OSError as error:
         raise UserError(
@@ -40,7 +51,10 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_fits(directory: Path, record: Record) -> None:
-    """fit.json, and the resampled parameters of all its fits beside it."""
+    """fit.json, and beside it the points and the resampled parameters of all its fits."""
+    rows = [
+        {"fit": title, **row} for title, one in titled(record).items() for row in one.pop("rows")
+    ]
     resamples = {
         title: one["bootstrap"].pop("parameters")
         for title, one in titled(record).items()
@@ -48,7 +62,19 @@ def write_fits(directory: Path, record: Record) -> None:
     }
     if resamples:
         write(directory / RESAMPLES, resamples)
+    write_text(directory / POINTS, csv_text(rows))
     write(directory / FIT, record)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A header of all keys, and the rows; numbers in full precision, nothing for no number."""
+    out = io.StringIO()
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(out, keys, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and v != v else v for k, v in row.items()})
+    return out.getvalue()
 
 
 def read_fits(directory: Path) -> list[Written]:
@@ -57,6 +83,8 @@ def read_fits(directory: Path) -> list[Written]:
         record = json.loads((directory / FIT).read_text())
         path = directory / RESAMPLES
         resamples = json.loads(path.read_text()) if path.exists() else {}
+        with (directory / POINTS).open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
         fits = titled(record)
     except (OSError, ValueError, KeyError, AttributeError):
         raise UserError(
@@ -64,9 +92,20 @@ def read_fits(directory: Path) -> list[Written]:
             f"`python -m nmm.scaling fit ... --out {directory}`."
         ) from None
     return [
-        Written(title, one, {n: np.array(v) for n, v in resamples.get(title, {}).items()})
+        Written(
+            title,
+            one,
+            {name: np.array(values) for name, values in resamples.get(title, {}).items()},
+            _columns([row for row in rows if row["fit"] == title]),
+        )
         for title, one in fits.items()
     ]
+
+
+def _columns(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
+    keys = [key for key in (rows[0] if rows else {}) if key not in ("fit", "point")]
+    found = {key: np.array([float(row[key] or "nan") for row in rows]) for key in keys}
+    return {"point": np.array([row["point"] for row in rows]), **found}
 
 
 def read_fit(directory: Path, *, title: str) -> Written:

@@ -6,7 +6,8 @@ fitted to the logarithms at linearly spaced C. IsoFLOP parabolas are approach 2 
 they are biased when their losses lie far from the optimum (arXiv 2603.22339).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -133,3 +134,24 @@ def interpolated(
         found += [(level, height, one) for level, height in zip(inside, heights, strict=True)]
     columns = np.array(found, dtype=float).reshape(-1, 3).T
     return columns[0], columns[1], columns[2]
+
+
+def frontier_record(
+    flops: np.ndarray, *, loss: np.ndarray, size: np.ndarray, least_flops: float = 0.0
+) -> dict[str, Any]:
+    """The frontier, its corners, and parabolas of isoFLOP runs or, without them, of the curves."""
+    line = frontier(flops=flops, loss=loss, size=size, least_flops=least_flops)
+    parabolas, a = isoflop(flops=flops, loss=loss, size=size)
+    read_off = a is None
+    if read_off:
+        levels = interpolated(flops=flops, loss=loss, size=size)
+        parabolas, a = isoflop(flops=levels[0], loss=levels[1], size=levels[2])
+    return {
+        "k": line.k,
+        "c": line.c,
+        "min_flops": least_flops,
+        "hull": line.vertices.tolist(),
+        "isoflop": [asdict(parabola) for parabola in parabolas],
+        "isoflop_a": a,
+        "isoflop_losses_are": "read off the curves of each size" if read_off else "of runs",
+    }

@@ -36,6 +36,7 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
     split = None if options.holdout is None else holdout.by_rule(kept, rule=options.holdout)
     seen = kept if split is None else kept.select(~split.held_out)
     fit = _fit(law, seen, options=options)
+    verdict, unseen = _holdout(law, kept, fit, split=split, options=options)
     record: Record = {
         "law": law.name,
         "points": len(seen),
@@ -44,7 +45,7 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
         **_allocation(fit, seen),
         "intervals": {},
         "metrics": fit.metrics(seen),
-        "holdout": _holdout(law, kept, fit, split=split, options=options),
+        "holdout": verdict,
         "starts": fit.starts.count,
         "agreement": {
             "at_best_fraction": fit.starts.at_best_fraction,
@@ -66,7 +67,18 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
     }
     if options.resamples:
         _add_intervals(record, fit, seen, options=options)
+    record["rows"] = _rows(kept, fit, unseen=unseen)
     return record
+
+
+def _rows(points: Points, fit: Fit, *, unseen: np.ndarray) -> list[Record]:
+    """A row of points.csv for every point that was not dropped."""
+    columns = {**points.columns, "C": flops_of(points), "L": points.loss}
+    columns |= {"predicted": fit.predict(points.columns), "predicted_unseen": unseen}
+    return [
+        {"point": name, **{key: float(values[place]) for key, values in columns.items()}}
+        for place, name in enumerate(points.names)
+    ]
 
 
 def drop_highest(points: Points, *, count: int) -> tuple[Points, Record]:
@@ -143,15 +155,20 @@ def flops_of(points: Points) -> np.ndarray:
 
 def _holdout(
     law: AnyLaw, kept: Points, fit: Fit, *, split: holdout.Split | None, options: Options
-) -> Record | None:
-    """By the rule that was asked for; else the largest sizes, predicted by a fit without them."""
+) -> tuple[Record | None, np.ndarray]:
+    """By the rule that was asked for; else the largest sizes, predicted by a fit without them.
+
+    The second value holds the prediction of each held-out point, and no number for the others.
+    """
+    predicted = np.full(len(kept), np.nan)
     if split is None:
         split = holdout.largest(kept)
         if split is None or (~split.held_out).sum() < len(law.names):
-            return None
+            return None, predicted
         fit = _fit(law, kept.select(~split.held_out), options=options)
-    unseen = kept.select(split.held_out)
-    return holdout.verdict(fit.predict(unseen.columns), points=kept, split=split)
+    unseen = fit.predict(kept.select(split.held_out).columns)
+    predicted[split.held_out] = unseen
+    return holdout.verdict(unseen, points=kept, split=split), predicted
 
 
 def _add_intervals(record: Record, fit: Fit, points: Points, *, options: Options) -> None:
