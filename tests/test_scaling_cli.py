@@ -13,7 +13,7 @@ import pytest
 from nmm.scaling.__main__ import main
 from nmm.scaling.laws import CHINCHILLA, INTERACTION, SPARSE
 from nmm.scaling.mixed import barrier, mean_alone
-from nmm.scaling.mixtures import SHARE, MixtureLaw
+from nmm.scaling.mixtures import SHARE, MixtureLaw, best_shares
 from nmm.scaling.points import Points
 from tests.scaling_cases import NMM, SIZES, TABLES, chinchilla, design, planted
 from tests.test_scaling_planted import DOMAINS, MIXED, mixtures
@@ -110,6 +110,8 @@ def test_other_laws_and_files(tmp_path: Path) -> None:
     found = fitted(tmp_path, *table, "--law", "mixture", "--bootstrap", "20")
     assert found["parameters"]["gamma_text"] == pytest.approx(MIXED["gamma_text"], rel=0.02)
     assert found["exponents"]["a"] == pytest.approx(NMM["beta"] / 0.636, rel=0.02)
+    (shares, _) = best_shares([(MixtureLaw(DOMAINS), MIXED)], size=1e9, tokens=1e11)
+    assert found["best_shares"]["shares"] == pytest.approx(shares, abs=0.01)
 
 
 def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

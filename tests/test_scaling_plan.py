@@ -83,6 +83,7 @@ def test_learning_rates_are_the_published_ones(size: float, rate: float) -> None
 
 def test_sizes_steps_and_checkpoints_are_round() -> None:
     assert choose_model(2.7e8, family="early").overrides == ("model=early_275m",)
+    assert choose_model(6e8, family="late").overrides == ("model=late_494m",)  # far, but nearest
     wide = choose_model(2.8e9, family="nothing")
     assert wide.overrides[0] == "model=early_275m"
     assert wide.config.depth == 24

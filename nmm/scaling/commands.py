@@ -10,7 +10,8 @@ from nmm.scaling.eta import eta
 from nmm.scaling.files import Record, read_fit, read_fits, title_of, write, write_fits
 from nmm.scaling.fit import Solver
 from nmm.scaling.frontier import frontier_record
-from nmm.scaling.record import Options, fit_record, flops_of, table
+from nmm.scaling.record import Options, fit_record, flops_of
+from nmm.scaling.words import table
 
 
 def fit(arguments: argparse.Namespace) -> None:

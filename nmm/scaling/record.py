@@ -1,6 +1,6 @@
 """What `fit` writes down: a law, its evidence and what follows from it, as one JSON object."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from nmm.scaling.bootstrap import bootstrap, intervals
 from nmm.scaling.files import Record
 from nmm.scaling.fit import DELTA, AnyLaw, Fit, Solver, fit_law
 from nmm.scaling.laws import EPOCH_GRID, NMM_GRID
+from nmm.scaling.mixtures import MixtureLaw, best_shares
 from nmm.scaling.points import Points
 
 GRIDS = {"nmm": NMM_GRID, "epoch": EPOCH_GRID}
@@ -67,8 +68,17 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
     }
     if options.resamples:
         _add_intervals(record, fit, seen, options=options)
+    if isinstance(law, MixtureLaw):
+        record["best_shares"] = _best_shares(law, fit, seen)
     record["rows"] = _rows(kept, fit, unseen=unseen)
     return record
+
+
+def _best_shares(law: MixtureLaw, fit: Fit, points: Points) -> Record:
+    """The mixture with the lowest predicted loss, at the largest N and D of the data."""
+    size, tokens = (float(points.columns[name].max()) for name in "ND")
+    shares, loss = best_shares([(law, fit.parameters)], size=size, tokens=tokens)
+    return {"N": size, "D": tokens, "loss": loss, "shares": shares}
 
 
 def _rows(points: Points, fit: Fit, *, unseen: np.ndarray) -> list[Record]:
@@ -184,64 +194,3 @@ def _add_intervals(record: Record, fit: Fit, points: Points, *, options: Options
         "std": {name: float(np.std(value)) for name, value in values.items()},
         "parameters": {name: values[name].tolist() for name in fit.law.names},
     }
-
-
-def table(record: Record, *, title: str) -> str:
-    """For people."""
-    lines = [title, f"{record['law']} law, {record['points']} points, delta {record['delta']:g}"]
-    spread = record["intervals"]
-    for name, value in {**record["parameters"], **record["exponents"]}.items():
-        low_high = f"   [{spread[name][0]:.6g}, {spread[name][1]:.6g}]" if name in spread else ""
-        lines.append(f"  {name:<12}{value:>14.7g}{low_high}")
-    agreement = record["agreement"]
-    lines.append(
-        f"objective {record['objective']:.10e} (sum of Huber), found by "
-        f"{agreement['at_best_fraction']:.1%} of {record['starts']:,} starts, largest derivative "
-        f"{record['gradient']:.0e}, {record['seconds']:.2f} s"
-    )
-    if not agreement["confirmed"]:
-        lines.append("NOT CONFIRMED: hardly any other start ended at this minimum")
-    lines += [*_metrics_lines(record), *_regression_lines(record), *_doubts(record)]
-    return "\n".join(lines)
-
-
-def _metrics_lines(record: Record) -> list[str]:
-    lines = ["                MSE        R2     MAE %"]
-    rows = [("fitted", record["metrics"])]
-    if record["holdout"]:
-        rows += [("held out", record["holdout"]["metrics"])]
-        rows += [("by a ruler", record["holdout"]["naive_metrics"])]
-    for name, found in rows:
-        r2 = "-" if found["r2"] is None else f"{found['r2']:.4f}"
-        lines.append(f"{name:<11}{found['mse']:>9.2e} {r2:>9} {found['mae_percent']:>9.4f}")
-    if record["holdout"]:
-        lines.append(
-            f"held out: the {record['holdout']['points']} points with {record['holdout']['rule']}, "
-            f"predicted from the other {record['holdout']['fitted_points']}"
-        )
-    return lines
-
-
-def _regression_lines(record: Record) -> list[str]:
-    found = record["regression"]
-    if found is None:
-        return []
-    return [
-        f"exponents by the paper's regression: a {found['a']:.4f}  b {found['b']:.4f}  "
-        f"d {found['d']:.4f} ({found['points']} C, {found['edge']} left out at an end of the D)"
-    ]
-
-
-def _doubts(record: Record) -> list[str]:
-    lines = []
-    for name in _LISTED:
-        if names := _names(record, name):
-            lines.append(f"{_LISTED[name]}: {', '.join(names[:10])}{' ..' * (len(names) > 10)}")
-    return lines
-
-
-_LISTED = {"excluded": "left out by --drop-highest", "suspects": "far from the law, and kept"}
-
-
-def _names(record: Record, key: str) -> Sequence[str]:
-    return record[key]["points"] if key == "excluded" else record[key]

@@ -46,11 +46,15 @@ class Model:
 
 
 def choose_model(size: float, *, family: str) -> Model:
-    """The preset of that family with the nearest N, else a new width at DEPTH."""
+    """The preset of that family with the nearest N; if that is far, a new width at DEPTH.
+
+    Of models with an encoder it is the nearest preset always: they have two widths.
+    """
     presets = {name: _preset(name) for name in _preset_names(family)}
     if presets:
         near = min(presets.items(), key=lambda item: _distance(item[1], size))
-        if _distance(near[1], size) <= np.log1p(NEAR_PRESET):
+        near_enough = _distance(near[1], size) <= np.log1p(NEAR_PRESET)
+        if near_enough or near[1].encoder is not None:
             return Model((f"model={near[0]}",), near[1])
     base = "early_275m"  # whose other fields all sizes of the paper share
     fields = vars(_preset(base))

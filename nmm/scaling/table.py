@@ -14,7 +14,7 @@ from nmm.scaling.points import Points
 LARGEST_GAP = 300.0  # between neighbouring values of one column; more, and units must be mixed
 LARGEST_LOSS = 20.0  # nats per token; more is a perplexity
 FLOPS_RATIO = 3.0  # between C and 6 N D of a row
-COUNTS = ("N", "D", "C", "U", "D_i", "D_j")  # which have a unit that could be mixed up
+COUNTS = ("N", "D", "U", "D_i", "D_j")  # which have a unit that could be mixed up
 
 Rows = list[dict[str, Any]]
 
