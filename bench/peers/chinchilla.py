@@ -6,26 +6,35 @@ in an environment that has the package (bench/peers/requirements-chinchilla.txt)
 BFGS with numeric gradients from every start, in one process per core, and prints one JSON object.
 """
 
+import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from chinchilla import Chinchilla
-from chinchilla._metrics import log_huber
-
 DELTA = 1e-3
 
 
 def main() -> None:
-    points, starts = pd.read_csv(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.peers.chinchilla",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("points", type=Path, help="a .csv with C, N, D and loss")
+    parser.add_argument("starts", type=Path, help="the values of every parameter's starts")
+    options = parser.parse_args()
+    # Here, because the project's environment, where this explains itself, has no such packages.
+    import numpy as np
+    import pandas as pd
+    from chinchilla import Chinchilla
+    from chinchilla._metrics import log_huber
+
+    starts = json.loads(options.starts.read_text())
     with tempfile.TemporaryDirectory() as directory:
-        points.to_csv(f"{directory}/df.csv", index=False)
+        pd.read_csv(options.points).to_csv(f"{directory}/df.csv", index=False)
         fitter = Chinchilla(
             directory,
             param_grid={name: np.array(values) for name, values in starts.items()},
