@@ -29,6 +29,7 @@ RANKS = {
     "nmm.rundir": 1,
     "nmm.signals": 1,
     "nmm.model": 2,
+    "nmm.scaling": 2,
     "data": 2,
     "nmm.needs": 3,
     "nmm.parallel": 3,
@@ -61,10 +62,11 @@ HOMES = {
     "wandb": "nmm.log",
     "matplotlib": "nmm.plot",
     "transformers": "nmm.hub",
+    "scipy": "nmm.scaling",
     "hydra": "nmm.config",
     "omegaconf": "nmm.config",
 }
-WITHOUT_TORCH = ("nmm.config", "nmm.errors", "nmm.schedule", "nmm.flops")
+WITHOUT_TORCH = ("nmm.config", "nmm.errors", "nmm.schedule", "nmm.flops", "nmm.scaling")
 
 Modules = dict[str, ast.Module]
 

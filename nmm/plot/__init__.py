@@ -65,7 +65,7 @@ def loss_figure(rows: list[dict], *, evals: list[dict], path: Path) -> None:
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("tokens")
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-    _save(figure, axes=(top, bottom), path=path)
+    save(figure, axes=(top, bottom), path=path)
 
 
 def schedule_figure(path: Path) -> None:
@@ -94,7 +94,7 @@ def schedule_figure(path: Path) -> None:
         right.plot(times, factors, color=colour, linestyle=style, linewidth=2, label=label)
     right.set(xlabel="fraction of the cooldown", ylim=(0, 1.16), title="shapes of the cooldown")
     right.legend(frameon=False)
-    _save(figure, axes=(left, right), path=path)
+    save(figure, axes=(left, right), path=path)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,8 @@ def _cycle(length: int) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(length)]
 
 
-def _save(figure: Figure, *, axes: Sequence[Axes], path: Path) -> None:
+def save(figure: Figure, *, axes: Sequence[Axes], path: Path) -> None:
+    """Write a .svg or .png in the house's look; the same figure gives the same bytes."""
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="#e5e5e5", linewidth=0.6)
@@ -261,7 +262,3 @@ def main() -> None:
             print(f"wrote {arguments.schedules}")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,113 @@
+"""What the commands of `python -m nmm.scaling` do: read, compute, print, and write at the end."""
+
+import argparse
+from pathlib import Path
+
+from nmm.errors import UserError
+from nmm.scaling import inputs
+from nmm.scaling import plan as planning
+from nmm.scaling.eta import eta
+from nmm.scaling.files import Record, read_fit, read_fits, title_of, write, write_fits
+from nmm.scaling.fit import Solver
+from nmm.scaling.frontier import frontier_record
+from nmm.scaling.record import Options, fit_record, flops_of
+from nmm.scaling.words import table
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """A law for every group and, of runs, for every loss: tables, and DIR/fit.json."""
+    options = Options(
+        delta=arguments.delta,
+        drop_highest=arguments.drop_highest,
+        resamples=arguments.bootstrap,
+        seed=arguments.seed,
+        holdout=arguments.holdout,
+        grid=arguments.grid,
+        solver=Solver(arguments.solver),
+    )
+    found = inputs.read(arguments, needed=inputs.needs(arguments.law), loss=arguments.loss)
+    by_loss = {}
+    for loss, groups in found.losses.items():
+        records = {}
+        for group, points in groups.items():
+            law = inputs.law_of(arguments.law, points=points)
+            title = title_of(arguments.group, group=group, loss=loss)
+            try:
+                records[group] = fit_record(law, points, options=options)
+            except UserError as error:
+                raise UserError(f"{title}: {error}") from None
+            print(table(records[group], title=f"== {title}"), end="\n\n")
+        by_loss[loss] = _grouped(records, arguments=arguments)
+    first, *others = by_loss
+    record = by_loss[first] | _about(arguments, left_out=found.left_out)
+    if others:
+        record["losses"] = {loss: by_loss[loss] for loss in others}
+    write_fits(arguments.out, record)
+
+
+def frontier_command(arguments: argparse.Namespace) -> None:
+    """L = k C^c along the lowest losses, and isoFLOP parabolas: lines, and DIR/frontier.json."""
+    found = inputs.read(arguments, needed=("N", "D"), loss=arguments.loss)
+    record: Record = {}
+    for loss, groups in found.losses.items():
+        for group, points in groups.items():
+            title = title_of(arguments.group, group=group, loss=loss)
+            record[title] = frontier_record(
+                flops_of(points),
+                loss=points.loss,
+                size=points.columns["N"],
+                least_flops=arguments.min_flops,
+            )
+            k, c, a = (record[title][name] for name in ("k", "c", "isoflop_a"))
+            by_parabolas = "" if a is None else f"   N_opt ~ C^{a:.4f} by parabolas"
+            print(f"{title}: L = {k:.6g} * C^{c:.6f}{by_parabolas}")
+    about = _about(arguments, left_out=found.left_out)
+    write(arguments.out / "frontier.json", {"frontiers": record, **about})
+
+
+def eta_command(arguments: argparse.Namespace) -> None:
+    """A line per loss."""
+    for found in eta(arguments.dense, arguments.sparse):
+        if found.flops is None:
+            print(f"{found.loss}: the sparse run never reaches {found.dense_loss:.4f}")
+        else:
+            print(
+                f"{found.loss}: eta {found.flops:.2f} by FLOPs, {found.seconds:.2f} by the clock "
+                f"(loss {found.dense_loss:.4f}, reached at step {found.matched_step})"
+            )
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """A run for a budget, by a law that was fitted."""
+    fitted = read_fit(arguments.fit, title=arguments.of)
+    budget = planning.Budget(arguments.flops, arguments.gpus, arguments.gpu, arguments.mfu)
+    made = planning.make_plan(fitted, budget, family=arguments.family, data=arguments.data)
+    print(planning.text(made))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """All fits of all directories on one page."""
+    # Here, because matplotlib takes a second that no other command should pay.
+    from nmm.scaling import report as reporting
+
+    chapters = []
+    for given in arguments.fit:
+        name, equals, directory = given.partition("=")
+        path = Path(directory if equals else given)
+        for written in read_fits(path):
+            family = name if equals else path.name
+            chapters.append(reporting.chapter(family, written, least_flops=arguments.min_flops))
+    reporting.report(chapters, out=arguments.out)
+
+
+def _grouped(records: dict[str, Record], *, arguments: argparse.Namespace) -> Record:
+    if arguments.group is None:
+        return records[""]
+    return {"group": arguments.group, "groups": records}
+
+
+def _about(arguments: argparse.Namespace, *, left_out: dict[str, str]) -> Record:
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    source = str(arguments.runs or arguments.table)
+    return {"source": source, "columns": arguments.columns, "left_out": left_out}

@@ -1,0 +1,262 @@
+"""The commands on tables: what they write, and one clear sentence for every bad input."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nmm.scaling.__main__ import main
+from nmm.scaling.laws import CHINCHILLA, INTERACTION, SPARSE
+from nmm.scaling.mixed import barrier, mean_alone
+from nmm.scaling.mixtures import SHARE, MixtureLaw, best_shares
+from nmm.scaling.points import Points
+from tests.scaling_cases import NMM, SIZES, TABLES, chinchilla, design, planted
+from tests.test_scaling_planted import DOMAINS, MIXED, mixtures
+from tests.test_scaling_solve import SPARSE_TRUTH
+
+EPOCH = ["--table", str(TABLES / "chinchilla.csv"), "--columns"]
+EPOCH += ["N=Model Size,C=Training FLOP,L=loss"]
+Rows = list[dict[str, object]]
+
+
+def write_table(path: Path, rows: Rows) -> list[str]:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return ["--table", str(path)]
+
+
+def rows_of(points: Points) -> Rows:
+    columns = {**points.columns, "L": points.loss}
+    return [
+        {name: repr(float(values[i])) for name, values in columns.items()}
+        for i in range(len(points))
+    ]
+
+
+def good() -> Rows:
+    columns = design(N=SIZES, D=np.geomspace(2.5e9, 6e11, 4))
+    return rows_of(planted(CHINCHILLA, NMM, columns=columns, noise=0.003))
+
+
+def fitted(tmp_path: Path, *arguments: str) -> dict:
+    main(["fit", *arguments, "--out", str(tmp_path / "out")])
+    return json.loads((tmp_path / "out" / "fit.json").read_text())
+
+
+def test_fit_writes_all_that_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--drop-highest", "5", "--bootstrap", "200", "--holdout", "N>5e9"]
+    found = fitted(tmp_path, *EPOCH, *asked)
+    held_out = chinchilla().columns["N"] > 5e9
+    assert found["law"] == "chinchilla"
+    assert found["points"] == 240 - held_out.sum()
+    assert set(found["parameters"]) == {"E", "A", "B", "alpha", "beta"}
+    assert set(found["exponents"]) == {"a", "b", "c", "d"}
+    assert set(found["intervals"]) == {*found["parameters"], *found["exponents"]}
+    assert set(found["metrics"]) == {"mse", "r2", "mae_percent"}
+    assert found["holdout"]["points"] == held_out.sum()
+    assert found["holdout"]["metrics"]["mse"] < found["holdout"]["naive_metrics"]["mse"]
+    assert found["starts"] == 1764
+    assert found["seconds"] > 0
+    assert found["excluded"]["points"] == ["row 1", "row 2", "row 3", "row 4", "row 5"]
+    assert found["agreement"]["confirmed"]
+    said = capsys.readouterr().out
+    assert "left out by --drop-highest: row 1, row 2, row 3, row 4, row 5" in said
+    assert f"objective {found['objective']:.10e}" in said
+
+
+def test_the_largest_sizes_are_predicted_without_being_asked(tmp_path: Path) -> None:
+    found = fitted(tmp_path, *EPOCH, "--drop-highest", "5")
+    assert found["objective"] == pytest.approx(1.018274e-3, rel=1e-6)
+    assert found["points"] == 240
+    assert found["holdout"]["points"] + found["holdout"]["fitted_points"] == 240
+    assert found["holdout"]["points"] >= 12
+    assert found["exponents"]["a"] == pytest.approx(found["regression"]["a"], abs=2e-3)
+
+
+def test_groups_are_fitted_one_by_one(tmp_path: Path) -> None:
+    first = [{**row, "model": "early"} for row in good()]
+    second = [{**row, "model": "late", "L": str(float(str(row["L"])) * 1.1)} for row in good()]
+    found = fitted(tmp_path, *write_table(tmp_path / "t.csv", first + second), "--group", "model")
+    assert found["group"] == "model"
+    early, late = found["groups"]["early"], found["groups"]["late"]
+    assert late["parameters"]["E"] == pytest.approx(1.1 * early["parameters"]["E"], rel=1e-6)
+    assert late["parameters"]["alpha"] == pytest.approx(early["parameters"]["alpha"], rel=1e-6)
+
+
+def test_other_laws_and_files(tmp_path: Path) -> None:
+    """The sparse law from JSON lines with S, a mixture from tab-separated shares."""
+    asleep = np.array([0.0, 0.5, 0.75, 0.875])
+    columns = design(N=SIZES[::2], D=np.geomspace(2.5e9, 6e11, 4), S=asleep)
+    columns["keep"] = 1 - columns["S"]
+    points = planted(SPARSE, SPARSE_TRUTH, columns=columns, noise=1e-5)
+    rows = [{k: float(str(v)) for k, v in row.items()} for row in rows_of(points)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = fitted(tmp_path, "--table", str(tmp_path / "t.jsonl"), "--law", "sparse")
+    assert found["parameters"]["beta"] == pytest.approx(SPARSE_TRUTH["beta"], rel=0.01)
+    assert found["parameters"]["delta"] == pytest.approx(SPARSE_TRUTH["delta"], rel=0.1)
+    assert found["exponents"] == {}
+    points = planted(MixtureLaw(DOMAINS), MIXED, columns=mixtures(), noise=1e-4)
+    table = write_table(tmp_path / "t.csv", rows_of(points))
+    (tmp_path / "t.tsv").write_text((tmp_path / "t.csv").read_text().replace(",", "\t"))
+    spec = ",".join(f"{SHARE}{name}={SHARE}{name}" for name in DOMAINS)
+    table = ["--table", str(tmp_path / "t.tsv"), "--columns", spec]
+    found = fitted(tmp_path, *table, "--law", "mixture", "--bootstrap", "20")
+    assert found["parameters"]["gamma_text"] == pytest.approx(MIXED["gamma_text"], rel=0.02)
+    assert found["exponents"]["a"] == pytest.approx(NMM["beta"] / 0.636, rel=0.02)
+    (shares, _) = best_shares([(MixtureLaw(DOMAINS), MIXED)], size=1e9, tokens=1e11)
+    assert found["best_shares"]["shares"] == pytest.approx(shares, abs=0.01)
+
+
+def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = (
+        {"E": 2.0, "A": 150.0, "alpha": 0.28, "B": 900.0, "beta": 0.30},
+        {"E": 2.6, "A": 90.0, "alpha": 0.25, "B": 300.0, "beta": 0.25},
+    )
+    truth = {"C": 0.15, "A": 60.0, "alpha": 0.30, "B": 120.0, "beta": 0.28}
+    columns = design(N=np.geomspace(8e6, 6.7e9, 5), D=np.geomspace(5e9, 1e11, 4))
+    size, half = columns["N"], columns["D"] / 2
+    joint = Points({"N": size, "D_i": half, "D_j": half}, np.ones(20))
+    together = INTERACTION.predict(truth, columns=columns, offset=mean_alone(alone, joint))
+    rows: Rows = []
+    for place in range(20):
+        n, d = size[place], columns["D"][place]
+        one = {"N": np.array([n]), "D": np.array([d])}
+        lone = [float(CHINCHILLA.predict(law, columns=one)[0]) for law in alone]
+        rows.append({"N": n, "text": d, "image": 0, "text_loss": lone[0], "image_loss": ""})
+        rows.append({"N": n, "text": 0, "image": d, "text_loss": "", "image_loss": lone[1]})
+        mean = float(together[place])
+        row = {"N": n, "text": d / 2, "image": d / 2, "text_loss": mean - 0.2}
+        rows.append({**row, "image_loss": mean + 0.2})
+    table = write_table(tmp_path / "t.csv", rows)
+    names = "D_i=text,D_j=image,L_i=text_loss,L_j=image_loss"
+    main(["fit-mixed", *table, "--columns", names, "--bootstrap", "20", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "fit_mixed.json").read_text())
+    assert found["parameters"] == pytest.approx(truth, rel=1e-3)
+    expected = barrier(truth)
+    assert expected is not None
+    assert found["barrier"]["size"] == pytest.approx(expected.size, rel=1e-3)
+    assert found["product_form"]["objective"] > 100 * found["objective"]
+    assert "synergy from N =" in capsys.readouterr().out
+
+
+def test_frontier_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = good()
+    for row in rows:
+        flops = 6 * float(str(row["N"])) * float(str(row["D"]))
+        row["L"] = 29.574 * flops**-0.0492
+    table = write_table(tmp_path / "t.csv", rows)
+    main(["frontier", *table, "--min-flops", "3e19", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "frontier.json").read_text())["frontiers"]["loss"]
+    assert found["k"] == pytest.approx(29.574, rel=1e-6)
+    assert found["c"] == pytest.approx(-0.0492, rel=1e-6)
+    assert "loss: L = 29.574 * C^-0.049200" in capsys.readouterr().out
+
+
+def change(place: int, **values: object) -> Callable[[Rows], Rows]:
+    return lambda rows: [{**row, **(values if i == place else {})} for i, row in enumerate(rows)]
+
+
+BAD: dict[str, tuple[Callable[[Rows], Rows], list[str], str]] = {
+    "missing column": (
+        lambda rows: [{"params": row["N"], "D": row["D"], "L": row["L"]} for row in rows],
+        [],
+        "has no column 'N' (--columns for N); it has: params, D, L.",
+    ),
+    "misnamed column": (lambda rows: rows, ["--columns", "L=nll"], "has no column 'nll'"),
+    "words": (change(3, L="ok"), [], "row 4 of"),
+    "nan": (change(3, L="nan"), [], "has L = nan and needs a number above 0"),
+    "infinite": (change(2, D="inf"), [], "has D = inf"),
+    "zero size": (change(0, N=0), [], "row 1 of"),
+    "negative tokens": (change(1, D=-5), [], "has D = -5"),
+    "mixed units": (change(5, N=464), [], "with nothing between; give all rows in the same unit"),
+    "perplexities": (change(5, L=33.1), [], "losses are nats per token"),
+    "copied row": (lambda rows: [*rows, rows[2]], [], "row 3 and row 25 of"),
+    "few points": (lambda rows: rows[::6], [], "there are 4 points and the law chinchilla has 5"),
+    "one size": (
+        lambda rows: [{**row, "N": 1e9, "D": 1e9 * i + 1e9} for i, row in enumerate(rows)],
+        [],
+        "N is 1e+09 at all 24 points",
+    ),
+    "wrong flops": (
+        lambda rows: [{**row, "C": 6 * float(str(row["N"]))} for row in rows],
+        ["--columns", "N=N,D=D,C=C,L=L"],
+        "and 6 N D =",
+    ),
+    "no sparsity": (lambda rows: rows, ["--law", "sparse"], "has no column 'S'"),
+    "S above 1": (
+        lambda rows: [{**row, "S": 87.5} for row in rows],
+        ["--law", "sparse"],
+        "it is a fraction below 1",
+    ),
+    "no shares": (lambda rows: rows, ["--law", "mixture"], "needs the shares of two domains"),
+    "percent": (
+        lambda rows: [{**row, "a": 45, "b": 55} for row in rows],
+        ["--law", "mixture", "--columns", "share/a=a,share/b=b"],
+        "add up to 100; they are fractions",
+    ),
+    "columns": (lambda rows: rows, ["--columns", "N:params"], "write it like N=params"),
+    "holdout": (lambda rows: rows, ["--holdout", "bigger"], "--holdout is 'bigger'"),
+    "drop all": (lambda rows: rows, ["--drop-highest", "24"], "--drop-highest is 24 of 24 points"),
+    "group": (lambda rows: rows, ["--group", "model"], "has no column 'model' (--group)"),
+    "loss of a table": (lambda rows: rows, ["--loss", "loss"], "--loss is a key of runs"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "flags", "sentence"), BAD.values(), ids=BAD)
+def test_bad_tables_are_refused_in_one_sentence(
+    spoil: Callable[[Rows], Rows], flags: list[str], sentence: str, tmp_path: Path
+) -> None:
+    table = write_table(tmp_path / "t.csv", spoil(good()))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *table, *flags, "--out", str(tmp_path / "out")])
+    said = str(stopped.value)
+    assert said.startswith("error: ")
+    assert sentence in said
+    assert "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("missing.csv", None, "cannot be read (No such file or directory)"),
+        ("t.xlsx", b"PK", "give a .csv, .tsv or .jsonl file"),
+        ("t.csv", b"", "has no rows of named columns"),
+        ("t.csv", b"N,D,L\n", "has no rows of named columns"),
+        ("t.jsonl", b"{", "is no .jsonl file"),
+        ("t.jsonl", b"[1]\n", "has no rows of named columns"),
+        ("t.csv", b"N,D,L\n\xff\xfe,1,1\n", "is no .csv file"),
+    ],
+)
+def test_bad_files_are_refused_in_one_sentence(
+    name: str, content: bytes | None, sentence: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--table", str(tmp_path / name), "--out", str(tmp_path / "out")])
+    assert sentence in str(stopped.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_starts_without_torch_and_refuses_a_place_it_cannot_write(tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['x', *sys.argv[1:]]; "
+        "runpy.run_module('nmm.scaling', run_name='__main__')"
+    )
+    (tmp_path / "file").touch()
+    arguments = ["fit", *EPOCH, "--out", str(tmp_path / "file" / "deep")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert "objective" in done.stdout
+    assert done.stderr.startswith("error: --out is")
+    assert "Traceback" not in done.stderr

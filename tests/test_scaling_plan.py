@@ -1,0 +1,131 @@
+"""A budget becomes a run: every number of the plan follows from the law or a published rule."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nmm.config import compose, load
+from nmm.errors import UserError
+from nmm.flops import num_parameters, peak_flops_per_second
+from nmm.scaling.__main__ import main
+from nmm.scaling.allocation import optimum
+from nmm.scaling.files import Written, read_fit, read_fits
+from nmm.scaling.laws import CHINCHILLA
+from nmm.scaling.plan import Budget, make_plan
+from nmm.scaling.rules import (
+    PUBLISHED_RATES,
+    checkpoint_steps,
+    choose_model,
+    learning_rate,
+    step_rows,
+)
+from tests.scaling_cases import NMM, SIZES, design, planted
+from tests.test_scaling_cli import rows_of, write_table
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A law of the paper's sizes, once for each of two groups, with resamples."""
+    directory = tmp_path_factory.mktemp("fit")
+    columns = design(N=SIZES, D=np.geomspace(2.5e9, 6e11, 6))
+    points = planted(CHINCHILLA, NMM, columns=columns, noise=0.002)
+    rows = [{**row, "kind": kind} for kind in ("early", "late") for row in rows_of(points)]
+    for place, row in enumerate(rows):
+        row["L"] = float(str(row["L"])) * (1 + 1e-9 * place)
+    table = write_table(directory / "t.csv", rows)
+    flags = ["--group", "kind", "--bootstrap", "100", "--out", str(directory)]
+    main(["fit", *table, *flags])
+    return directory
+
+
+def test_the_plan_is_the_optimum_of_the_law(fitted: Path) -> None:
+    found = read_fit(fitted, title="kind early, loss")
+    plan = make_plan(found, Budget(1e21, gpus=64, mfu=0.4))
+    size, tokens = optimum(found.record["parameters"], flops=1e21)
+    assert plan.best_size == pytest.approx(float(size), rel=1e-6)
+    assert plan.best_tokens == pytest.approx(float(tokens), rel=1e-6)
+    low, high = plan.intervals["size"]
+    assert low < float(size) < high < 2 * low
+    assert 6 * plan.model.size * plan.tokens == pytest.approx(1e21, rel=1e-9)
+    assert abs(np.log(plan.model.size / plan.best_size)) < 0.12
+    assert plan.loss == pytest.approx(plan.best_loss, abs=1e-3)
+    assert plan.loss >= plan.best_loss
+    peak = peak_flops_per_second("H100")
+    assert peak is not None
+    assert plan.days * 86_400 * 64 * peak * 0.4 == pytest.approx(1e21)
+    assert plan.phases.total_steps == -(-plan.tokens // (plan.rows * 4096))
+    assert plan.beyond == pytest.approx(1e21 / (6 * 3.35e9 * 6e11))
+
+
+def test_the_command_is_one_that_trains(fitted: Path) -> None:
+    """Every override composes, and the config says what the plan says."""
+    plan = make_plan(read_fit(fitted, title="kind late, loss"), Budget(3e19, gpus=16))
+    assert plan.command.startswith("torchrun --nproc_per_node 8 --nnodes 2 ")
+    assert plan.command.endswith(" ".join(plan.overrides))
+    settings = load(compose(list(plan.overrides)))
+    assert plan.model.size == num_parameters(settings.model).N
+    assert settings.schedule.total_tokens == plan.tokens
+    assert settings.data.global_rows == plan.rows
+    assert plan.rows % 16 == 0
+    assert settings.optim.learning_rate == pytest.approx(plan.learning_rate, rel=1e-2)
+    assert settings.engine.zero_stage == plan.zero_stage
+
+
+@pytest.mark.parametrize(
+    ("size", "rate"),
+    [(1e8, 1.5e-3), *PUBLISHED_RATES, (1.2e9, 4.6e-4), (3e10, 1.55e-4)],
+)
+def test_learning_rates_are_the_published_ones(size: float, rate: float) -> None:
+    assert learning_rate(size) == pytest.approx(rate, rel=0.03)
+
+
+def test_sizes_steps_and_checkpoints_are_round() -> None:
+    assert choose_model(2.7e8, family="early").overrides == ("model=early_275m",)
+    assert choose_model(6e8, family="late").overrides == ("model=late_494m",)  # far, but nearest
+    wide = choose_model(2.8e9, family="nothing")
+    assert wide.overrides[0] == "model=early_275m"
+    assert wide.config.depth == 24
+    assert wide.size == pytest.approx(2.8e9, rel=0.02)
+    largest = choose_model(8.129e9, family="nothing")
+    assert largest.overrides[1] == "model.width=5120"
+    assert largest.size == pytest.approx(8129.1e6, rel=1e-4)
+    assert [step_rows(tokens, gpus=1) for tokens in (1e11, 2.5e9, 1e9, 1e6)] == [512, 512, 128, 1]
+    assert step_rows(1e9, gpus=24) == 144
+    assert [checkpoint_steps(s, days=d) for s, d in ((28_000, 2), (1000, 0.01), (5, 1))] == [
+        500,
+        100,
+        1,
+    ]
+
+
+def test_what_cannot_be_planned_is_refused(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fits = read_fits(fitted)
+    assert [fit.title for fit in fits] == ["kind early, loss", "kind late, loss"]
+    for flops, gpus, mfu in (
+        (-1.0, 8, 0.4),
+        (1e21, 0, 0.4),
+        (1e21, 8, 1.4),
+        (float("nan"), 8, 0.4),
+    ):
+        with pytest.raises(UserError, match=r"--flops|--gpus"):
+            make_plan(fits[0], Budget(flops, gpus=gpus, mfu=mfu))
+    sparse = {**fits[0].record, "law": "sparse"}
+    with pytest.raises(UserError, match="plans need the chinchilla law"):
+        make_plan(Written("loss", sparse), Budget(1e21))
+    for arguments, words in (
+        (["--fit", str(fitted)], "--of is 'loss', which"),
+        (["--fit", str(tmp_path)], "has no readable fit.json; write one with"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            main(["plan", *arguments, "--flops", "1e20"])
+    main(["plan", "--fit", str(fitted), "--of", "kind late, loss", "--flops", "1e24"])
+    said = capsys.readouterr().out
+    assert "times the FLOPs of the largest run" in said
+    assert "engine=zero3" in said
+    (tmp_path / "fit.json").write_text(json.dumps([1]))
+    with pytest.raises(UserError, match=r"no readable fit\.json"):
+        read_fits(tmp_path)

@@ -1,0 +1,226 @@
+"""Run directories as training leaves them: finished ones are points, all others are listed."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nmm import rundir
+from nmm.errors import UserError
+from nmm.log import JsonLog, read_rows
+from nmm.scaling.__main__ import main
+from nmm.scaling.eta import eta
+from nmm.scaling.laws import CHINCHILLA
+from nmm.scaling.pairs import read as read_pairs
+from nmm.scaling.runs import labels_of, points_of, read_runs, shares_of
+from tests import runs as trained
+from tests.scaling_cases import NMM, SIZES
+
+STEPS = 40
+SOURCES = ("caption", "text")
+
+
+def write_run(
+    directory: Path,
+    *,
+    size: float = 1e9,
+    tokens: float = 1e10,
+    last_step: int = STEPS,
+    losses: dict[str, float] | None = None,
+    rows: int = 4,
+    vision: int = 0,
+) -> Path:
+    """With the program's own writers; the held-out losses fall to `losses` at the last step."""
+    losses = losses if losses is not None else {"loss": 3.0, "loss/kind/text": 3.1}
+    directory.mkdir(parents=True)
+    manifest = {"N": int(size), "N_active": int(size), "N_vision": vision, "vocab_size": 50_432}
+    rundir.write(
+        directory,
+        config_yaml=f"model:\n  width: {int(size**0.5)}\nrun:\n  name: {directory.name}\n",
+        overrides=[],
+        facts={**manifest, "total_steps": STEPS},
+        start={"step": 0, "processes": 1},
+    )
+    train = JsonLog(directory / "losses.jsonl", keep_until_step=0)
+    held_out = JsonLog(directory / "evals.jsonl", keep_until_step=0)
+    for place in range(1, rows + 1):
+        step, part = place * last_step // rows, place / rows
+        counts = {"step": step, "tokens": int(tokens * part), "flops": 6 * size * tokens * part}
+        shares = {"tokens/source/caption": 0.25, "tokens/source/text": 0.75}
+        shares |= {"tokens/modality/image": 0.2, "tokens/modality/text": 0.8}
+        spent = {key: int(tokens * part * share) for key, share in shares.items()}
+        train.write({**counts, **spent, "loss": 4 - part, "seconds": 0.5, "lr": 1e-3})
+        measured = {key: value + 5 * (1 - part) for key, value in losses.items()}
+        held_out.write({**counts, "phase": "constant", **measured})
+    train.close()
+    held_out.close()
+    return directory
+
+
+def study(folder: Path) -> Path:
+    """Thirty runs of a known law, and one of every kind that is no point."""
+    for place, size in enumerate(SIZES):
+        for number, tokens in enumerate(np.geomspace(2.5e9, 6e11, 5).round()):
+            columns = {"N": np.array([round(size)]), "D": np.array([tokens])}
+            loss = CHINCHILLA.predict(NMM, columns=columns)[0]
+            losses = {"loss": loss, "loss/kind/caption": loss - 0.5, "loss/kind/text": loss + 0.5}
+            name = f"size{place}_tokens{number}"
+            write_run(folder / name, size=size, tokens=tokens, losses=losses)
+    write_run(folder / "stopped", last_step=STEPS - 4)
+    write_run(folder / "exploded", losses={"loss": 12.0})
+    write_run(folder / "silent", losses={"loss/kind/text": 3.0})
+    cut = write_run(folder / "unmeasured")
+    lines = (cut / "evals.jsonl").read_text().splitlines(keepends=True)
+    (cut / "evals.jsonl").write_text("".join(lines[:-1]))
+    worse = write_run(folder / "worse")
+    with (worse / "evals.jsonl").open("a") as log:
+        log.write(json.dumps({"step": STEPS, "tokens": 1, "flops": 1, "loss": 3.9}) + "\n")
+    (write_run(folder / "torn") / "manifest.json").write_text("{")
+    (write_run(folder / "empty") / "losses.jsonl").write_text("")
+    (folder / "no run").mkdir()
+    return folder
+
+
+def test_a_study_gives_its_law_and_lists_what_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = study(tmp_path / "runs")
+    main(["fit", "--runs", str(folder), "--out", str(tmp_path / "fit")])
+    found = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    assert found["points"] == 30
+    assert found["parameters"] == pytest.approx(NMM, rel=1e-5)
+    texts = found["losses"]["loss/kind/text"]["parameters"]
+    assert texts["E"] == pytest.approx(NMM["E"] + 0.5, rel=1e-5)
+    assert set(found["losses"]) == {"loss/kind/caption", "loss/kind/text"}
+    reasons = {Path(name).name: reason for name, reason in found["left_out"].items()}
+    said = capsys.readouterr().out
+    for name, words in {
+        "stopped": "unfinished: 36 of 40 steps",
+        "empty": "unfinished: 0 of 40 steps",
+        "exploded": "diverged: its held-out loss 12.000 is that of guessing",
+        "silent": "diverged: its last held-out loss is no number",
+        "worse": "diverged: its held-out loss ends at 3.900 and was 3.000",
+        "unmeasured": "the last evaluation is of step 30",
+        "torn": "unreadable",
+    }.items():
+        assert words in reasons[name]
+        assert f"left out: {folder / name}: {reasons[name]}" in said
+    assert len(reasons) == 7
+
+
+def test_a_run_that_was_really_trained_is_a_point() -> None:
+    run = trained.undisturbed()
+    (point,) = read_runs(run).finished
+    last = read_rows(run / "evals.jsonl")[-1]
+    manifest = json.loads((run / "manifest.json").read_text())
+    points = points_of([point], loss="loss/kind/caption")
+    assert points.loss.tolist() == [last["loss/kind/caption"]]
+    assert points.columns["N"].tolist() == [manifest["N"]]
+    assert points.columns["D"].tolist() == [last["tokens"]]
+    assert points.columns["C"].tolist() == [last["flops"]]
+    assert sum(share[0] for share in shares_of([point]).values()) == pytest.approx(1)
+    assert labels_of([point], key="model.width") == ["32"]
+
+
+def test_groups_by_a_key_of_the_config(tmp_path: Path) -> None:
+    for width, number in ((1000, 0), (1000, 1), (2000, 0)):
+        write_run(tmp_path / f"{width}_{number}", size=width**2, tokens=1e9 * (number + 1))
+    found = read_runs(tmp_path).finished
+    assert labels_of(found, key="model.width") == ["1000", "1000", "2000"]
+    with pytest.raises(UserError, match=r"model\.heads, which .* does not have"):
+        labels_of(found, key="model.heads")
+
+
+def test_copies_missing_losses_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "first")
+    shutil.copytree(run, tmp_path / "runs" / "second")
+    found = read_runs(tmp_path / "runs").finished
+    with pytest.raises(UserError, match=r"first and .*second of --runs are the same point"):
+        points_of(found, loss="loss")
+    with pytest.raises(
+        UserError, match="no 'loss/kind/speech' in its last evaluation; it has: loss"
+    ):
+        points_of(found, loss="loss/kind/speech")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="holds no finished run"):
+        read_runs(tmp_path / "none")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_runs(tmp_path / "missing")
+
+
+def test_late_fusion_runs_are_accounted_by_what_they_measured(tmp_path: Path) -> None:
+    for place, size in enumerate(SIZES):
+        for tokens in (1e10, 1e11, 4e11):
+            columns = {"N": np.array([round(size)]), "D": np.array([tokens])}
+            loss = {"loss": float(CHINCHILLA.predict(NMM, columns=columns)[0])}
+            directory = tmp_path / "runs" / f"{place}_{tokens:g}"
+            write_run(directory, size=size, tokens=tokens, losses=loss, vision=round(0.17 * size))
+    main(["fit", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "fit.json").read_text())
+    assert found["accounting"]["saved"] == pytest.approx(0.8)  # 0.2 of the tokens are images
+    assert found["accounting"]["slope"] == pytest.approx(0.17, rel=1e-6)
+    assert found["parameters"]["alpha"] == pytest.approx(NMM["alpha"], rel=1e-4)
+
+
+def test_thousands_of_runs_and_long_logs_are_read_in_seconds(tmp_path: Path) -> None:
+    """A tenth of 10,000 runs in a tenth of a minute, and a log of 20,000 rows in a fifth of a
+    second; both with room for a busy machine."""
+    first = write_run(tmp_path / "runs" / "0", rows=20)
+    for number in range(1, 1000):
+        directory = tmp_path / "runs" / str(number)
+        directory.mkdir()
+        for name in ("manifest.json", "losses.jsonl", "evals.jsonl"):
+            (directory / name).hardlink_to(first / name)
+    started = time.process_time()
+    assert len(read_runs(tmp_path / "runs").finished) == 1000
+    assert time.process_time() - started < 6
+    line = (first / "losses.jsonl").read_text().splitlines()[-1] + "\n"
+    (tmp_path / "long.jsonl").write_text(line * 20_000)
+    started = time.process_time()
+    assert len(read_rows(tmp_path / "long.jsonl")) == 20_000
+    assert time.process_time() - started < 0.6
+
+
+def write_curve(directory: Path, *, losses: np.ndarray, flops: float, seconds: float) -> Path:
+    directory.mkdir()
+    log = JsonLog(directory / "losses.jsonl", keep_until_step=0)
+    for step, loss in enumerate(losses.tolist(), start=1):
+        row = {"step": step, "flops": flops * step, "seconds": seconds, "loss": loss}
+        log.write({**row, "loss/modality/text": loss + 1, "loss/modality/image": None})
+    log.close()
+    return directory
+
+
+def test_eta_is_the_ratio_of_steps_times_their_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sparse run reaches at step 25 what the dense one has at step 100, at twice the time."""
+    steps = np.arange(1, 101)
+    dense = write_curve(tmp_path / "a", losses=5 - steps / 50, flops=1e15, seconds=0.1)
+    sparse = write_curve(tmp_path / "b", losses=5 - steps * 4 / 50, flops=1e15, seconds=0.2)
+    overall, text = eta(dense, sparse)
+    assert (overall.loss, text.loss) == ("loss", "loss/modality/text")
+    assert overall.matched_step == pytest.approx(25, abs=1)
+    assert overall.flops == pytest.approx(100 / overall.matched_step)
+    assert overall.seconds == pytest.approx(50 / overall.matched_step)
+    assert text.flops == overall.flops
+    main(["eta", "--dense", str(dense), "--sparse", str(sparse)])
+    assert f"loss: eta {overall.flops:.2f} by FLOPs" in capsys.readouterr().out
+    never = eta(sparse, dense)[0]
+    assert (never.flops, never.seconds) == (None, None)
+
+
+def test_pairs_of_runs_are_sorted_by_the_tokens_they_saw(tmp_path: Path) -> None:
+    class Given:
+        runs, table, columns, pair = tmp_path, None, None, "text,image"
+
+    with pytest.raises(UserError, match="holds no finished run"):
+        read_pairs(Given)  # pyright: ignore[reportArgumentType]
+    for number in range(5):
+        both = {"loss": 3.0, "loss/modality/text": 3.0, "loss/modality/image": 4.0 + number}
+        write_run(tmp_path / f"both{number}", tokens=1e9 * (number + 1), losses=both)
+    with pytest.raises(UserError, match="0 rows of the first modality alone"):
+        read_pairs(Given)  # pyright: ignore[reportArgumentType]
