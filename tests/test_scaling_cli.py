@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from nmm.scaling.__main__ import main
+from nmm.scaling.bootstrap import intervals
+from nmm.scaling.files import write
 from nmm.scaling.laws import CHINCHILLA, INTERACTION, SPARSE
 from nmm.scaling.mixed import barrier, mean_alone
 from nmm.scaling.mixtures import SHARE, MixtureLaw, best_shares
 from nmm.scaling.points import Points
+from nmm.scaling.repeated import RepeatedLaw
 from tests.scaling_cases import NMM, SIZES, TABLES, chinchilla, design, planted
 from tests.test_scaling_planted import DOMAINS, MIXED, mixtures
 from tests.test_scaling_solve import SPARSE_TRUTH
@@ -114,6 +117,20 @@ def test_other_laws_and_files(tmp_path: Path) -> None:
     assert found["best_shares"]["shares"] == pytest.approx(shares, abs=0.01)
 
 
+def test_repeated_tokens_of_one_corpus(tmp_path: Path) -> None:
+    """U is the same everywhere, as for somebody who has one corpus; --columns renames it."""
+    truth = {"E": 1.9, "A": 500.0, "alpha": 0.35, "B": 1500.0, "beta": 0.35, "R_D": 15, "R_N": 5}
+    columns = design(N=np.geomspace(3e7, 8e9, 6), passes=np.array([0.3, 1, 2, 5, 12, 30, 70]))
+    columns["U"] = np.full(42, 4e9)
+    columns["D"] = columns.pop("passes") * columns["U"]
+    rows = rows_of(planted(RepeatedLaw(), truth, columns=columns, noise=1e-5))
+    rows = [{"unique": row.pop("U"), **row} for row in rows]
+    table = [*write_table(tmp_path / "t.csv", rows), "--columns", "U=unique"]
+    found = fitted(tmp_path, *table, "--law", "repeated")
+    assert found["parameters"] == pytest.approx(truth, rel=0.05)
+    assert found["agreement"]["confirmed"]
+
+
 def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = (
         {"E": 2.0, "A": 150.0, "alpha": 0.28, "B": 900.0, "beta": 0.30},
@@ -205,6 +222,11 @@ BAD: dict[str, tuple[Callable[[Rows], Rows], list[str], str]] = {
     "holdout": (lambda rows: rows, ["--holdout", "bigger"], "--holdout is 'bigger'"),
     "drop all": (lambda rows: rows, ["--drop-highest", "24"], "--drop-highest is 24 of 24 points"),
     "group": (lambda rows: rows, ["--group", "model"], "has no column 'model' (--group)"),
+    "no repetition": (
+        lambda rows: [{**row, "U": row["D"]} for row in rows],
+        ["--law", "repeated"],
+        "no point has more tokens D than unique tokens U",
+    ),
     "loss of a table": (lambda rows: rows, ["--loss", "loss"], "--loss is a key of runs"),
 }
 
@@ -244,6 +266,30 @@ def test_bad_files_are_refused_in_one_sentence(
         main(["fit", "--table", str(tmp_path / name), "--out", str(tmp_path / "out")])
     assert sentence in str(stopped.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--bootstrap", "-3"], ["--delta", "0"], ["--drop-highest", "x"], ["--law", "mine"]]
+)
+def test_flags_without_sense_are_refused(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *EPOCH, *flags, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert f"argument {flags[0]}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_has_no_number_is_null(tmp_path: Path) -> None:
+    """Coefficients of a resample may overflow; JSON has no infinity."""
+    write(tmp_path / "fit.json", {"a": [1.0, float("inf")], "b": {"c": (float("nan"), 2)}})
+    assert json.loads((tmp_path / "fit.json").read_text()) == {
+        "a": [1.0, None],
+        "b": {"c": [None, 2]},
+    }
+    ends = intervals({"x": np.array([*np.linspace(0, 1, 41), np.nan])})
+    assert ends["x"] == (pytest.approx(0.025), pytest.approx(0.975))
 
 
 def test_it_starts_without_torch_and_refuses_a_place_it_cannot_write(tmp_path: Path) -> None:

@@ -149,8 +149,11 @@ def _exponents(record: Record) -> str:
     )
 
 
-def _ends(spread: Sequence[float] | None) -> str:
-    return "" if spread is None else f"{spread[0]:.5g} to {spread[1]:.5g}"
+def _ends(spread: Sequence[float | None] | None) -> str:
+    if spread is None:
+        return ""
+    low, high = ("unknown" if end is None else f"{end:.5g}" for end in spread)
+    return f"{low} to {high}"
 
 
 def _doubts(record: Record) -> str:
