@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -279,6 +280,16 @@ def test_flags_without_sense_are_refused(
     assert stopped.value.code == 2
     assert f"argument {flags[0]}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_leaves_does_not_cost_the_files(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "nmm.scaling", "fit", *EPOCH, "--out", str(tmp_path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "fit.json").read_text())["points"] == 245
 
 
 def test_what_has_no_number_is_null(tmp_path: Path) -> None:

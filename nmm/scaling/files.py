@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nmm.errors import UserError
+from nmm.scaling.say import say
 
 FIT, RESAMPLES, POINTS = "fit.json", "resamples.json", "points.csv"
 
@@ -56,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(
             f"--out is {path.parent}, which cannot be written ({error.strerror})."
         ) from None
-    print(f"wrote {path}")
+    say(f"wrote {path}")
 
 
 def write_fits(directory: Path, record: Record) -> None:
