@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nmm.scaling.__main__ import main
+from nmm.scaling.allocation import optimum
 from nmm.scaling.bootstrap import intervals
 from nmm.scaling.files import write
 from nmm.scaling.laws import CHINCHILLA, INTERACTION, SPARSE
@@ -82,6 +83,11 @@ def test_the_largest_sizes_are_predicted_without_being_asked(tmp_path: Path) -> 
     assert found["holdout"]["points"] + found["holdout"]["fitted_points"] == 240
     assert found["holdout"]["points"] >= 12
     assert found["exponents"]["a"] == pytest.approx(found["regression"]["a"], abs=2e-3)
+    ratio, exponents = found["tokens_per_parameter"], found["exponents"]
+    assert ratio["exponent"] == pytest.approx(exponents["b"] - exponents["a"])
+    assert ratio["regression_exponent"] == pytest.approx(ratio["exponent"], abs=4e-3)
+    best = optimum(found["parameters"], flops=ratio["flops"])
+    assert ratio["at_flops"] == pytest.approx(float(best[1] / best[0]), rel=1e-6)
 
 
 def test_groups_are_fitted_one_by_one(tmp_path: Path) -> None:
