@@ -46,7 +46,9 @@ def test_exponents_of_the_paper() -> None:
     dense, sparse = closed_form(NMM), closed_form(MOE)
     assert dense["a"] == pytest.approx(0.5262, abs=1e-3)
     assert dense["b"] == pytest.approx(0.473, abs=1e-3)
-    assert 1 / dense["d"] == pytest.approx(0.8987, abs=5e-3)
+    assert dense["d"] == pytest.approx(0.8987, abs=5e-3)
+    assert closed_form(MOE)["d"] == pytest.approx(1.909, abs=1e-3)  # 1.797 by its regression
+    assert dense["b"] - dense["a"] == pytest.approx(-0.053, abs=1e-3)
     assert sparse["a"] == pytest.approx(0.344, abs=5e-4)  # the paper's regression: .361
     sizes, tokens = optimum(MOE, flops=np.array([1e20, 1e21, 1e22]))
     assert sizes == pytest.approx([0.43e9, 0.96e9, 2.1e9], rel=0.02)

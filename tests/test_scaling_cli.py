@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 from nmm.scaling.__main__ import main
+from nmm.scaling.allocation import optimum
+from nmm.scaling.bootstrap import intervals
+from nmm.scaling.files import write
 from nmm.scaling.laws import CHINCHILLA, INTERACTION, SPARSE
 from nmm.scaling.mixed import barrier, mean_alone
 from nmm.scaling.mixtures import SHARE, MixtureLaw, best_shares
 from nmm.scaling.points import Points
+from nmm.scaling.repeated import RepeatedLaw
 from tests.scaling_cases import NMM, SIZES, TABLES, chinchilla, design, planted
 from tests.test_scaling_planted import DOMAINS, MIXED, mixtures
 from tests.test_scaling_solve import SPARSE_TRUTH
@@ -78,6 +83,11 @@ def test_the_largest_sizes_are_predicted_without_being_asked(tmp_path: Path) -> 
     assert found["holdout"]["points"] + found["holdout"]["fitted_points"] == 240
     assert found["holdout"]["points"] >= 12
     assert found["exponents"]["a"] == pytest.approx(found["regression"]["a"], abs=2e-3)
+    ratio, exponents = found["tokens_per_parameter"], found["exponents"]
+    assert ratio["exponent"] == pytest.approx(exponents["b"] - exponents["a"])
+    assert ratio["regression_exponent"] == pytest.approx(ratio["exponent"], abs=4e-3)
+    best = optimum(found["parameters"], flops=ratio["flops"])
+    assert ratio["at_flops"] == pytest.approx(float(best[1] / best[0]), rel=1e-6)
 
 
 def test_groups_are_fitted_one_by_one(tmp_path: Path) -> None:
@@ -112,6 +122,20 @@ def test_other_laws_and_files(tmp_path: Path) -> None:
     assert found["exponents"]["a"] == pytest.approx(NMM["beta"] / 0.636, rel=0.02)
     (shares, _) = best_shares([(MixtureLaw(DOMAINS), MIXED)], size=1e9, tokens=1e11)
     assert found["best_shares"]["shares"] == pytest.approx(shares, abs=0.01)
+
+
+def test_repeated_tokens_of_one_corpus(tmp_path: Path) -> None:
+    """U is the same everywhere, as for somebody who has one corpus; --columns renames it."""
+    truth = {"E": 1.9, "A": 500.0, "alpha": 0.35, "B": 1500.0, "beta": 0.35, "R_D": 15, "R_N": 5}
+    columns = design(N=np.geomspace(3e7, 8e9, 6), passes=np.array([0.3, 1, 2, 5, 12, 30, 70]))
+    columns["U"] = np.full(42, 4e9)
+    columns["D"] = columns.pop("passes") * columns["U"]
+    rows = rows_of(planted(RepeatedLaw(), truth, columns=columns, noise=1e-5))
+    rows = [{"unique": row.pop("U"), **row} for row in rows]
+    table = [*write_table(tmp_path / "t.csv", rows), "--columns", "U=unique"]
+    found = fitted(tmp_path, *table, "--law", "repeated")
+    assert found["parameters"] == pytest.approx(truth, rel=0.05)
+    assert found["agreement"]["confirmed"]
 
 
 def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +229,11 @@ BAD: dict[str, tuple[Callable[[Rows], Rows], list[str], str]] = {
     "holdout": (lambda rows: rows, ["--holdout", "bigger"], "--holdout is 'bigger'"),
     "drop all": (lambda rows: rows, ["--drop-highest", "24"], "--drop-highest is 24 of 24 points"),
     "group": (lambda rows: rows, ["--group", "model"], "has no column 'model' (--group)"),
+    "no repetition": (
+        lambda rows: [{**row, "U": row["D"]} for row in rows],
+        ["--law", "repeated"],
+        "no point has more tokens D than unique tokens U",
+    ),
     "loss of a table": (lambda rows: rows, ["--loss", "loss"], "--loss is a key of runs"),
 }
 
@@ -244,6 +273,40 @@ def test_bad_files_are_refused_in_one_sentence(
         main(["fit", "--table", str(tmp_path / name), "--out", str(tmp_path / "out")])
     assert sentence in str(stopped.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--bootstrap", "-3"], ["--delta", "0"], ["--drop-highest", "x"], ["--law", "mine"]]
+)
+def test_flags_without_sense_are_refused(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *EPOCH, *flags, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert f"argument {flags[0]}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_leaves_does_not_cost_the_files(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "nmm.scaling", "fit", *EPOCH, "--out", str(tmp_path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "fit.json").read_text())["points"] == 245
+
+
+def test_what_has_no_number_is_null(tmp_path: Path) -> None:
+    """Coefficients of a resample may overflow; JSON has no infinity."""
+    write(tmp_path / "fit.json", {"a": [1.0, float("inf")], "b": {"c": (float("nan"), 2)}})
+    assert json.loads((tmp_path / "fit.json").read_text()) == {
+        "a": [1.0, None],
+        "b": {"c": [None, 2]},
+    }
+    ends = intervals({"x": np.array([*np.linspace(0, 1, 41), np.nan])})
+    assert ends["x"] == (pytest.approx(0.025), pytest.approx(0.975))
 
 
 def test_it_starts_without_torch_and_refuses_a_place_it_cannot_write(tmp_path: Path) -> None:

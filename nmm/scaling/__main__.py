@@ -51,7 +51,7 @@ def _add_fit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--loss", metavar="KEY", help="of runs: one key of evals.jsonl, not all")
     command.add_argument("--delta", type=_positive, default=DELTA, help="of Huber, on the log loss")
     command.add_argument(
-        "--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses"
+        "--drop-highest", type=_count, default=0, metavar="K", help="leave out the K highest losses"
     )
     _add_bootstrap(command)
     command.add_argument(
@@ -80,12 +80,12 @@ def _add_phenomena(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pair", metavar="I,J", nargs="+", required=True, help="its modalities")
     command.add_argument("--fits", **folders, help="for every pair what fit-mixed wrote")
     usual = Settings()
-    command.add_argument("--window", type=int, default=usual.window_rows, help="logged rows")
+    command.add_argument("--window", type=_several, default=usual.window_rows, help="logged rows")
     command.add_argument(
         "--least-drop", type=float, default=usual.least_drop, help="nats a window, else paused"
     )
     command.add_argument(
-        "--spike-window", type=int, default=usual.spike_rows, help="logged rows before a spike"
+        "--spike-window", type=_several, default=usual.spike_rows, help="logged rows before a spike"
     )
     command.add_argument("--spread", type=float, default=usual.spread, help="MADs of a spike")
     _add_out(command, run=mixed_commands.phenomena_command)
@@ -127,17 +127,17 @@ def _add_eta(command: argparse.ArgumentParser) -> None:
 def _add_min_flops(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--min-flops",
-        type=float,
-        default=0.0,
+        type=_positive,
+        default=1.0,
         help="fit the frontier above; arXiv 2504.07951 takes 3e19",
     )
 
 
 def _add_bootstrap(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--bootstrap", type=int, default=0, metavar="R", help="resamples for 95 %% intervals"
+        "--bootstrap", type=_count, default=0, metavar="R", help="resamples for 95 %% intervals"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the resamples")
+    command.add_argument("--seed", type=_count, default=0, help="of the resamples")
 
 
 def _add_out(command: argparse.ArgumentParser, *, run: object) -> None:
@@ -149,6 +149,20 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _several(text: str) -> int:
+    value = int(text)
+    if value < 3:
+        raise argparse.ArgumentTypeError(f"{text} is below 3")
     return value
 
 

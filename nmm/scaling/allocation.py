@@ -1,9 +1,9 @@
 """The best split of a compute budget into size and tokens, and its exponents, two ways.
 
-    N_opt ~ C^a    D_opt ~ C^b    N_opt ~ D_opt^d    L_opt ~ C^c
+    N_opt ~ C^a    D_opt ~ C^b    D_opt ~ N_opt^d    L_opt ~ C^c
 
 **Closed form** (C = 6 N D, arXiv 2203.15556 eq. 4): N_opt = G (C/6)^a, D_opt = (C/6)^b / G with
-G = (alpha A / (beta B))^(1/(alpha+beta)), a = beta/(alpha+beta), b = alpha/(alpha+beta), d = a/b.
+G = (alpha A / (beta B))^(1/(alpha+beta)), a = beta/(alpha+beta), b = alpha/(alpha+beta), d = b/a.
 **Regression** (arXiv 2504.07951 appendix C): at every C of the runs try many D and N = C/(6D), keep
 the pair with the lowest predicted loss, and fit lines to the logarithms of the pairs.
 
@@ -57,7 +57,7 @@ def closed_form(parameters: Mapping[str, np.ndarray | float]) -> dict[str, np.nd
     alpha, beta = parameters["alpha"], parameters["beta"]
     both = alpha + beta
     scale = (alpha * parameters["A"] / (beta * parameters["B"])) ** (1 / both)
-    return {"a": beta / both, "b": alpha / both, "d": beta / alpha, "G": scale}
+    return {"a": beta / both, "b": alpha / both, "d": alpha / beta, "G": scale}
 
 
 def optimum(
@@ -135,7 +135,7 @@ def regression(
     return Regression(
         a=float(np.polyfit(log_flops, log_size, 1)[0]),
         b=float(np.polyfit(log_flops, log_tokens, 1)[0]),
-        d=float(np.polyfit(log_tokens, log_size, 1)[0]),
+        d=float(np.polyfit(log_size, log_tokens, 1)[0]),
         points=int(inside.sum()),
         edge=int((~inside).sum()),
     )

@@ -67,7 +67,7 @@ def _best_stranger(
 
 
 def intervals(values: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """The middle `LEVEL` of each quantity's resamples, by percentiles."""
+    """The middle `LEVEL` of each quantity's resamples that have a number, by percentiles."""
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    ends = {name: np.quantile(resamples, tails) for name, resamples in values.items()}
+    ends = {name: np.nanquantile(resamples, tails) for name, resamples in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}

@@ -11,6 +11,7 @@ from nmm.scaling.files import Record, read_fit, read_fits, title_of, write, writ
 from nmm.scaling.fit import Solver
 from nmm.scaling.frontier import frontier_record
 from nmm.scaling.record import Options, fit_record, flops_of
+from nmm.scaling.say import say
 from nmm.scaling.words import table
 
 
@@ -36,7 +37,7 @@ def fit(arguments: argparse.Namespace) -> None:
                 records[group] = fit_record(law, points, options=options)
             except UserError as error:
                 raise UserError(f"{title}: {error}") from None
-            print(table(records[group], title=f"== {title}"), end="\n\n")
+            say(table(records[group], title=f"== {title}") + "\n")
         by_loss[loss] = _grouped(records, arguments=arguments)
     first, *others = by_loss
     record = by_loss[first] | _about(arguments, left_out=found.left_out)
@@ -60,7 +61,7 @@ def frontier_command(arguments: argparse.Namespace) -> None:
             )
             k, c, a = (record[title][name] for name in ("k", "c", "isoflop_a"))
             by_parabolas = "" if a is None else f"   N_opt ~ C^{a:.4f} by parabolas"
-            print(f"{title}: L = {k:.6g} * C^{c:.6f}{by_parabolas}")
+            say(f"{title}: L = {k:.6g} * C^{c:.6f}{by_parabolas}")
     about = _about(arguments, left_out=found.left_out)
     write(arguments.out / "frontier.json", {"frontiers": record, **about})
 
@@ -69,9 +70,9 @@ def eta_command(arguments: argparse.Namespace) -> None:
     """A line per loss."""
     for found in eta(arguments.dense, arguments.sparse):
         if found.flops is None:
-            print(f"{found.loss}: the sparse run never reaches {found.dense_loss:.4f}")
+            say(f"{found.loss}: the sparse run never reaches {found.dense_loss:.4f}")
         else:
-            print(
+            say(
                 f"{found.loss}: eta {found.flops:.2f} by FLOPs, {found.seconds:.2f} by the clock "
                 f"(loss {found.dense_loss:.4f}, reached at step {found.matched_step})"
             )
@@ -82,7 +83,7 @@ def plan(arguments: argparse.Namespace) -> None:
     fitted = read_fit(arguments.fit, title=arguments.of)
     budget = planning.Budget(arguments.flops, arguments.gpus, arguments.gpu, arguments.mfu)
     made = planning.make_plan(fitted, budget, family=arguments.family, data=arguments.data)
-    print(planning.text(made))
+    say(planning.text(made))
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -108,6 +109,6 @@ def _grouped(records: dict[str, Record], *, arguments: argparse.Namespace) -> Re
 
 def _about(arguments: argparse.Namespace, *, left_out: dict[str, str]) -> Record:
     for name, reason in left_out.items():
-        print(f"left out: {name}: {reason}")
+        say(f"left out: {name}: {reason}")
     source = str(arguments.runs or arguments.table)
     return {"source": source, "columns": arguments.columns, "left_out": left_out}

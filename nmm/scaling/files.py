@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nmm.errors import UserError
+from nmm.scaling.say import say
 
 FIT, RESAMPLES, POINTS = "fit.json", "resamples.json", "points.csv"
 
@@ -33,7 +34,16 @@ class Written:
 def write(path: Path, record: Mapping[str, Any]) -> None:
     """As JSON, like `write_text`."""
     indent = None if path.name == RESAMPLES else 1
-    write_text(path, json.dumps(record, indent=indent, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(record), indent=indent, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for: a resample may know no coefficient."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(
             f"--out is {path.parent}, which cannot be written ({error.strerror})."
         ) from None
-    print(f"wrote {path}")
+    say(f"wrote {path}")
 
 
 def write_fits(directory: Path, record: Record) -> None:
@@ -95,7 +105,10 @@ def read_fits(directory: Path) -> list[Written]:
         Written(
             title,
             one,
-            {name: np.array(values) for name, values in resamples.get(title, {}).items()},
+            {
+                name: np.array(values, dtype=float)
+                for name, values in resamples.get(title, {}).items()
+            },
             _columns([row for row in rows if row["fit"] == title]),
         )
         for title, one in fits.items()

@@ -138,7 +138,12 @@ def check(law: AnyLaw, points: Points) -> None:
             f"there are {len(points)} points and the law {law.name} has {len(law.names)} "
             f"parameters ({', '.join(law.names)}); add runs, or drop fewer."
         )
-    for column in law.columns:
+    if isinstance(law, RepeatedLaw) and (points.columns["D"] <= points.columns["U"]).all():
+        raise UserError(
+            f"no point has more tokens D than unique tokens U, so nothing can be told of "
+            f"repetition; fit the chinchilla law to these {len(points)} points."
+        )
+    for column in (name for name in law.columns if name != "U"):
         values = points.columns[column]
         if np.ptp(values) <= 1e-9 * np.abs(values).max():
             raise UserError(

@@ -16,6 +16,7 @@ from nmm.scaling.files import Record, write
 from nmm.scaling.laws import INTERACTION
 from nmm.scaling.mixed import Interaction, Pair, barrier, fit_pair
 from nmm.scaling.runs import read_runs
+from nmm.scaling.say import say
 
 FIT_MIXED = "fit_mixed.json"
 
@@ -29,7 +30,7 @@ def fit_mixed(arguments: argparse.Namespace) -> None:
     record = pair_record(pair)
     _print_pair(record)
     for name, reason in found.left_out.items():
-        print(f"left out: {name}: {reason}")
+        say(f"left out: {name}: {reason}")
     source = {"source": str(arguments.runs or arguments.table), "columns": arguments.columns}
     write(arguments.out / FIT_MIXED, {**record, **source, "left_out": found.left_out})
 
@@ -71,17 +72,17 @@ def _print_pair(record: Record) -> None:
     for name, value in record["parameters"].items():
         spread = record["intervals"].get(name)
         ends = f"   [{spread[0]:.6g}, {spread[1]:.6g}]" if spread else ""
-        print(f"  {name:<8}{value:>14.7g}{ends}")
-    print(
+        say(f"  {name:<8}{value:>14.7g}{ends}")
+    say(
         f"objective {record['objective']:.10e}; in the product form "
         f"{record['product_form']['objective']:.10e}"
     )
     if not record["agreement"]["confirmed"]:
-        print("NOT CONFIRMED: hardly any other start ended at this minimum")
+        say("NOT CONFIRMED: hardly any other start ended at this minimum")
     if record["barrier"] is None:
-        print("no synergy at any scale (C is not above 0)")
+        say("no synergy at any scale (C is not above 0)")
     else:
-        print(
+        say(
             f"synergy from N = {record['barrier']['size']:.4g} and D = "
             f"{record['barrier']['tokens']:.4g} tokens of both modalities on, at the cheapest "
             f"({record['barrier']['flops']:.4g} FLOPs)"
@@ -172,17 +173,17 @@ def _mean_log_batch(one: dict[str, Any]) -> float | None:
 
 
 def _print_phenomena(one: dict[str, Any]) -> None:
-    print(f"== {one['pair']} in {one['folder']}: {len(one['runs'])} runs")
+    say(f"== {one['pair']} in {one['folder']}: {len(one['runs'])} runs")
     for run in one["runs"]:
         first, second = run["paused_fraction"]
-        print(
+        say(
             f"  N {run['N']:>14,}   paused {first:.2f} and {second:.2f} of {run['windows']} "
             f"windows, {run['alternations']} alternations, {run['spikes']} spikes"
         )
     for name, found in one["with_N"].items():
         if found is not None:
-            print(f"  {name} with N: rho {found['rho']:.2f} (p {found['p']:.3f})")
+            say(f"  {name} with N: rho {found['rho']:.2f} (p {found['p']:.3f})")
     for batch in one["batches"]:
         best = batch["best_tokens"]
         where = "outside of those tried" if best is None else f"{best:,.0f} tokens"
-        print(f"  best batch of N {batch['size']:,}: {where}")
+        say(f"  best batch of N {batch['size']:,}: {where}")

@@ -76,7 +76,7 @@ def table(chapters: Sequence[Chapter]) -> str:
         ]
     return (
         "<h2>Coefficients, beside those in print</h2><p>N<sub>opt</sub> ~ C<sup>a</sup>, "
-        "D<sub>opt</sub> ~ C<sup>b</sup>, N<sub>opt</sub> ~ D<sub>opt</sub><sup>d</sup>; the "
+        "D<sub>opt</sub> ~ C<sup>b</sup>, D<sub>opt</sub> ~ N<sub>opt</sub><sup>d</sup>; the "
         "lowest losses of the runs are k C<sup>c</sup>.</p><p>Grey rows are from the papers "
         "(arXiv 2504.07951, 2203.15556, 2404.10102), measured on other data with other "
         "tokenizers: compare exponents, not E.</p>"
@@ -149,8 +149,11 @@ def _exponents(record: Record) -> str:
     )
 
 
-def _ends(spread: Sequence[float] | None) -> str:
-    return "" if spread is None else f"{spread[0]:.5g} to {spread[1]:.5g}"
+def _ends(spread: Sequence[float | None] | None) -> str:
+    if spread is None:
+        return ""
+    low, high = ("unknown" if end is None else f"{end:.5g}" for end in spread)
+    return f"{low} to {high}"
 
 
 def _doubts(record: Record) -> str:

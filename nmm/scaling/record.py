@@ -114,7 +114,7 @@ def _fit(law: AnyLaw, points: Points, *, options: Options) -> Fit:
 def _allocation(fit: Fit, points: Points) -> Record:
     """`exponents` by the closed form, `regression` by the paper's; empty for other laws."""
     if fit.law.name not in ("chinchilla", "mixture"):
-        return {"exponents": {}, "regression": None}
+        return {"exponents": {}, "regression": None, "tokens_per_parameter": None}
     found = exponents(fit.parameters, points)
     flops = flops_of(points)
     accounting = accounting_of(points)
@@ -128,7 +128,28 @@ def _allocation(fit: Fit, points: Points) -> Record:
     return {
         "exponents": {name: float(value) for name, value in found.items()},
         "regression": None if regression is None else asdict(regression),
+        "tokens_per_parameter": _ratio(fit.parameters, accounting, found, regression, flops=flops),
         "accounting": asdict(accounting),
+    }
+
+
+def _ratio(
+    parameters: Mapping[str, float],
+    accounting: allocation.Accounting,
+    closed: Mapping[str, np.ndarray | float],
+    regression: allocation.Regression | None,
+    *,
+    flops: np.ndarray,
+) -> Record:
+    """D_opt / N_opt: its exponent in C both ways, and itself at the largest C of the data."""
+    size, tokens = allocation.numeric_optimum(
+        parameters, flops=flops[flops.argmax()][None], accounting=accounting
+    )
+    return {
+        "exponent": float(closed["b"] - closed["a"]),
+        "regression_exponent": None if regression is None else regression.b - regression.a,
+        "flops": float(flops.max()),
+        "at_flops": float(tokens[0] / size[0]),
     }
 
 

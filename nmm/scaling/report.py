@@ -173,6 +173,7 @@ def rows(chapters: Sequence[Chapter]) -> list[dict[str, Any]]:
             ("held out", (record["holdout"] or {}).get("metrics", {})),
             ("straight line", (record["holdout"] or {}).get("naive_metrics", {})),
             ("regression", record["regression"] or {}),
+            ("tokens per parameter", record["tokens_per_parameter"] or {}),
         ):
             values |= {f"{kind} {name}": value for name, value in part.items()}
         for name, value in values.items():

@@ -45,12 +45,14 @@ def _metrics_lines(record: Record) -> list[str]:
 
 
 def _regression_lines(record: Record) -> list[str]:
-    found = record["regression"]
+    found, ratio = record["regression"], record["tokens_per_parameter"]
     if found is None:
         return []
     return [
         f"exponents by the paper's regression: a {found['a']:.4f}  b {found['b']:.4f}  "
-        f"d {found['d']:.4f} ({found['points']} C, {found['edge']} left out at an end of the D)"
+        f"d {found['d']:.4f} ({found['points']} C, {found['edge']} left out at an end of the D)",
+        f"best tokens per parameter: {ratio['at_flops']:.3g} at {ratio['flops']:.3g} FLOPs, ~ "
+        f"C^{ratio['exponent']:.4f} (regression {ratio['regression_exponent']:.4f})",
     ]
 
 
