@@ -17,9 +17,17 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from data.loader import Loader
-from nmm import checkpoint, config, evaluate, parallel, quarantine, rundir, schedule
+from nmm import checkpoint, config, evaluate, parallel, quarantine, rundir, schedule, stop
 from nmm.batch import Modality, PackedBatch
-from nmm.begin import RunPlan, agreed, begin, make_plan, said_by_itself
+from nmm.begin import (
+    RunPlan,
+    agreed,
+    begin,
+    is_finished,
+    make_plan,
+    naming_process,
+    owes_evaluation,
+)
 from nmm.checkpoint import Progress
 from nmm.config import Config
 from nmm.engine import Engine, StepResult
@@ -28,19 +36,28 @@ from nmm.flops import flops, num_parameters, peak_flops_per_second
 from nmm.log import Row, RunLog
 from nmm.model import build, load_given
 from nmm.parallel import World
+from nmm.schedule import at_interval, due
+from nmm.stop import Stopped, Stops
 from nmm.tally import LABELS, TOKENS, loss_keys, token_keys
 
 
 def train(
-    plan: RunPlan, progress: Progress, newest: Path | None, *, settings: Config, world: World
+    plan: RunPlan,
+    progress: Progress,
+    newest: Path | None,
+    *,
+    settings: Config,
+    stops: Stops,
+    world: World,
 ) -> None:
-    """Train from `progress` to the last step.
+    """Train from `progress` to the last step, or until asked to stop.
 
-    `newest` is the checkpoint that it was read from, None at the beginning.
+    `newest` is the checkpoint that it was read from, None at the beginning. Raises Stopped.
     """
     engine = build_engine(plan, settings, fresh=newest is None, world=world)
+    parallel.limit_waiting(settings.run.timeout_minutes)
     if newest:
-        with said_by_itself(world=world):
+        with naming_process(world):
             checkpoint.load(engine, newest)
     loader = Loader(
         plan.corpus,
@@ -56,7 +73,16 @@ def train(
             f"{'continuing' if newest else 'starting'} {plan.directory} after step {progress.step} "
             f"of {plan.phases.total_steps}"
         )
-        loop(plan, progress, engine, loader, log, settings=settings, world=world)
+        try:
+            loop(plan, progress, engine, loader, log, settings=settings, stops=stops, world=world)
+        except Stopped as stopped:
+            if not is_saved(plan, progress, world=world):
+                save(plan, progress, engine, settings, world=world)
+            log.say(
+                f"stopped {plan.directory} after step {progress.step} of "
+                f"{plan.phases.total_steps}, because {stopped}; the same command continues it."
+            )
+            raise
         tokens = progress.totals["tokens"]
         log.say(f"finished {plan.directory}: {progress.step} steps, {tokens:,} tokens")
 
@@ -69,22 +95,23 @@ def loop(
     log: RunLog,
     *,
     settings: Config,
+    stops: Stops,
     world: World,
 ) -> None:
     """Step by step: read, update, count, and what is due of log, evaluation and checkpoint."""
     total_steps = plan.phases.total_steps
     sources = [source.name for source in plan.corpus.sources]
     batches = iter(loader)
-    if progress.step == 0 and settings.evaluation.at_start:
-        start = {"step": 0, "phase": "start"}
-        evaluation(engine, plan, progress, log, settings=settings, now=start, world=world)
+    if owes_evaluation(plan, progress, settings, world=world):
+        evaluation(engine, plan, progress, log, settings=settings, stops=stops, world=world)
     while progress.step < total_steps:
+        stops.check()
         started = time.perf_counter()
         step = progress.step + 1
         rate = schedule.learning_rate(
             settings.schedule, phases=plan.phases, peak=settings.optim.learning_rate, step=step
         )
-        with said_by_itself(world=world):
+        with naming_process(world):
             micro_batches, stream = next(batches)
         watch = at_interval(step, every=settings.log.signals_every_steps)
         result = engine.train_step(micro_batches, learning_rate=rate, watch=watch)
@@ -100,21 +127,29 @@ def loop(
             directory=plan.directory,
         )
 
-        now = {"step": step, "phase": schedule.phase_name(plan.phases, step=step)}
         if watch or due(step, every=settings.log.every_steps, last=total_steps):
             rows = loss_row(progress, result, settings, sources=sources)
-            log.losses({**now, **rows, **speed(result, settings, started=started, world=world)})
+            timing = speed(result, settings, started=started, world=world)
+            log.losses({**now(plan, progress), **rows, **timing})
             progress.logged_step = step
         if due(step, every=settings.evaluation.every_steps, last=total_steps):
-            evaluation(engine, plan, progress, log, settings=settings, now=now, world=world)
+            evaluation(engine, plan, progress, log, settings=settings, stops=stops, world=world)
         if due(step, every=settings.checkpoint.every_steps, last=total_steps):
-            checkpoint.save(
-                engine,
-                progress,
-                directory=plan.directory,
-                config=settings.checkpoint,
-                world=world,
-            )
+            save(plan, progress, engine, settings, world=world)
+
+
+def is_saved(plan: RunPlan, progress: Progress, *, world: World) -> bool:
+    """Would the same command continue from where the run stands? The beginning needs no saving."""
+    newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
+    return progress.step == (checkpoint.step_of(newest) if newest else 0)
+
+
+def save(
+    plan: RunPlan, progress: Progress, engine: Engine, settings: Config, *, world: World
+) -> None:
+    checkpoint.save(
+        engine, progress, directory=plan.directory, config=settings.checkpoint, world=world
+    )
 
 
 def build_engine(plan: RunPlan, settings: Config, *, fresh: bool, world: World) -> Engine:
@@ -161,16 +196,6 @@ def refuse_not_finite(
         f"run (run.name=NEW) with a lower optim.learning_rate, or look at the documents of the "
         f"step ({len(keys)} here, the first are {', '.join(keys[:5])})."
     )
-
-
-def due(step: int, *, every: int, last: int) -> bool:
-    """Is it time for what happens every `every` steps (0: never) and at the last one?"""
-    return step == last or at_interval(step, every=every)
-
-
-def at_interval(step: int, *, every: int) -> bool:
-    """Is it time for what happens every `every` steps (0: never)?"""
-    return every > 0 and step % every == 0
 
 
 def count(
@@ -226,10 +251,13 @@ def evaluation(
     log: RunLog,
     *,
     settings: Config,
-    now: Row,
+    stops: Stops,
     world: World,
 ) -> None:
-    """Log the held-out losses beside what was trained on so far, and what could not be read."""
+    """Log the held-out losses beside what was trained on so far, and what could not be read.
+
+    Raises Stopped, and then logs nothing.
+    """
     losses, dropped = evaluate.held_out_row(
         engine.model,
         plan.held_out,
@@ -237,6 +265,7 @@ def evaluation(
         rows_per_source=settings.evaluation.rows_per_source,
         micro_batch=plan.split.micro_batch,
         world=world,
+        between=stops.check,
     )
     for document in dropped:
         log.quarantine({"step": progress.step, "split": "held_out", **vars(document)})
@@ -246,7 +275,14 @@ def evaluation(
             f"(run.name=NEW) with a lower optim.learning_rate."
         )
     trained = {key: progress.totals.get(key, 0) for key in ("tokens", "flops")}
-    log.evaluation({**now, **trained, **losses, "dropped": len(dropped)})
+    log.evaluation({**now(plan, progress), **trained, **losses, "dropped": len(dropped)})
+
+
+def now(plan: RunPlan, progress: Progress) -> Row:
+    """The keys of both logs that say when."""
+    step = progress.step
+    phase = schedule.phase_name(plan.phases, step=step) if step > 0 else "start"
+    return {"step": step, "phase": phase}
 
 
 def speed(result: StepResult, settings: Config, *, started: float, world: World) -> Row:
@@ -299,24 +335,38 @@ def main(composed: DictConfig) -> None:
 
 
 def run(settings: Config, *, overrides: list[str]) -> None:
-    """Plan, begin, and train what is left."""
-    world = parallel.start()
+    """Plan, begin, and train what is left. Exits with stop.EXIT_CODE when asked to stop."""
+    world = parallel.start(timeout_minutes=settings.run.timeout_minutes)
+    directory, progress = config.run_directory(settings.run).absolute(), Progress()
+    stops = stop.listen(directory, max_minutes=settings.run.max_minutes, world=world)
     try:
-        plan = agreed(lambda: make_plan(settings, world=world), world=world)
-        with agreed(lambda: rundir.lock(plan.directory, is_main=world.is_main), world=world):
-            progress, newest = agreed(lambda: begin(plan, settings, world=world), world=world)
-            if progress.step < plan.phases.total_steps:
+        with parallel.ending_together(world, where=lambda: f"after step {progress.step}"):
+            plan = agreed(lambda: make_plan(settings, world=world), world=world)
+            with agreed(lambda: rundir.lock(directory, is_main=world.is_main), world=world):
+                progress, newest = agreed(lambda: begin(plan, settings, world=world), world=world)
+                if is_finished(plan, progress, settings, world=world):
+                    if world.is_main:
+                        print(f"{directory} is finished: all {progress.step} steps are done.")
+                    return
                 agreed(
                     lambda: write_run_directory(
                         plan, settings, overrides=overrides, first=progress, world=world
                     ),
                     world=world,
                 )
-                train(plan, progress, newest, settings=settings, world=world)
-            elif world.is_main:
-                print(f"{plan.directory} is finished: all {progress.step} steps are done.")
+                how = "finished"
+                try:
+                    train(plan, progress, newest, settings=settings, stops=stops, world=world)
+                except Stopped:
+                    how = "stopped"
+                stops.obeyed()
+                rundir.end(directory, how=how, step=progress.step, is_main=world.is_main)
+                parallel.barrier()  # launchers of other machines read the note when we have left
     finally:
         parallel.stop()
+    if how == "stopped":
+        stop.tell_elastic_agent()
+        sys.exit(stop.EXIT_CODE)
 
 
 def leave(error: Exception) -> NoReturn:

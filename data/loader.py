@@ -11,7 +11,7 @@ from data.block import Parcel, pack, unpack
 from data.corpus import Corpus
 from data.layout import Reader, build
 from data.plan import RowPlan, StreamState, plan_places, plan_rows
-from data.workers import context, forking
+from data.workers import context, forking, outlive_signals
 from nmm.batch import PackedBatch
 from nmm.config import DataConfig
 from nmm.errors import UserError
@@ -67,6 +67,7 @@ class Loader:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self.workers,
+            worker_init_fn=outlive_signals,
             multiprocessing_context=context() if self.workers else None,
             generator=torch.Generator(),  # else every iterator draws from the global generator
         )

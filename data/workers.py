@@ -1,11 +1,14 @@
 """How helper processes start: forked on Linux, to share the index and be there in milliseconds."""
 
 import multiprocessing
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
+from threading import Thread
 
 
 def context() -> BaseContext:
@@ -24,3 +27,19 @@ def forking() -> Iterator[None]:
             "ignore", message=".*multi-threaded.*fork", category=DeprecationWarning
         )
         yield
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a helper process end by SIGTERM only if its parent sent it.
+
+    Schedulers and launchers send it to every process of a job. The parent then finishes its step,
+    for which it needs the batches of its helpers.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

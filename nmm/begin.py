@@ -1,7 +1,6 @@
 """How a run begins: what a user can get wrong is checked before any work, by every process."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +84,26 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> tuple[Progress, P
     return progress, newest
 
 
+def owes_evaluation(plan: RunPlan, progress: Progress, settings: Config, *, world: World) -> bool:
+    """Is the evaluation of the step where the run stands missing, since a stop came before it?"""
+    step, config = progress.step, settings.evaluation
+    if step == 0:
+        return config.at_start
+    if not schedule.due(step, every=config.every_steps, last=plan.phases.total_steps):
+        return False
+    path = plan.directory / "evals.jsonl"
+    return parallel.from_main(
+        all(row["step"] != step for row in read_rows(path)) if world.is_main else False
+    )
+
+
+def is_finished(plan: RunPlan, progress: Progress, settings: Config, *, world: World) -> bool:
+    """Are all steps taken, and the last one evaluated?"""
+    if progress.step < plan.phases.total_steps:
+        return False
+    return not owes_evaluation(plan, progress, settings, world=world)
+
+
 def refuse_lost_evidence(directory: Path, *, progress: Progress | None, every_steps: int) -> None:
     """Do not begin anew, or go on, over a run whose checkpoints or log somebody removed.
 
@@ -144,9 +163,9 @@ def agreed(work: Callable[[], T], *, world: World) -> T:
 
 
 @contextmanager
-def said_by_itself(*, world: World) -> Iterator[None]:
-    """What only this process meets, it must say itself: the others do not know."""
+def naming_process(world: World) -> Iterator[None]:
+    """What only one process meets should say which."""
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error} (process {world.rank})")
+        raise UserError(f"{error} (process {world.rank})") from None

@@ -95,6 +95,11 @@ def newest(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was made."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def read_progress(checkpoint: Path) -> Progress:
     """Read state.json; raises UserError for one that this version did not write."""
     path = checkpoint / "state.json"

@@ -30,10 +30,12 @@ def held_out_row(
     rows_per_source: int,
     micro_batch: int,
     world: World,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[Row, list[Dropped]]:
     """The loss keys of evals.jsonl (docs/scaling.md), and the documents that could not be read.
 
-    Every process takes part and gets both.
+    Every process takes part and gets both. Each calls `between` before each of its micro-batches,
+    as often as all others; what it raises ends the evaluation.
     """
     model.eval()
     dropped: list[Dropped] = []
@@ -46,7 +48,9 @@ def held_out_row(
         rank=world.rank,
         world=world.size,
     ):
-        dropped += add_losses(tally, model, batches, device=world.device)
+        for batch in batches:
+            between()
+            dropped += add_losses(tally, model, [batch], device=world.device)
     add_over_ranks(tally.tables)
     model.train()
     return loss_by_kind(tally, corpus, units=data.units), gather_lists(dropped)

@@ -1,14 +1,22 @@
 """Processes: who am I, and the few collectives that are not the engine's."""
 
 import os
+import socket
+import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Public and documented; their names are missing from the module's exports.
+from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # pyright: ignore
 
 from nmm.errors import UserError
 
@@ -17,19 +25,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all. `size` 1 needs no launcher."""
+    """This process among all; `size` 1 needs no launcher. All read and write the `store`."""
 
     rank: int
     size: int
     device: torch.device
+    store: Store
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
 
-def start() -> World:
-    """Join the process group: nccl on GPUs, gloo on CPUs; a lone process opens no port."""
+def start(*, timeout_minutes: float = 30) -> World:
+    """Join the process group: nccl on GPUs, gloo on CPUs; a lone process opens no port.
+
+    A collective that takes longer than `timeout_minutes` is an error.
+    """
     size, rank, local_rank = (
         int(os.environ.get(key, default))
         for key, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
@@ -50,18 +62,41 @@ def start() -> World:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    # The class is public and documented; its name is missing from the module's exports.
-    store = dist.HashStore() if size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
-    # DeepSpeed's own default changed from 30 to 10 minutes between releases, so the limit is ours.
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        store=store,
-        rank=rank,
-        world_size=size,
-        device_id=device if cuda and size > 1 else None,
-        timeout=timedelta(minutes=30),
-    )
-    return World(rank=rank, size=size, device=device)
+    timeout = timedelta(minutes=timeout_minutes)
+    if size == 1:
+        store = HashStore()
+    else:
+        store, rank, size = next(rendezvous("env://", rank, size, timeout=timeout))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun keeps the store when it starts again, with the addresses of the dead.
+            store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    try:
+        # DeepSpeed's default changed from 30 to 10 minutes between releases, so the limit is ours.
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            device_id=device if cuda and size > 1 else None,
+            timeout=timeout,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"process {rank} of {size} cannot reach the others ({_reason(error)}); see that all "
+            f"machines are up, and name their common network interface in "
+            f"{'NCCL' if cuda else 'GLOO'}_SOCKET_IFNAME."
+        ) from None
+    store.set(f"nmm/host of {rank}", socket.gethostname())
+    return World(rank=rank, size=size, device=device, store=store)
+
+
+def limit_waiting(timeout_minutes: float) -> None:
+    """Give the groups that other libraries made the limit of ours.
+
+    They have torch's own, 10 minutes with NCCL and 30 with gloo, and torch has no public way.
+    """
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(timedelta(minutes=timeout_minutes), group)
 
 
 def stop() -> None:
@@ -100,3 +135,81 @@ def from_main(value: T) -> T:
 def barrier() -> None:
     """Wait for every process."""
     dist.barrier()
+
+
+SECONDS_TO_ANSWER = 5.0  # a process whose collective failed answers the roll at once
+
+
+@contextmanager
+def ending_together(world: World, *, where: Callable[[], str]) -> Iterator[None]:
+    """One sentence for a run in which a process fails, whichever it is; then all exit with 1.
+
+    The first process with an error of its own says it. In the others a collective fails, because
+    that one has left: they leave without a word. When nobody could say why, because a process was
+    killed, hangs, or its machine is out of reach, the others name it.
+    """
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}" if _is_first(world) else 1)
+    except Exception as error:
+        if world.size == 1 or not _is_of_a_collective(error):
+            _is_first(world)
+            raise
+        traceback.clear_frames(error.__traceback__)  # ends helper processes, which are waited for
+        sys.exit(_farewell(error, where=where(), world=world))
+
+
+def _is_first(world: World) -> bool:
+    """Does this process tell of the fault? Only the first one does."""
+    return world.store.add("nmm/fault", 1) == 1
+
+
+def _is_of_a_collective(error: Exception) -> bool:
+    """gloo's errors have no class of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in f"{error}".lower()
+
+
+def _farewell(error: Exception, *, where: str, world: World) -> str | int:
+    """What to say, or 1 when others say it, after a collective that failed without our doing."""
+    answers: list[tuple[list[int], set[str]]] = []
+    # The store lives with process 0. Where that cannot be reached, asking may take for ever.
+    asking = Thread(target=lambda: answers.append(_call_the_roll(world)), daemon=True)
+    asking.start()
+    asking.join(3 * SECONDS_TO_ANSWER)
+    lost, hosts = answers[0] if answers else ([0], {os.environ["MASTER_ADDR"]})
+    if not lost:
+        return 1
+    named = ", ".join(map(str, lost[:8])) + (f" and {len(lost) - 8} more" if lost[8:] else "")
+    return (
+        f"error: process {named} of {world.size} no longer answers {where} (on "
+        f"{', '.join(sorted(hosts))[:80]}): {_reason(error)}; look there for the cause; the same "
+        "command continues from the last checkpoint."
+    )
+
+
+def _call_the_roll(world: World) -> tuple[list[int], set[str]]:
+    """The processes that are not here, and their machines; nothing when another process tells it.
+
+    They have left, were killed, hang, or are out of reach.
+    """
+    keys = [f"nmm/{rank} is here" for rank in range(world.size)]
+    try:
+        world.store.set(keys[world.rank], "")
+        deadline = time.monotonic() + SECONDS_TO_ANSWER
+        while time.monotonic() < deadline and not world.store.check(keys):
+            if world.store.check(["nmm/fault"]):
+                return [], set()
+            time.sleep(0.1)
+        lost = [rank for rank, key in enumerate(keys) if not world.store.check([key])]
+        if not _is_first(world):
+            return [], set()
+        return lost, {world.store.get(f"nmm/host of {rank}").decode() for rank in lost}
+    except dist.DistError:
+        return ([0], {os.environ["MASTER_ADDR"]}) if world.rank == 1 else ([], set())
+
+
+def _reason(error: Exception) -> str:
+    """What gloo or NCCL say, without the place in their code and advice for programmers."""
+    first = f"{error}".strip().partition("\n")[0]
+    return first.partition(". This is")[0].rpartition(".cc:")[2].partition("] ")[2] or first

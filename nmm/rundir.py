@@ -44,6 +44,16 @@ def write(
     _replace(manifest, json.dumps({**facts, "starts": starts}, indent=1) + "\n")
 
 
+def end(directory: Path, *, how: str, step: int, is_main: bool) -> None:
+    """Note at the last start how it ended and after which step; one without a note was cut off."""
+    if not is_main:
+        return
+    manifest = directory / "manifest.json"
+    stored = json.loads(manifest.read_text())
+    stored["starts"][-1]["ended"] = {"how": how, "step": step, "time": wall_time()}
+    _replace(manifest, json.dumps(stored, indent=1) + "\n")
+
+
 def lock(directory: Path, *, is_main: bool) -> AbstractContextManager:
     """Make the run directory and hold it for this run; raises UserError when another run does.
 

@@ -147,3 +147,13 @@ def _steps(steps: int | None, *, tokens: int | None, key: str, tokens_per_step: 
             f"set it to 0 or to at least one step."
         )
     return tokens // tokens_per_step
+
+
+def due(step: int, *, every: int, last: int) -> bool:
+    """Is it time for what happens every `every` steps (0: never) and at the last one?"""
+    return step == last or at_interval(step, every=every)
+
+
+def at_interval(step: int, *, every: int) -> bool:
+    """Is it time for what happens every `every` steps (0: never)?"""
+    return every > 0 and step % every == 0

@@ -109,6 +109,27 @@ def undisturbed() -> Path:
     return runs / "whole"
 
 
+# Of a run with two processes; every launcher must give the same.
+TWO = (
+    "schedule.total_steps=60",
+    "schedule.warmup_steps=30",
+    "evaluation.every_steps=20",
+    "engine.micro_batch=2",
+    "log.wandb=off",
+    "data.workers=1",
+)
+
+
+@cache
+def two_undisturbed() -> Path:
+    """The directory of a run with the overrides TWO on two processes that nobody stopped."""
+    directory = corpora.scratch() / "runs"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py"]
+    done = run([*launcher, *overrides(corpus(), directory, "run.name=two", *TWO)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory / "two"
+
+
 def rows(path: Path) -> list[dict]:
     """The rows of a log without the keys that say how fast the machine was; refuses half lines."""
     parsed = [json.loads(line) for line in path.read_text().splitlines()]

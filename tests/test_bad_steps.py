@@ -16,7 +16,7 @@ from data.loader import Loader
 from data.plan import plan_rows
 from data.prepare.index import index_shards
 from data.shards import ShardWriter
-from nmm import begin, checkpoint, parallel
+from nmm import begin, checkpoint, parallel, stop
 from nmm.checkpoint import Progress
 from nmm.config import Config, Kind, Layout, compose, load
 from nmm.engine import Engine, read_weights
@@ -84,7 +84,8 @@ def run_here(asked: Config, progress: Progress, *, world: World, poisoned: bool 
         workers=0,
     )
     with closing(train.open_log(plan, progress, asked, world=world)) as log:
-        train.loop(plan, progress, engine, loader, log, settings=asked, world=world)
+        stops = stop.Stops(plan.directory, max_minutes=None, world=world)
+        train.loop(plan, progress, engine, loader, log, settings=asked, stops=stops, world=world)
     return plan.directory
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nmm.config.check import at_least
+from nmm.config.check import at_least, positive
 from nmm.config.data import DataConfig, Kind, UnitModality
 from nmm.config.engine import EngineConfig
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig
@@ -43,16 +43,20 @@ class Resume(Enum):
 class RunConfig:
     """A run lives in `dir`/`name`; the same command again continues it.
 
-    `seed` draws the initial weights.
+    `seed` draws the initial weights. After `max_minutes` (null: never) the run stops with a
+    checkpoint; a collective that waits for another process longer than `timeout_minutes` ends it.
     """
 
     name: str = "run"
     dir: str = "runs"
     resume: Resume = Resume.auto
     seed: int = 0
+    max_minutes: float | None = None
+    timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
         at_least(0, run__seed=self.seed)
+        positive(run__max_minutes=self.max_minutes, run__timeout_minutes=self.timeout_minutes)
         if not self.name or self.name == ".." or Path(self.name).name != self.name:
             raise UserError(
                 f"run.name is {self.name!r}; give one folder name, and its parent as run.dir."
