@@ -1,0 +1,157 @@
+"""Jobs on a real Slurm of two nodes: preempted, requeued, resumed, in order, many at once."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import slurm
+from tests import runs, slurm_cluster
+from tests.launches import check_same_logs, last_step, wait_until
+from tests.runs import overrides, run
+from tests.slurm_cluster import Cluster
+
+WHY_NOT = slurm_cluster.missing()
+ON_TWO_NODES = ("--nodes=2", "--gpus-per-node=0", "--partition=low", "--time=10:00")
+SHORT = ("schedule.total_steps=3", "schedule.warmup_steps=1", "log.wandb=off", "data.workers=0")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with slurm_cluster.cluster() as there:
+        yield there
+
+
+def submit(cluster: Cluster, *words: str) -> str:
+    """The number of the job."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.slurm", *words],
+        env=runs.environment() | cluster.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(";")[0].removeprefix("submitted job ")
+
+
+def stops(directory: Path) -> list[str]:
+    starts = json.loads((directory / "manifest.json").read_text())["starts"]
+    return [start["ended"]["how"] for start in starts]
+
+
+@pytest.mark.skipif(WHY_NOT is not None, reason=f"{WHY_NOT}")
+def test_jobs_stop_for_others_go_back_into_the_queue_and_finish(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    directory, log = tmp_path / "two", tmp_path / "slurm"
+    words = overrides(runs.corpus(), tmp_path, "run.name=two", *runs.TWO)
+    job = submit(cluster, *ON_TWO_NODES, "--requeue", "--", *words)
+    array = ["--array=1-2", f"--after={job}", "--nodes=1", "--gpus-per-node=0", "--time=10:00"]
+    each = overrides(runs.corpus(), tmp_path, "run.name=seed_{task}", "run.seed={task}", *SHORT)
+    later = submit(cluster, *array, "--", *each)
+    printed = log / f"two-{job}.out"
+
+    wait_until(lambda: last_step(directory) > 3, seconds=100, log=printed)
+    # As Slurm does it before a time limit: a signal to the shell of the job alone.
+    cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait_for_restart(job, times=1)
+    assert "because" in printed.read_text()
+    assert f"(the time limit of job {job})" in printed.read_text()
+
+    stopped_at = last_step(directory)
+    wait_until(lambda: last_step(directory) > stopped_at + 3, seconds=100, log=printed)
+    first = tmp_path / "first.sh"
+    first.write_text("#!/bin/sh\nsleep 1\n")
+    other = cluster.ask("sbatch", "--parsable", "--partition=high", "--nodes=2", str(first))
+    cluster.wait_for_restart(job, times=2)
+    cluster.wait_for(other.strip(), "COMPLETED", seconds=60)
+    assert stops(directory) == ["stopped", "stopped"]
+
+    assert cluster.state(f"{later}_1")["JobState"] == "PENDING"
+    cluster.wait_for(job, "COMPLETED", seconds=100)
+    assert stops(directory) == ["stopped", "stopped", "finished"]
+    check_same_logs(directory, runs.two_undisturbed())
+    for task in (1, 2):
+        cluster.wait_for(f"{later}_{task}", "COMPLETED", seconds=100)
+        assert last_step(tmp_path / f"seed_{task}") == 3
+
+
+@pytest.mark.skipif(WHY_NOT is not None, reason=f"{WHY_NOT}")
+def test_a_cancelled_job_leaves_a_checkpoint_and_stays_away(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    directory = tmp_path / "gone"
+    words = overrides(runs.corpus(), tmp_path, "run.name=gone", "log.wandb=off")
+    alone = ("--nodes=1", "--gpus-per-node=0", "--time=10:00", "--requeue")
+    job = submit(cluster, *alone, "--", *words)
+    printed = tmp_path / "slurm" / f"gone-{job}.out"
+    wait_until(lambda: last_step(directory) > 3, seconds=60, log=printed)
+    cluster.ask("scancel", job)
+    cluster.wait_for(job, "CANCELLED", seconds=60)
+    assert stops(directory) == ["stopped"]
+    newest = max((directory / "checkpoints").glob("step_*/COMPLETE")).parent.name
+    assert newest == f"step_{last_step(directory):08d}"
+    assert cluster.state(job)["Restarts"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--array=0-3", "--", "run.name=x"], "--array is 0-3 and {task} is not among"),
+        (["--", "run.name=x_{task}"], "--array is None and {task} is among the overrides"),
+        (["--time=5:00", "--", "run.name=x"], "--stop-seconds is 300, so the run would be asked"),
+        (["--time=5 hours", "--", "run.name=x"], "--time is 5 hours; give it like 24:00:00 or"),
+        (["--", "model.widht=3"], "Key 'widht' not in 'ModelConfig'"),
+        (["--", "run.name=x"], "sbatch is not there; log in to a machine of the cluster"),
+    ],
+)
+def test_what_cannot_start_is_not_submitted(tmp_path: Path, words: list[str], said: str) -> None:
+    words = [*words, "schedule.total_steps=5", f"run.dir={tmp_path}"]
+    program = [sys.executable, "-m", "launch.slurm", "--gpus-per-node=8", "--time=1:00:00"]
+    done = subprocess.run(
+        [*program, *words], env=os.environ | {"PATH": ""}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert said in done.stderr
+
+
+def test_the_script_is_bash_and_keeps_every_word(tmp_path: Path) -> None:
+    """Words that the shell would change come back as they were; {task} is the task's number."""
+    awkward = ["data.tokenizer='a b $HOME \"c\".model'", "run.name=r_{task}_x", "run.seed={task}"]
+    more = ["schedule.total_steps=5", f"run.dir={tmp_path}"]
+    program = [sys.executable, "-m", "launch.slurm", "--gpus-per-node=8", "--time=1:00:00"]
+    given = ["--array=0-3%2", "--dry-run", "--sbatch=--qos=long", "--", *awkward, *more]
+    done = run([*program, *given])
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --qos=long\n" in done.stdout
+    srun = done.stdout[done.stdout.index("-- 'data.tokenizer") :].partition("&\nstep")[0]
+    shown = subprocess.run(
+        ["bash", "-uc", f"printf '%s\\n' {srun}"],
+        env={"SLURM_ARRAY_TASK_ID": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = [word.replace("{task}", "2") for word in (*awkward, *more)]
+    assert shown.stdout.splitlines() == ["--", *expected]
+    syntax = subprocess.run(["bash", "-n"], input=done.stdout, capture_output=True, text=True)
+    assert (syntax.returncode, syntax.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("24:00:00", 86_400),
+        ("2-12", 216_000),
+        ("2-12:30", 217_800),
+        ("2-12:30:10", 217_810),
+    ],
+)
+def test_times_are_read_as_slurm_reads_them(time: str, expected: int) -> None:
+    assert slurm.seconds(time) == expected
