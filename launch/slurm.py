@@ -126,7 +126,7 @@ def script(options: argparse.Namespace) -> str:
             f"--array is {options.array} and {TASK} is {'' if uses_task else 'not '}among the "
             f"overrides; give both, for example --array 0-3 -- run.name=seed_{TASK}."
         )
-    directory = run_directory(for_task(options.overrides, task=STAND_IN))
+    directory = ROOT / run_directory(for_task(options.overrides, task=STAND_IN))
     requeue = REQUEUE.format(stopped=EXIT_CODES["stopped"]) if options.requeue else "\n"
     return SCRIPT.format(
         directives="\n".join(f"#SBATCH {line}" for line in directives(options)),
@@ -188,7 +188,7 @@ def processes(options: argparse.Namespace) -> int:
 
 def output_folder(options: argparse.Namespace) -> Path:
     """Beside the runs: a run's own directory belongs to the run and may not exist yet."""
-    return run_directory(for_task(options.overrides, task=STAND_IN)).parent / "slurm"
+    return ROOT / run_directory(for_task(options.overrides, task=STAND_IN)).parent / "slurm"
 
 
 def for_task(overrides: list[str], *, task: int) -> list[str]:

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +29,8 @@ ENVIRONMENT = {
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
+# For the first machine to listen, and for all to come; queues and slow disks take their time.
+PATIENCE_SECONDS = {"read_timeout": 300, "join_timeout": 1800}
 EXIT_CODES = {"finished": 0, "stopped": 75}  # by what the run notes at its end; without it, 1
 
 SIOCGIFADDR = 0x8915  # of linux/sockios.h: the address of an interface
@@ -46,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.chdir(ROOT)
     try:
         words = torchrun_arguments(options)
-        directory = run_directory(options.overrides)
+        directory = ROOT / run_directory(options.overrides)
     except UserError as error:
         sys.exit(f"error: {error}")
     if options.dry_run:
@@ -71,6 +74,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=1, help="machines (%(default)s)")
     parser.add_argument(
         "--rendezvous", metavar="HOST:PORT", help="one of the machines, and a free port there"
+    )
+    parser.add_argument(
+        "--wait-seconds",
+        type=int,
+        default=0,
+        help="until HOST has an address (%(default)s); pods get theirs one after the other",
     )
     parser.add_argument(
         "--restarts", type=int, default=0, help="after a failure, at most (%(default)s)"
@@ -100,13 +109,18 @@ def meeting_point(options: argparse.Namespace) -> tuple[str, int]:
             f"--rendezvous is {options.rendezvous} and --nodes is {options.nodes}; give one of the "
             f"machines and a free port there, for example --rendezvous gpu-01:29500."
         )
-    try:
-        return socket.gethostbyname(host), int(port)
-    except OSError as error:
-        raise UserError(
-            f"--rendezvous names {host}, which this machine cannot find ({error.strerror}); give "
-            f"another of its names, or its address."
-        ) from None
+    deadline = time.monotonic() + options.wait_seconds
+    while True:
+        try:
+            return socket.gethostbyname(host), int(port)
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(1)
+                continue
+            raise UserError(
+                f"--rendezvous names {host}, which this machine cannot find ({error.strerror}); "
+                f"give another of its names, or its address."
+            ) from None
 
 
 def own_address(there: str) -> str:
@@ -124,10 +138,15 @@ def own_address(there: str) -> str:
 
 def rendezvous(there: str, *, port: int, here: str) -> list[str]:
     """How the machines meet: by address, because names of machines often mislead."""
-    words = ["--rdzv-backend=c10d", f"--rdzv-endpoint={there}:{port}", f"--local-addr={here}"]
-    if here.startswith("127."):  # several nodes on one machine: the first of them is the host
-        return words
-    return [*words, f"--rdzv-conf=is_host={int(here == there)}"]
+    conf = [f"{key}={seconds}" for key, seconds in PATIENCE_SECONDS.items()]
+    if not here.startswith("127."):  # else several nodes on one machine: the first is the host
+        conf.append(f"is_host={int(here == there)}")
+    return [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={there}:{port}",
+        f"--rdzv-conf={','.join(conf)}",
+        f"--local-addr={here}",
+    ]
 
 
 def interface_of(address: str) -> str | None:
@@ -145,8 +164,8 @@ def interface_of(address: str) -> str | None:
 
 
 def run_directory(overrides: list[str]) -> Path:
-    """Where the run will live; raises UserError for what no process could start with."""
-    return config.run_directory(config.load(config.compose(overrides)).run).absolute()
+    """Where the run will live, seen from ROOT; raises UserError for what could not start."""
+    return config.run_directory(config.load(config.compose(overrides)).run)
 
 
 def supervise(words: list[str], *, directory: Path) -> int:
