@@ -11,7 +11,7 @@ from data.block import Parcel, pack, unpack
 from data.corpus import Corpus
 from data.layout import Reader, build
 from data.plan import RowPlan, StreamState, plan_places, plan_rows
-from data.workers import context, forking, outlive_signals
+from data.workers import context, forking, outlive_signals, shielded
 from nmm.batch import PackedBatch
 from nmm.config import DataConfig
 from nmm.errors import UserError
@@ -71,7 +71,7 @@ class Loader:
             multiprocessing_context=context() if self.workers else None,
             generator=torch.Generator(),  # else every iterator draws from the global generator
         )
-        with forking():
+        with forking(), shielded():
             return iter(loader)
 
 

@@ -29,13 +29,22 @@ def forking() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Block SIGTERM for the processes that start here, and for all threads that they start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def outlive_signals(worker: int) -> None:
-    """Let a helper process end by SIGTERM only if its parent sent it.
+    """Let a helper process that was forked `shielded` end by SIGTERM only if its parent sent it.
 
     Schedulers and launchers send it to every process of a job. The parent then finishes its step,
     for which it needs the batches of its helpers.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -86,6 +87,7 @@ class WandbMirror:
 
     def __init__(self, config: LogConfig, *, directory: Path, name: str, settings: Row) -> None:
         self._run: Any = None
+        self._service: Any = None
         if config.wandb is WandbMode.off:
             return
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -93,6 +95,7 @@ class WandbMirror:
             # Here, because its import takes seconds that a run without it should not pay.
             import wandb
 
+            self._service = wandb
             self._run = wandb.init(
                 project=config.wandb_project,
                 name=name,
@@ -120,6 +123,10 @@ class WandbMirror:
                 self._run.finish()
             except Exception as error:
                 self._give_up(error)
+        if self._service is not None:
+            # Else it ends at exit, with a page when a scheduler's SIGTERM has ended it before.
+            with suppress(Exception):
+                self._service.teardown()
 
     def _give_up(self, error: Exception) -> None:
         self._run = None

@@ -14,6 +14,7 @@ from nmm.stop import EXIT_CODE
 from tests import runs
 from tests.launches import (
     check_same_logs,
+    descendants,
     last_step,
     pid_of_rank,
     started,
@@ -81,20 +82,21 @@ def test_a_run_stops_when_asked_and_goes_on_as_if_it_had_not(tmp_path: Path) -> 
 
 
 def test_two_processes_stop_together_and_start_again_together(tmp_path: Path) -> None:
-    """Asked through our launcher, then through torchrun, whose SIGKILL comes 30 s after SIGTERM.
+    """Asked by a scheduler, then through torchrun, whose SIGKILL comes 30 s after SIGTERM.
 
-    torchrun signals whole process groups, so that the loader processes are asked to end as well.
     In the end one process is killed: it is named, and the restart finishes the run.
     """
     directory, log = tmp_path / "two", tmp_path / "log"
     words = overrides(runs.corpus(), tmp_path, "run.name=two", *runs.TWO)
     ours = [sys.executable, "-m", "launch.torchrun", "--processes", "2", "--restarts", "1", "--"]
     theirs = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py"]
-    with started([*ours, *words], log=log) as launcher:
+    with started([*ours, *words, "log.wandb=offline"], log=log) as launcher:
         wait_until(lambda: last_step(directory) > 5, seconds=60, log=log)
-        launcher.send_signal(signal.SIGTERM)
+        # As schedulers do: to every process, wandb's and those that load data among them.
+        for pid in [launcher.pid, *descendants(launcher.pid)]:
+            os.kill(pid, signal.SIGTERM)
         assert launcher.wait(30) == EXIT_CODE, log.read_text()
-    assert log.read_text().count("\n") < 10, log.read_text()  # no pages of torchrun's
+    assert log.read_text().count("\n") < 10, log.read_text()  # no pages of torchrun's or wandb's
 
     with started([*theirs, *words], log=tmp_path / "pages") as launcher:
         resumed_at = ended(directory)[0][1]
