@@ -20,7 +20,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 FOLDERS = "nmm|data|tests|docs|conf|launch|bench"
 EXAMPLES = {"conf/data/mine.yaml", "data/corpora"}  # what a user is told to write
-OF_OTHERS = {"--nproc_per_node", "--num_gpus", "--index-url", "--local_rank"}  # torchrun, pip, ...
+# Flags of torchrun, deepspeed, pip and docker.
+OF_OTHERS = {
+    *("--nproc_per_node", "--max-restarts", "--num_gpus", "--local_rank", "--index-url"),
+    "--shm-size",
+}
 DERIVED = {"model.image.tokens"}  # a number that follows from the config
 
 Command = tuple[str, ...]
