@@ -1,20 +1,21 @@
+# The image of a GPU machine. CI does not build it; tests/test_image.py runs its steps without Docker.
+#
 # docker build -t nmm .                                    torch as pip finds it (CUDA on Linux x86)
 # docker build -t nmm --build-arg TORCH_PIP_ARGS="--index-url URL" .   another build of torch
 # docker run --rm -it --gpus all --shm-size 8g -v nmm-runs:/nmm/runs nmm make demo
 # BASE: any Debian or Ubuntu image with Python 3.10-3.13 and its venv module.
-ARG BASE=python:3.12-slim
+ARG BASE=python:3.12.12-slim-bookworm
 FROM ${BASE}
 
-# make for the two commands, a C compiler for the kernels that Triton builds at run time.
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc g++ make \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home nmm \
-    && install --directory --owner nmm /nmm /nmm/runs
+COPY launch/packages.sh /tmp/
+RUN /tmp/packages.sh run && rm -rf /var/lib/apt/lists/* /tmp/packages.sh
+RUN useradd --uid 1000 --create-home nmm && install --directory --owner nmm /nmm /nmm/runs
 
 USER nmm
 WORKDIR /nmm
 ENV VENV=/home/nmm/venv PATH=/home/nmm/venv/bin:$PATH PIP_NO_CACHE_DIR=1
+# What the container runtime puts into the image of the driver, when it is not asked by --gpus.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 ARG PYTHON
 ARG TORCH

@@ -6,10 +6,10 @@ export OMP_WAIT_POLICY ?= passive
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check fmt bench-data clean
+.PHONY: help env demo test check fmt bench-data check-image clean
 
 help: ## explain the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: ## make the Python environment, or bring it up to date
 	@launch/install.sh
@@ -32,6 +32,9 @@ fmt: env ## format the code and apply the safe lint fixes
 bench-data: env ## the data pipeline against other loaders, each in an environment of its own under bench/
 	@bench/install.sh
 	$(python) -m bench.data
+
+check-image: env ## the steps of the Dockerfile in a clean folder, with every package: minutes
+	FULL_INSTALL=1 $(python) -m pytest -q --timeout=3000 tests/test_image.py
 
 clean: ## delete the environment and the caches; runs/ and data/corpora/ stay
 	rm -rf $(VENV) bench/.venv-* .pytest_cache .ruff_cache
