@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import augment, block, container, documents, images, sequences
-from data.block import Part
+from data import augment, container, documents, images, sequences
+from data.block import Blocks, Part
 from data.corpus import Corpus
 from data.documents import Parts
 from data.plan import Piece, RowPlan
@@ -32,8 +32,8 @@ class Document:
     skipped_images: int
 
 
-def build(rows: list[RowPlan], *, reader: "Reader", row_tokens: int) -> PackedBatch:
-    """The batch of planned rows; raises UserError.
+def build(rows: list[RowPlan], *, reader: "Reader", row_tokens: int, blocks: Blocks) -> PackedBatch:
+    """The batch of planned rows, in one of the `blocks`; raises UserError.
 
     A document that turns out bad keeps its place as padding; its first piece lists it.
     """
@@ -47,7 +47,7 @@ def build(rows: list[RowPlan], *, reader: "Reader", row_tokens: int) -> PackedBa
                 page.draw(found, piece, row=row, here=slice(start, stop))
             else:
                 page.leave_out(piece, reason=found.reason)
-    return page.batch()
+    return page.batch(blocks)
 
 
 class Reader:
@@ -127,7 +127,7 @@ class Page:
         self.image[row, here][is_image] = numbers + (len(self.pixels) + 1 - first)
         self.pixels += document.pixels[first - 1 : last]
 
-    def batch(self) -> PackedBatch:
+    def batch(self, blocks: Blocks) -> PackedBatch:
         arrays = {
             "tokens": self.tokens,
             "labels": self.labels,
@@ -146,7 +146,7 @@ class Page:
             ),
             Part("pixels", torch.uint8, (len(self.pixels), side, side, 3)),
         ]
-        tensors = block.tensors(parts)
+        tensors = blocks.tensors(parts)
         for name, array in arrays.items():
             tensors[name].numpy()[:] = array
         if self.pixels:
@@ -194,15 +194,17 @@ def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:
     except BadSample as bad:
         return bad
     texts = _texts(parts, shard, number, tokenizer=corpus.tokenizer)
-    if not np.array_equal(sequences.segments(texts), shard.index.segments(number)):
+    if sequences.segments(texts).tolist() != shard.index.segments(number).tolist():
         raise UserError(
             f"{shard.path}: document {shard.index.key(number)} has other token counts "
             f"than its index says (was it indexed with another version of sentencepiece?); "
             f"run `python -m data.prepare.index` with --force."
         )
-    (text_first,) = augment.text_first(
-        np.array([number]), fraction=source.text_first_fraction, seed=seed, **place
-    )
+    fraction, (text_first,) = source.text_first_fraction, (False,)
+    if fraction:
+        (text_first,) = augment.text_first(
+            np.array([number]), fraction=fraction, seed=seed, **place
+        )
     ids, image_tokens = corpus.tokenizer.ids, corpus.image.tokens
     kind = source.layout.modality
     modality = Modality[kind.value] if kind else None

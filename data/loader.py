@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.block import Parcel, pack, unpack
+from data.block import Blocks, Parcel, pack, unpack
 from data.corpus import Corpus
 from data.layout import Reader, build
 from data.plan import RowPlan, StreamState, plan_places, plan_rows
@@ -97,11 +97,12 @@ class MicroBatches(Dataset):
 
     def __init__(self, corpus: Corpus, config: DataConfig) -> None:
         self.reader, self.row_tokens = Reader(corpus, seed=config.seed), config.row_tokens
+        self.blocks = Blocks()
 
     def __getitem__(self, plan: Plan) -> tuple[Parcel | UserError, StreamState]:
         rows, state = plan
         try:
-            batch = build(rows, reader=self.reader, row_tokens=self.row_tokens)
+            batch = build(rows, reader=self.reader, row_tokens=self.row_tokens, blocks=self.blocks)
             return pack(batch), state
         except UserError as error:
             return error, state
@@ -127,11 +128,11 @@ def held_out_batches(
     def batches(source: int) -> Iterator[PackedBatch]:
         rows = [row for row, _ in islice(plan_rows(corpus, fixed, only=[source]), rows_per_source)]
         rows += [[]] * (-len(rows) % (world * micro_batch))
-        reader = Reader(corpus, seed=fixed.seed)
+        reader, blocks = Reader(corpus, seed=fixed.seed), Blocks()
         for start in range(rank * micro_batch, len(rows), world * micro_batch):
-            yield build(
-                rows[start : start + micro_batch], reader=reader, row_tokens=config.row_tokens
-            )
+            chosen = rows[start : start + micro_batch]
+            built = build(chosen, reader=reader, row_tokens=config.row_tokens, blocks=blocks)
+            yield unpack(pack(built))
 
     return [(source.name, batches(number)) for number, source in enumerate(corpus.sources)]
 

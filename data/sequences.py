@@ -16,6 +16,7 @@ from nmm.batch import NO_LABEL, Modality
 
 IMAGE_SEGMENT = -1
 UNIT_BORDERS = 2  # a run of units has a begin and an end
+TEXT, IMAGE = int(Modality.text), int(Modality.image)  # looked up for every document
 
 Texts = Many[Many[int] | np.ndarray | Units | None]
 
@@ -71,28 +72,28 @@ def sequence(
     """
     lengths = [image_tokens if text is None else abs(_segment(text)) for text in texts]
     size = 2 + sum(lengths)
-    tokens, image = np.full(size, ids.image, np.int64), np.zeros(size, np.int32)
-    labels = np.full(size, NO_LABEL, np.int64)
-    kinds = np.full(size, Modality.text, np.uint8)
-    tokens[0], start, images = ids.bos, 1, 0
+    tokens, image = np.empty(size, np.int64), np.zeros(size, np.int32)
+    kinds = np.full(size, TEXT, np.uint8)
+    tokens[0], start, spans = ids.bos, 1, []
     for text, length in zip(texts, lengths, strict=True):
         stop = start + length
         if text is None:
-            images += 1
-            image[start:stop] = images
-            kinds[start:stop] = Modality.image
+            spans.append((start, stop))
+            tokens[start:stop] = ids.image
+            image[start:stop] = len(spans)
+            kinds[start:stop] = IMAGE
+        elif isinstance(text, Units):
+            assert modality is not None
+            tokens[start:stop] = unit_tokens(text, ids.units[modality])
+            kinds[start + 1 : stop - 1] = modality
         else:
-            if isinstance(text, Units):
-                assert modality is not None
-                tokens[start:stop] = unit_tokens(text, ids.units[modality])
-                kinds[start + 1 : stop - 1] = modality
-            else:
-                tokens[start:stop] = text
-            labels[start - 1 : stop - 1] = tokens[start:stop]
+            tokens[start:stop] = text
         start = stop
-    tokens[-1] = labels[-2] = ids.eos
-    label_kinds = np.zeros(size, np.uint8)
-    label_kinds[:-1] = np.where(labels[:-1] == NO_LABEL, 0, kinds[1:])
+    tokens[-1] = ids.eos
+    labels, label_kinds = np.empty_like(tokens), np.empty_like(kinds)
+    labels[:-1], label_kinds[:-1] = tokens[1:], kinds[1:]
+    for start, stop in [*spans, (size, size + 1)]:  # nothing is behind the end
+        labels[start - 1 : stop - 1], label_kinds[start - 1 : stop - 1] = NO_LABEL, 0
     return Sequence(tokens, kinds, image, labels, label_kinds)
 
 

@@ -109,11 +109,12 @@ def undisturbed() -> Path:
     return runs / "whole"
 
 
-# Of a run with two processes; every launcher must give the same.
+# Of a run with two processes; every launcher must give the same. Long enough to be interrupted
+# twice, by schedulers that take seconds to think.
 TWO = (
-    "schedule.total_steps=60",
+    "schedule.total_steps=120",
     "schedule.warmup_steps=30",
-    "evaluation.every_steps=20",
+    "evaluation.every_steps=40",
     "engine.micro_batch=2",
     "log.wandb=off",
     "data.workers=1",

@@ -5,13 +5,13 @@ from dataclasses import fields
 import pytest
 import torch
 
-from data.block import Part, pack, tensors, unpack
+from data.block import MARK_BYTES, Blocks, Part, pack, unpack
 from nmm.batch import Dropped, PackedBatch
 
 NO_TENSORS = ("keys", "dropped", "counts")
 
 
-def batch(*, rows: int, row_tokens: int, images: int) -> PackedBatch:
+def batch(*, rows: int, row_tokens: int, images: int, blocks: Blocks | None = None) -> PackedBatch:
     shape = (rows, row_tokens)
     types = {
         "tokens": torch.int64,
@@ -24,7 +24,7 @@ def batch(*, rows: int, row_tokens: int, images: int) -> PackedBatch:
         "label_modality": torch.uint8,
     }
     parts = [Part(name, dtype, shape) for name, dtype in types.items()]
-    made = tensors([*parts, Part("pixels", torch.uint8, (images, 3, 5, 3))])
+    made = (blocks or Blocks()).tensors([*parts, Part("pixels", torch.uint8, (images, 3, 5, 3))])
     generator = torch.Generator().manual_seed(rows)
     for tensor in made.values():
         tensor.random_(0, 100, generator=generator)
@@ -56,7 +56,7 @@ def test_a_batch_is_one_block() -> None:
     assert {tensor.untyped_storage().data_ptr() for tensor in tensor_fields} == {
         sent.tokens.untyped_storage().data_ptr()
     }
-    assert pack(sent).block.numel() == sum(tensor.nbytes for tensor in tensor_fields)
+    assert pack(sent).block.numel() == MARK_BYTES + sum(tensor.nbytes for tensor in tensor_fields)
 
 
 def test_tensors_of_several_blocks_are_no_parcel() -> None:
@@ -64,3 +64,24 @@ def test_tensors_of_several_blocks_are_no_parcel() -> None:
     sent.pixels = sent.pixels.clone()
     with pytest.raises(AssertionError, match="several blocks"):
         pack(sent)
+
+
+def test_a_block_is_used_again_when_the_last_tensor_of_its_batch_is_gone() -> None:
+    blocks = Blocks()
+
+    def passed(*, rows: int) -> PackedBatch:
+        return unpack(pack(batch(rows=rows, row_tokens=8, images=1, blocks=blocks)))
+
+    first = passed(rows=2)
+    place, tokens, kept = first.tokens.data_ptr(), first.tokens.clone(), first.tokens[1]
+    del first
+    second = passed(rows=2)
+    assert second.tokens.data_ptr() != place  # a view of the first one is still there
+    assert torch.equal(kept, tokens[1])
+    del kept
+    third = passed(rows=1)  # a smaller one fits
+    assert third.tokens.data_ptr() == place
+    del second
+    fourth = passed(rows=3)  # a larger one does not: the free block makes room for another
+    assert fourth.tokens.data_ptr() != place
+    assert torch.equal(third.tokens, batch(rows=1, row_tokens=8, images=1).tokens)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.block import Blocks
 from data.corpus import Corpus
 from data.layout import Reader, build
 from data.plan import plan_rows
@@ -99,9 +100,9 @@ def test_one_span_for_every_piece_and_one_picture_for_every_image(
     spans = found.of_class("piece")
     assert [int(span["data-tokens"]) for span in spans] == [piece.tokens for piece in pieces]
     plan = [row for row, _ in plan_rows(corpus, config)][:ROWS]
-    images = len(
-        build(plan, reader=Reader(corpus, seed=config.seed), row_tokens=config.row_tokens).pixels
-    )
+    reader = Reader(corpus, seed=config.seed)
+    batch = build(plan, reader=reader, row_tokens=config.row_tokens, blocks=Blocks())
+    images = len(batch.pixels)
     assert len(found.of_class("picture")) == len(found.of_class("thumbnail")) == images > 5
     shown = {name for tag in found.of_class("picture") for name in tag["class"].split()} - {
         "picture"

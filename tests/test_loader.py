@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.block import Blocks
 from data.corpus import Corpus
 from data.documents import parse
 from data.layout import Reader, build, read_document
@@ -225,7 +226,12 @@ def test_tokens_and_labels_are_conserved(config: DataConfig) -> None:
     once = replace(config, repeat=False)
     for number, source in enumerate(corpus.sources):
         plan = [row for row, _ in plan_rows(corpus, once, only=[number])]
-        batch = build(plan, reader=Reader(corpus, seed=config.seed), row_tokens=config.row_tokens)
+        batch = build(
+            plan,
+            reader=Reader(corpus, seed=config.seed),
+            row_tokens=config.row_tokens,
+            blocks=Blocks(),
+        )
         assert int((batch.modality == Modality.image).sum()) == source.images * corpora.IMAGE.tokens
         assert (
             int((batch.modality == Modality.text).sum())
@@ -254,7 +260,9 @@ def test_the_layout_is_that_of_the_contract(corpus: Corpus) -> None:
     caption, text = corpus.sources[0].shards[0], corpus.sources[2].shards[0]
     first, second = int(caption.lengths[0]), int(text.lengths[1])
     plan = [[Piece(0, 0, 0, 0, first), Piece(2, 0, 1, 0, second)]]
-    batch = build(plan, reader=Reader(corpus, seed=0), row_tokens=first + second + 5)
+    batch = build(
+        plan, reader=Reader(corpus, seed=0), row_tokens=first + second + 5, blocks=Blocks()
+    )
     ids = corpus.tokenizer.ids
     words = corpus.tokenizer.encode(_text(corpus, source=0, document=0))
     prose = corpus.tokenizer.encode(_text(corpus, source=2, document=1))
@@ -308,15 +316,18 @@ def test_pieces_of_a_long_document_keep_their_labels(corpus: Corpus, config: Dat
         [[Piece(1, 0, number, 0, length)]],
         reader=Reader(corpus, seed=config.seed),
         row_tokens=length,
+        blocks=Blocks(),
     )
-    cut = build([cuts], reader=Reader(corpus, seed=config.seed), row_tokens=length)
+    cut = build([cuts], reader=Reader(corpus, seed=config.seed), row_tokens=length, blocks=Blocks())
     for name in ("tokens", "labels", "modality", "image", "pixels"):
         assert torch.equal(getattr(whole, name), getattr(cut, name)), name
     assert cut.document[0].unique().tolist() == list(range(1, len(cuts) + 1))
     assert cut.position[0].tolist() == [
         p for piece in cuts for p in range(piece.stop - piece.start)
     ]
-    single = build([[cuts[-1]]], reader=Reader(corpus, seed=config.seed), row_tokens=64)
+    single = build(
+        [[cuts[-1]]], reader=Reader(corpus, seed=config.seed), row_tokens=64, blocks=Blocks()
+    )
     used = cuts[-1].stop - cuts[-1].start
     assert torch.equal(single.tokens[0, :used], whole.tokens[0, -used:])
     assert single.image.max() == len(single.pixels)

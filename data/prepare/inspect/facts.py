@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from data.block import Blocks
 from data.corpus import Corpus
 from data.layout import Reader, build
 from data.plan import Piece, RowPlan, plan_rows
@@ -105,8 +106,11 @@ def look(
     dropped = [Counter[str]() for _ in corpus.sources]
     for counts, source in zip(dropped, corpus.sources, strict=True):
         counts.update(reason for shard in source.shards for reason, _ in shard.index.dropped)
-    reader = Reader(corpus, seed=config.seed)
-    batches = [build([row], reader=reader, row_tokens=config.row_tokens) for row in plan[:rows]]
+    reader, blocks = Reader(corpus, seed=config.seed), Blocks()
+    batches = [
+        build([row], reader=reader, row_tokens=config.row_tokens, blocks=blocks)
+        for row in plan[:rows]
+    ]
     drawn = [
         _draw(number, row, batch, reader=reader)
         for number, (row, batch) in enumerate(zip(plan, batches, strict=False))
