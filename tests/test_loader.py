@@ -413,6 +413,7 @@ def test_counts_that_differ_from_the_index_stop_the_run(corpus: Corpus) -> None:
             [[Piece(0, 0, 0, 0, int(shard.lengths[0]))]],
             reader=Reader(changed, seed=0),
             row_tokens=128,
+            blocks=Blocks(),
         )
 
 
