@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -17,9 +16,20 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from data.loader import Loader
-from nmm import checkpoint, config, evaluate, parallel, quarantine, rundir, schedule, stop
+from nmm import (
+    checkpoint,
+    config,
+    evaluate,
+    parallel,
+    parent,
+    quarantine,
+    rundir,
+    schedule,
+    stop,
+)
 from nmm.batch import Modality, PackedBatch
 from nmm.begin import (
+    Beginning,
     RunPlan,
     agreed,
     begin,
@@ -43,22 +53,20 @@ from nmm.tally import LABELS, TOKENS, loss_keys, token_keys
 
 def train(
     plan: RunPlan,
-    progress: Progress,
-    newest: Path | None,
+    begun: Beginning,
     *,
     settings: Config,
     stops: Stops,
     world: World,
 ) -> None:
-    """Train from `progress` to the last step, or until asked to stop.
-
-    `newest` is the checkpoint that it was read from, None at the beginning. Raises Stopped.
-    """
-    engine = build_engine(plan, settings, fresh=newest is None, world=world)
+    """Train from where the run stands to the last step; raises Stopped when asked to stop."""
+    progress = begun.progress
+    engine = build_engine(plan, begun, settings, world=world)
     parallel.limit_waiting(settings.run.timeout_minutes)
-    if newest:
+    if begun.whole:
+        remedy = checkpoint.DELETE if begun.own else parent.GIVE_ANOTHER
         with naming_process(world):
-            checkpoint.load(engine, newest)
+            checkpoint.load(engine, begun.whole, remedy=remedy)
     loader = Loader(
         plan.corpus,
         settings.data,
@@ -69,10 +77,7 @@ def train(
         state=progress.stream,
     )
     with closing(open_log(plan, progress, settings, world=world)) as log:
-        log.say(
-            f"{'continuing' if newest else 'starting'} {plan.directory} after step {progress.step} "
-            f"of {plan.phases.total_steps}"
-        )
+        log.say(opening(plan, begun))
         try:
             loop(plan, progress, engine, loader, log, settings=settings, stops=stops, world=world)
         except Stopped as stopped:
@@ -134,14 +139,26 @@ def loop(
             progress.logged_step = step
         if due(step, every=settings.evaluation.every_steps, last=total_steps):
             evaluation(engine, plan, progress, log, settings=settings, stops=stops, world=world)
-        if due(step, every=settings.checkpoint.every_steps, last=total_steps):
+        if checkpoint.is_due(step, settings.checkpoint, last=total_steps):
             save(plan, progress, engine, settings, world=world)
 
 
+def opening(plan: RunPlan, begun: Beginning) -> str:
+    """What the run says first: where it stands, and what it begins from."""
+    progress, came_from = begun.progress, ""
+    if begun.parent and progress.parent:
+        taken = "of" if begun.whole else "with the weights of"
+        came_from = f", {taken} {begun.parent} ({progress.parent['tokens']:,} tokens)"
+    return (
+        f"{'continuing' if begun.own else 'starting'} {plan.directory} after step {progress.step} "
+        f"of {plan.phases.total_steps}{came_from}"
+    )
+
+
 def is_saved(plan: RunPlan, progress: Progress, *, world: World) -> bool:
-    """Would the same command continue from where the run stands? The beginning needs no saving."""
+    """Would the same command continue from where the run stands? Its beginning needs no saving."""
     newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
-    return progress.step == (checkpoint.step_of(newest) if newest else 0)
+    return progress.step == (checkpoint.step_of(newest) if newest else progress.first_step)
 
 
 def save(
@@ -152,10 +169,14 @@ def save(
     )
 
 
-def build_engine(plan: RunPlan, settings: Config, *, fresh: bool, world: World) -> Engine:
-    """The model on its engine; a `fresh` one begins with the weights that are given for it."""
+def build_engine(plan: RunPlan, begun: Beginning, settings: Config, *, world: World) -> Engine:
+    """The model on its engine, with the weights that a run begins with; what is loaded whole is
+    loaded later.
+    """
     model = build(settings.model, seed=settings.run.seed)
-    if fresh:
+    if begun.weights:
+        parent.load_weights(model, begun.weights, world=world)
+    elif begun.whole is None:
         load_given(model, settings.weights)
     return Engine(
         model,
@@ -320,6 +341,7 @@ def write_run_directory(
             "tokenizer_sha256": plan.corpus.tokenizer.hash,
             "corpus_fingerprint": plan.corpus.fingerprint,
             "total_steps": plan.phases.total_steps,
+            "parent": first.parent,
         },
         start={"step": first.step, "processes": world.size},
     )
@@ -337,36 +359,44 @@ def main(composed: DictConfig) -> None:
 def run(settings: Config, *, overrides: list[str]) -> None:
     """Plan, begin, and train what is left. Exits with stop.EXIT_CODE when asked to stop."""
     world = parallel.start(timeout_minutes=settings.run.timeout_minutes)
-    directory, progress = config.run_directory(settings.run).absolute(), Progress()
+    directory = config.run_directory(settings.run).absolute()
     stops = stop.listen(directory, max_minutes=settings.run.max_minutes, world=world)
     try:
-        with parallel.ending_together(world, where=lambda: f"after step {progress.step}"):
-            plan = agreed(lambda: make_plan(settings, world=world), world=world)
-            with agreed(lambda: rundir.lock(directory, is_main=world.is_main), world=world):
-                progress, newest = agreed(lambda: begin(plan, settings, world=world), world=world)
-                if is_finished(plan, progress, settings, world=world):
-                    if world.is_main:
-                        print(f"{directory} is finished: all {progress.step} steps are done.")
-                    return
-                agreed(
-                    lambda: write_run_directory(
-                        plan, settings, overrides=overrides, first=progress, world=world
-                    ),
-                    world=world,
-                )
-                how = "finished"
-                try:
-                    train(plan, progress, newest, settings=settings, stops=stops, world=world)
-                except Stopped:
-                    how = "stopped"
-                stops.obeyed()
-                rundir.end(directory, how=how, step=progress.step, is_main=world.is_main)
-                parallel.barrier()  # launchers of other machines read the note when we have left
+        finished = run_in(world, settings, overrides=overrides, stops=stops)
     finally:
         parallel.stop()
-    if how == "stopped":
+    if not finished:
         stop.tell_elastic_agent()
         sys.exit(stop.EXIT_CODE)
+
+
+def run_in(world: World, settings: Config, *, overrides: list[str], stops: Stops) -> bool:
+    """The run among processes that have met already; False when it was asked to stop."""
+    directory, progress = config.run_directory(settings.run).absolute(), Progress()
+    with parallel.ending_together(world, where=lambda: f"after step {progress.step}"):
+        plan = agreed(lambda: make_plan(settings, world=world), world=world)
+        with agreed(lambda: rundir.lock(directory, is_main=world.is_main), world=world):
+            begun = agreed(lambda: begin(plan, settings, world=world), world=world)
+            progress = begun.progress
+            if is_finished(plan, progress, settings, world=world):
+                if world.is_main:
+                    print(f"{directory} is finished: all {progress.step} steps are done.")
+                return True
+            agreed(
+                lambda: write_run_directory(
+                    plan, settings, overrides=overrides, first=progress, world=world
+                ),
+                world=world,
+            )
+            how = "finished"
+            try:
+                train(plan, begun, settings=settings, stops=stops, world=world)
+            except Stopped:
+                how = "stopped"
+            stops.obeyed()
+            rundir.end(directory, how=how, step=progress.step, is_main=world.is_main)
+            parallel.barrier()  # launchers of other machines read the note when we have left
+            return how == "finished"
 
 
 def leave(error: Exception) -> NoReturn:

@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data.corpus import Corpus
-from nmm import checkpoint, config, parallel, schedule
+from nmm import checkpoint, config, parallel, parent, schedule
 from nmm.checkpoint import Progress
-from nmm.config import Config
+from nmm.config import Config, ParentConfig, ParentMode
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
+from nmm.identity import identity_of, refuse_contradiction
 from nmm.log import read_rows
 from nmm.model import check_given
 from nmm.needs import refuse_missing
@@ -31,6 +32,29 @@ class RunPlan:
     held_out: Corpus
     split: Split
     phases: Phases
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run stands, and the checkpoint it goes on from: its `own`, else its `parent`'s.
+
+    With neither it begins from scratch.
+    """
+
+    progress: Progress
+    own: Path | None = None
+    parent: Path | None = None
+    mode: ParentMode = ParentMode.branch
+
+    @property
+    def whole(self) -> Path | None:
+        """The checkpoint of which everything is taken, if there is one."""
+        return self.own or (self.parent if self.mode is ParentMode.branch else None)
+
+    @property
+    def weights(self) -> Path | None:
+        """The checkpoint of which the weights alone are taken, if there is one."""
+        return self.parent if self.mode is ParentMode.weights else None
 
 
 def make_plan(settings: Config, *, world: World) -> RunPlan:
@@ -59,37 +83,47 @@ def make_plan(settings: Config, *, world: World) -> RunPlan:
     return RunPlan(config.run_directory(settings.run).absolute(), corpus, held_out, split, phases)
 
 
-def begin(plan: RunPlan, settings: Config, *, world: World) -> tuple[Progress, Path | None]:
-    """Where the run stands: its own newest complete checkpoint, else step 0."""
+def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
+    """Its own newest complete checkpoint, else its parent's, else step 0; raises UserError."""
     newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
     checkpoint.check_resume(newest, settings.run.resume, directory=plan.directory)
-    identity = checkpoint.identity(
-        settings,
-        fingerprints={
-            "corpus": plan.corpus.fingerprint,
-            "held-out": plan.held_out.fingerprint,
-        },
-        tokenizer_hash=plan.corpus.tokenizer.hash,
-        processes=world.size,
+    identity = identity_of(
+        settings, corpus=plan.corpus, held_out=plan.held_out, processes=world.size
     )
-    progress = checkpoint.read_progress(newest) if newest else None
+    if newest:
+        begun = Beginning(checkpoint.read_progress(newest), own=newest)
+    elif settings.parent.run:
+        begun = _from_parent(plan, settings.parent, identity=identity)
+    else:
+        begun = Beginning(Progress(identity=identity))
     if world.is_main:
-        every_steps = settings.checkpoint.every_steps
-        refuse_lost_evidence(plan.directory, progress=progress, every_steps=every_steps)
-    if newest is None or progress is None:
+        refuse_lost_evidence(plan.directory, begun, every_steps=settings.checkpoint.every_steps)
+    if newest:
+        refuse_contradiction(begun.progress.identity, identity, checkpoint=newest)
+    elif begun.parent is None:
         check_given(settings.model, settings.weights)
-        return Progress(identity=identity), None
-    checkpoint.refuse_contradiction(progress.identity, identity, checkpoint=newest)
-    refuse_jump(progress, settings, plan=plan)
-    return progress, newest
+    if begun.progress.step:
+        refuse_jump(begun, settings, plan=plan)
+    return begun
+
+
+def _from_parent(plan: RunPlan, config: ParentConfig, *, identity: dict[str, Any]) -> Beginning:
+    found = parent.checkpoint_of(config)
+    total_steps = plan.phases.total_steps
+    progress = parent.begun_from(
+        found, mode=config.mode, identity=identity, total_steps=total_steps
+    )
+    return Beginning(progress, parent=found, mode=config.mode)
 
 
 def owes_evaluation(plan: RunPlan, progress: Progress, settings: Config, *, world: World) -> bool:
     """Is the evaluation of the step where the run stands missing, since a stop came before it?"""
     step, config = progress.step, settings.evaluation
+    at_start = config.at_start and step == progress.first_step
     if step == 0:
-        return config.at_start
-    if not schedule.due(step, every=config.every_steps, last=plan.phases.total_steps):
+        return at_start
+    due = schedule.due(step, every=config.every_steps, last=plan.phases.total_steps)
+    if not due and not at_start:
         return False
     path = plan.directory / "evals.jsonl"
     return parallel.from_main(
@@ -104,20 +138,21 @@ def is_finished(plan: RunPlan, progress: Progress, settings: Config, *, world: W
     return not owes_evaluation(plan, progress, settings, world=world)
 
 
-def refuse_lost_evidence(directory: Path, *, progress: Progress | None, every_steps: int) -> None:
+def refuse_lost_evidence(directory: Path, begun: Beginning, *, every_steps: int) -> None:
     """Do not begin anew, or go on, over a run whose checkpoints or log somebody removed.
 
     Checkpoints are due every `every_steps`. All logs are read, so that damage shows before work.
     """
     names = ("losses", "evals", "quarantine")
     rows, *_ = (read_rows(directory / f"{name}.jsonl") for name in names)
-    path = directory / "losses.jsonl"
-    if progress is None and rows and rows[-1]["step"] > every_steps:
+    path, progress = directory / "losses.jsonl", begun.progress
+    first_due = (progress.first_step // every_steps + 1) * every_steps
+    if begun.own is None and rows and rows[-1]["step"] > first_due:
         raise UserError(
             f"{path} reaches step {rows[-1]['step']} but there is no checkpoint to continue from; "
             f"restore {directory / 'checkpoints'}, or start another run with run.name=NEW."
         )
-    if progress is None:
+    if begun.own is None:
         return
     last = max((row["step"] for row in rows if row["step"] <= progress.step), default=0)
     if last < progress.logged_step:
@@ -128,8 +163,9 @@ def refuse_lost_evidence(directory: Path, *, progress: Progress | None, every_st
         )
 
 
-def refuse_jump(progress: Progress, settings: Config, *, plan: RunPlan) -> None:
+def refuse_jump(begun: Beginning, settings: Config, *, plan: RunPlan) -> None:
     """A changed schedule may alter the steps to come, not the one last taken."""
+    progress = begun.progress
     if progress.step > plan.phases.total_steps:
         raise UserError(
             f"schedule.total_steps is {plan.phases.total_steps} but {plan.directory} is at step "
@@ -138,12 +174,18 @@ def refuse_jump(progress: Progress, settings: Config, *, plan: RunPlan) -> None:
     rate = schedule.learning_rate(
         settings.schedule, phases=plan.phases, peak=settings.optim.learning_rate, step=progress.step
     )
-    if not math.isclose(rate, progress.learning_rate, rel_tol=1e-9, abs_tol=1e-15):
-        raise UserError(
-            f"schedule.* gives the rate {rate:g} at step {progress.step}, but "
-            f"{plan.directory} was trained with {progress.learning_rate:g} there; restore the old "
-            f"schedule, or start another run with run.name=NEW."
-        )
+    if math.isclose(rate, progress.learning_rate, rel_tol=1e-9, abs_tol=1e-15):
+        return
+    trained = plan.directory if begun.parent is None else begun.parent.parents[1]
+    remedy = (
+        "restore the old schedule, or start another run with run.name=NEW"
+        if begun.parent is None
+        else "branch off where both schedules have the same rate, as in the constant phase"
+    )
+    raise UserError(
+        f"schedule.* gives the rate {rate:g} at step {progress.step}, but {trained} was trained "
+        f"with {progress.learning_rate:g} there; {remedy}."
+    )
 
 
 def agreed(work: Callable[[], T], *, world: World) -> T:

@@ -11,33 +11,19 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from data.plan import StreamState
-from nmm.config import CheckpointConfig, Config, Resume
+from nmm.config import CheckpointConfig, Resume
 from nmm.engine import Engine
 from nmm.errors import UserError
 from nmm.parallel import World, barrier
+from nmm.schedule import at_interval, due
 
 MARKER = "COMPLETE"
-TOKENIZER = "data.tokenizer (sha256)"  # a key of the identity
-# With the corpus, its weights and the tokenizer, these determine every row.
-DATA_KEYS = (
-    "context_tokens",
-    "row_tokens",
-    "global_rows",
-    "window_documents",
-    "seed",
-    "repeat",
-    "weight_changes",
-    "max_row_images",
-    "augment",
-)
-HOW_IT_IS_COMPUTED = ("attention", "loss")  # of the model, and not what
 
 # What torch and DeepSpeed raise on files that are cut, missing, or hold something else.
 DAMAGE = (
@@ -58,19 +44,23 @@ FORMAT = 4
 class Progress:
     """Everything of a run that is neither weights nor optimizer state.
 
-    `logged_step` is that of the last row of losses.jsonl, `learning_rate` that of the step last
-    taken, `stream` the place in the data, `totals` the cumulative keys of losses.jsonl;
-    `bad_documents` counts what could not be read of every window that goes on; `identity` holds the
-    values that must be the same when the run continues.
+    The run began at `first_step` (0 unless it is a branch) and stands after `step`. `logged_step`
+    is that of the last row of losses.jsonl, `learning_rate` that of the step last taken, `stream`
+    the place in the data, `totals` the cumulative keys of losses.jsonl; `bad_documents` counts what
+    could not be read of every window that goes on; `identity` holds the values that must be the
+    same when the run continues. `parent` is where the run came from: run, step, mode, and the
+    tokens and flops that were behind it there.
     """
 
     step: int = 0
+    first_step: int = 0
     logged_step: int = 0
     learning_rate: float = 0.0
     stream: dict[str, Any] | None = None
     totals: dict[str, int] = field(default_factory=dict)
     bad_documents: dict[str, int] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
+    parent: dict[str, Any] | None = None
 
 
 def complete(directory: Path) -> list[Path]:
@@ -140,70 +130,10 @@ def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None
         )
 
 
-def identity(
-    config: Config, *, fingerprints: dict[str, str], tokenizer_hash: str, processes: int
-) -> dict[str, Any]:
-    """What must not change over the life of a run, by the key that the user sets it with.
-
-    The schedule may change for the steps to come; train.py holds it to the rate of the last step.
-    """
-    data = asdict(config.data)
-    values = {
-        "model": {k: v for k, v in asdict(config.model).items() if k not in HOW_IT_IS_COMPUTED},
-        "weights": asdict(config.weights),
-        "data": {
-            **{key: data[key] for key in DATA_KEYS},
-            "units": [f"{unit.value}={count}" for unit, count in config.data.units.items()],
-        },
-        "optim": asdict(config.optim),
-        "engine": {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision},
-        "run": {"seed": config.run.seed},
-        "evaluation": {"rows_per_source": config.evaluation.rows_per_source},
-        "data.sources": {
-            name: {
-                "kind": source.kind,
-                "weight": source.weight,
-                "text_first_fraction": source.text_first_fraction,
-                "modality": source.modality,
-            }
-            for name, source in config.data.sources.items()
-        },
-    }
-    return {
-        TOKENIZER: tokenizer_hash,
-        **_dotted(values),
-        **{f"data.sources ({split} fingerprint)": value for split, value in fingerprints.items()},
-        "number of processes": processes,
-    }
-
-
-def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} becomes {"a.b": 1}; enums become their names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _dotted(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value.name if isinstance(value, Enum) else value
-    return flat
-
-
-def refuse_contradiction(
-    saved: dict[str, Any], current: dict[str, Any], *, checkpoint: Path
-) -> None:
-    """Stop when the config asks to continue with another model, corpus or global batch."""
-    for key in [*saved, *(key for key in current if key not in saved)]:
-        if saved.get(key) != current.get(key):
-            raise UserError(
-                f"{key} is {current.get(key)} but the checkpoint {checkpoint} was made with "
-                f"{saved.get(key)}; restore the old value, or start another run with run.name=NEW."
-            )
-
-
 def save(
     engine: Engine, progress: Progress, *, directory: Path, config: CheckpointConfig, world: World
 ) -> None:
-    """Write a checkpoint, mark it complete, then remove the ones beyond `keep_last`."""
+    """Write a checkpoint, mark it complete, then remove those not to be kept."""
     tag = f"step_{progress.step:08d}"
     checkpoint = directory / "checkpoints" / tag
     if world.is_main:
@@ -223,17 +153,31 @@ def save(
     if world.is_main:
         (checkpoint / MARKER).touch()
         for old in complete(directory)[: -config.keep_last]:
-            _remove(old)
+            if not is_kept(step_of(old), config):
+                _remove(old)
 
 
-def load(engine: Engine, checkpoint: Path) -> None:
+def is_due(step: int, config: CheckpointConfig, *, last: int) -> bool:
+    """Is a checkpoint to be made after this step of a run that ends with `last`?"""
+    return due(step, every=config.every_steps, last=last) or is_kept(step, config)
+
+
+def is_kept(step: int, config: CheckpointConfig) -> bool:
+    """Is the checkpoint of this step to be kept for good?"""
+    return at_interval(step, every=config.keep_every_steps) or step in config.keep_steps
+
+
+DELETE = "delete it, and the same command continues from the checkpoint before it"
+
+
+def load(engine: Engine, checkpoint: Path, *, remedy: str = DELETE) -> None:
     """Weights and optimizer state of a complete checkpoint, into the engine."""
-    with damage_of(checkpoint):
+    with damage_of(checkpoint, remedy=remedy):
         engine.load(checkpoint.parent, tag=checkpoint.name)
 
 
 @contextmanager
-def damage_of(checkpoint: Path) -> Iterator[None]:
+def damage_of(checkpoint: Path, *, remedy: str = DELETE) -> Iterator[None]:
     """A file that is no part of a checkpoint becomes one sentence."""
     try:
         yield
@@ -241,7 +185,7 @@ def damage_of(checkpoint: Path) -> Iterator[None]:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else ''}); "
-            f"delete it, and the same command continues from the checkpoint before it."
+            f"{remedy}."
         ) from error
 
 

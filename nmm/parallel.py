@@ -132,6 +132,13 @@ def from_main(value: T) -> T:
     return box[0]
 
 
+def copy_from_main(tensor: torch.Tensor, *, world: World) -> None:
+    """Put the main process's numbers into a tensor of every process, wherever it lies."""
+    on_device = tensor.to(world.device)
+    dist.broadcast(on_device, src=0)
+    tensor.copy_(on_device)
+
+
 def barrier() -> None:
     """Wait for every process."""
     dist.barrier()

@@ -12,6 +12,7 @@ from typing import Any
 
 from nmm.errors import UserError
 
+MANIFEST = "manifest.json"
 PACKAGES = ("torch", "deepspeed", "webdataset", "sentencepiece", "pillow", "simplejpeg", "numpy")
 
 
@@ -30,7 +31,7 @@ def write(
     """
     _replace(directory / "config.yaml", config_yaml)
     _replace(directory / "overrides.txt", "".join(f"{line}\n" for line in overrides))
-    manifest = directory / "manifest.json"
+    manifest = directory / MANIFEST
     starts = _starts(manifest)
     starts.append(
         {
@@ -48,7 +49,7 @@ def end(directory: Path, *, how: str, step: int, is_main: bool) -> None:
     """Note at the last start how it ended and after which step; one without a note was cut off."""
     if not is_main:
         return
-    manifest = directory / "manifest.json"
+    manifest = directory / MANIFEST
     stored = json.loads(manifest.read_text())
     stored["starts"][-1]["ended"] = {"how": how, "step": step, "time": wall_time()}
     _replace(manifest, json.dumps(stored, indent=1) + "\n")

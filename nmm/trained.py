@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
-from nmm.checkpoint import DAMAGE, TOKENIZER, complete, damage_of, newest, read_progress
+from nmm.checkpoint import DAMAGE, complete, damage_of, newest, read_progress
 from nmm.config import Config, DataConfig, ModelConfig, read_yaml
 from nmm.engine import read_weights
 from nmm.errors import UserError
+from nmm.identity import TOKENIZER
 from nmm.model import Model
 
 FORMAT = 1

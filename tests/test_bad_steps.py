@@ -72,7 +72,7 @@ def run_here(asked: Config, progress: Progress, *, world: World, poisoned: bool 
     """The directory of a run in this process; of a poisoned one, step BAD goes wrong."""
     plan = begin.make_plan(asked, world=world)
     plan.directory.mkdir()
-    engine = train.build_engine(plan, asked, fresh=True, world=world)
+    engine = train.build_engine(plan, begin.Beginning(progress), asked, world=world)
     if poisoned:
         poison(engine)
     loader = Loader(

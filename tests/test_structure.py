@@ -41,6 +41,8 @@ RANKS = {
     "nmm.evaluate": 5,
     "nmm.export": 5,
     "nmm.generate": 5,
+    "nmm.identity": 5,
+    "nmm.parent": 5,
     "nmm.quarantine": 5,
     "nmm.trained": 5,
     "data.prepare": 6,

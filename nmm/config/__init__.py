@@ -24,6 +24,7 @@ from nmm.config.model import (
     VisionConfig,
 )
 from nmm.config.optim import OptimConfig, OptimName
+from nmm.config.parent import ParentConfig, ParentMode
 from nmm.config.root import (
     Config,
     Resume,
@@ -64,6 +65,8 @@ __all__ = [
     "NormPosition",
     "OptimConfig",
     "OptimName",
+    "ParentConfig",
+    "ParentMode",
     "Positions",
     "Precision",
     "QKNorm",

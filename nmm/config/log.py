@@ -1,6 +1,6 @@
 """What a run writes beside its weights: loss log, evaluations, checkpoints, wandb."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from nmm.config.check import at_least, positive
@@ -32,13 +32,22 @@ class LogConfig:
 
 @dataclass
 class CheckpointConfig:
-    """A checkpoint every `every_steps` and at the end; the newest `keep_last` are kept."""
+    """A checkpoint every `every_steps` and at the end; the newest `keep_last` are kept.
+
+    Those of `keep_steps`, and every `keep_every_steps` (0: never), are made and kept for good, for
+    example as the points where other runs branch off.
+    """
 
     every_steps: int = 1000
     keep_last: int = 2
+    keep_every_steps: int = 0
+    keep_steps: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         positive(checkpoint__every_steps=self.every_steps, checkpoint__keep_last=self.keep_last)
+        at_least(0, checkpoint__keep_every_steps=self.keep_every_steps)
+        for step in self.keep_steps:
+            positive(checkpoint__keep_steps=step)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from nmm.config.engine import EngineConfig
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig
 from nmm.config.model import GivenWeights, ImageKind, ModelConfig
 from nmm.config.optim import OptimConfig
+from nmm.config.parent import ParentConfig, ParentMode
 from nmm.config.schedule import ScheduleConfig
 from nmm.errors import UserError
 
@@ -66,6 +67,7 @@ class RunConfig:
 @dataclass
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
+    parent: ParentConfig = field(default_factory=ParentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     weights: GivenWeights = field(default_factory=GivenWeights)
     data: DataConfig = field(default_factory=DataConfig)
@@ -85,8 +87,18 @@ class Config:
                 "schedule.total_tokens and schedule.total_steps are null; give one of them, "
                 "for example schedule.total_steps=500."
             )
+        self._check_parent()
         self._check_context()
         self._check_images()
+
+    def _check_parent(self) -> None:
+        only_weights = self.parent.run is not None and self.parent.mode is ParentMode.weights
+        given = self.weights.decoder or self.weights.vision
+        if only_weights and given is not None:
+            raise UserError(
+                f"parent.mode is weights and weights.* names {given}, so that there are two "
+                f"sources of weights; leave one of them out."
+            )
 
     def _check_context(self) -> None:
         context, limit = self.data.context_tokens, self.model.max_positions
@@ -187,6 +199,7 @@ def with_absolute_paths(config: Config) -> Config:
     given = config.weights
     absolute.weights.decoder = _absolute(given.decoder) if given.decoder else None
     absolute.weights.vision = _absolute(given.vision) if given.vision else None
+    absolute.parent.run = _absolute(config.parent.run) if config.parent.run else None
     return absolute
 
 
