@@ -6,10 +6,12 @@ every page of it: a block is used again when its batch is gone.
 """
 
 import math
+import os
 import weakref
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -55,11 +57,11 @@ class Blocks:
         Wider types come first, or the later ones would not be aligned.
         """
         block = self._take(MARK_BYTES + sum(_bytes(part) for part in parts))
-        block[0] = LENT
+        _mark(block)[0] = LENT
         return _views(block, parts)
 
     def _take(self, size: int) -> Tensor:
-        free = [place for place, block in enumerate(self._blocks) if block[0] != LENT]
+        free = [place for place, block in enumerate(self._blocks) if _mark(block)[0] != LENT]
         for place in free:
             if len(self._blocks[place]) >= size:
                 return self._blocks[place]
@@ -95,7 +97,7 @@ def pack(batch: PackedBatch) -> Parcel:
 def unpack(parcel: Parcel) -> PackedBatch:
     """The batch, whose block may be used again when its last tensor is gone."""
     held = parcel.block.numpy()  # by the tensors made of it, and by nothing else
-    weakref.finalize(held, _give_back, parcel.block).atexit = False
+    weakref.finalize(held, _give_back, _mark(parcel.block), os.getpid()).atexit = False
     return PackedBatch(
         **_views(torch.from_numpy(held), parcel.parts),
         keys=parcel.keys,
@@ -104,8 +106,15 @@ def unpack(parcel: Parcel) -> PackedBatch:
     )
 
 
-def _give_back(block: Tensor) -> None:
-    block[0] = FREE
+def _give_back(mark: np.ndarray, lender: int) -> None:
+    """Not in a process that was forked with the batch, which may let go of it much earlier."""
+    if os.getpid() == lender:
+        mark[0] = FREE
+
+
+def _mark(block: Tensor) -> np.ndarray:
+    """uint8[1]: not as a tensor, because one of `torch.inference_mode` is not written elsewhere."""
+    return block.numpy()[:1]
 
 
 def _views(block: Tensor, parts: list[Part]) -> dict[str, Tensor]:

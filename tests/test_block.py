@@ -1,12 +1,16 @@
 """A batch between processes: one block, every tensor as it was."""
 
+import os
 from dataclasses import fields
 
 import pytest
 import torch
 
 from data.block import MARK_BYTES, Blocks, Part, pack, unpack
+from data.loader import Loader
+from data.workers import forking
 from nmm.batch import Dropped, PackedBatch
+from tests import corpora
 
 NO_TENSORS = ("keys", "dropped", "counts")
 
@@ -85,3 +89,32 @@ def test_a_block_is_used_again_when_the_last_tensor_of_its_batch_is_gone() -> No
     fourth = passed(rows=3)  # a larger one does not: the free block makes room for another
     assert fourth.tokens.data_ptr() != place
     assert torch.equal(third.tokens, batch(rows=1, row_tokens=8, images=1).tokens)
+
+
+def test_a_forked_process_gives_back_no_block_of_its_parent() -> None:
+    config = corpora.config()
+    loader = Loader(corpora.open_corpus(config), config, rank=0, world=1, micro_batch=2, workers=1)
+    steps = iter(loader)
+    kept = [next(steps)[0][0]]
+    expected = kept[0].tokens.clone()
+    with forking():
+        child = os.fork()
+    if child == 0:
+        kept.clear()
+        os._exit(0)
+    os.waitpid(child, 0)
+    for _ in range(6):
+        next(steps)
+    steps.close()
+    assert torch.equal(kept[0].tokens, expected)
+
+
+def test_blocks_outlive_the_mode_that_they_were_made_in() -> None:
+    blocks = Blocks()
+    with torch.inference_mode():
+        first = unpack(pack(batch(rows=2, row_tokens=8, images=1, blocks=blocks)))
+    place = first.tokens.data_ptr()
+    del first
+    parts = [Part("tokens", torch.int64, (2, 8)), Part("pixels", torch.uint8, (1, 3, 5, 3))]
+    again = blocks.tensors(parts)["tokens"]
+    assert again.untyped_storage().data_ptr() == place - MARK_BYTES
