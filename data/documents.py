@@ -6,6 +6,7 @@ A document is a list of parts in reading order: texts (str), images (bytes), and
 
 import base64
 import json
+from functools import lru_cache
 from typing import NamedTuple
 
 from data.interleaved import ImagePlace, places
@@ -126,14 +127,19 @@ def _string(value: object) -> str:
 
 def json_object(members: dict[str, bytes]) -> dict:
     """The object in the member "json"; raises BadSample."""
-    try:
-        # ValueError: also for a number of thousands of digits, which Python refuses to convert.
-        found = json.loads(_text(_member(members, "json", missing="missing_json")))
-    except (ValueError, RecursionError):
-        raise BadSample("bad_json") from None
+    found = _loaded(_member(members, "json", missing="missing_json"))
     if not isinstance(found, dict):
         raise BadSample("bad_layout")
     return found
+
+
+@lru_cache(maxsize=1)  # a list of captions would be read again for each of them
+def _loaded(data: bytes) -> object:
+    try:
+        # ValueError: also for a number of thousands of digits, which Python refuses to convert.
+        return json.loads(_text(data))
+    except (ValueError, RecursionError):
+        raise BadSample("bad_json") from None
 
 
 def _interleaved(members: dict[str, bytes], *, key: str, layout: Layout) -> Parsed:

@@ -20,7 +20,7 @@ from nmm.batch import COUNTS, NO_LABEL, Dropped, Modality, PackedBatch
 from nmm.config import Kind
 from nmm.errors import UserError
 
-DOCUMENTS_KEPT = 64
+DOCUMENTS_KEPT, KEPT_BYTES = 64, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Document:
     sequence: Sequence
     pixels: list[np.ndarray]
     skipped_images: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (*vars(self.sequence).values(), *self.pixels))
 
 
 def build(rows: list[RowPlan], *, reader: "Reader", row_tokens: int, blocks: Blocks) -> PackedBatch:
@@ -54,20 +58,24 @@ class Reader:
     """Reads the documents of pieces and remembers the last ones, because pieces of one come again.
 
     The pieces of a long document lie in many rows of a window; to read it for each of them would
-    cost the square of its length. `seed` is that of the plan.
+    cost the square of its length. Together they take at most KEPT_BYTES, or are one. `seed` is
+    that of the plan.
     """
 
     def __init__(self, corpus: Corpus, *, seed: int) -> None:
         self.corpus, self.seed = corpus, seed
         self._kept: OrderedDict[tuple[int, ...], Document | BadSample] = OrderedDict()
+        self._bytes = 0
 
     def read(self, piece: Piece) -> Document | BadSample:
         """The whole document of a piece, or why there is none; raises UserError."""
         place = (piece.source, piece.shard, piece.document, piece.epoch)
         if place not in self._kept:
-            self._kept[place] = _read(piece, corpus=self.corpus, seed=self.seed)
-            if len(self._kept) > DOCUMENTS_KEPT:
-                self._kept.popitem(last=False)
+            self._kept[place] = found = _read(piece, corpus=self.corpus, seed=self.seed)
+            self._bytes += found.nbytes if isinstance(found, Document) else 0
+            while len(self._kept) > (DOCUMENTS_KEPT if self._bytes <= KEPT_BYTES else 1):
+                _, gone = self._kept.popitem(last=False)
+                self._bytes -= gone.nbytes if isinstance(gone, Document) else 0
         self._kept.move_to_end(place)
         return self._kept[place]
 

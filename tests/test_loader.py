@@ -16,7 +16,7 @@ import torch
 from data.block import Blocks
 from data.corpus import Corpus
 from data.documents import parse
-from data.layout import Reader, build, read_document
+from data.layout import DOCUMENTS_KEPT, Document, Reader, build, read_document
 from data.loader import Loader, held_out_batches
 from data.plan import Piece, StreamState, plan_rows
 from data.prepare.index import index_shards
@@ -162,6 +162,32 @@ def test_memory_does_not_follow_the_documents_read(corpus: Corpus, config: DataC
         tracemalloc.stop()
     assert between > 5000
     assert late < early + 30 * between
+
+
+def test_documents_are_remembered_within_a_number_of_bytes(
+    corpus: Corpus, config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = [piece for row, _ in islice(plan_rows(corpus, config), 40) for piece in row]
+
+    def most_kept() -> tuple[int, int]:
+        """Documents and their bytes, the most after any piece; the last one is always there."""
+        reader, most = Reader(corpus, seed=config.seed), (0, 0)
+        for piece in pieces:
+            found = reader.read(piece)
+            assert reader.read(piece) is found
+            kept = [each.nbytes for each in reader._kept.values() if isinstance(each, Document)]
+            assert reader._bytes == sum(kept)
+            most = max(most[0], len(kept)), max(most[1], sum(kept))
+        return most
+
+    documents, size = most_kept()
+    assert documents == DOCUMENTS_KEPT
+    monkeypatch.setattr("data.layout.KEPT_BYTES", size // 4)
+    fewer, smaller = most_kept()
+    assert 1 < fewer < documents
+    assert smaller <= size // 4
+    monkeypatch.setattr("data.layout.KEPT_BYTES", 0)
+    assert most_kept()[0] == 1
 
 
 def test_every_row_state_continues_the_plan(corpus: Corpus, config: DataConfig) -> None:
