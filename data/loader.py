@@ -1,8 +1,11 @@
 """The steps of one rank, built in worker processes, with the state of the stream beside them."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +20,7 @@ from nmm.config import DataConfig
 from nmm.errors import UserError
 
 Plan = tuple[list[RowPlan], StreamState]
+Built = tuple[Parcel | UserError, StreamState]
 
 
 class Loader:
@@ -49,10 +53,12 @@ class Loader:
         self.state = None if state is None else StreamState.from_dict(state)
 
     def __iter__(self) -> Iterator[tuple[list[PackedBatch], dict]]:
+        before = active_children()
         batches = self._batches()
+        helpers = [child for child in active_children() if child not in before]
         per_step = self.config.global_rows // (self.world * self.micro_batch)
         try:
-            while step := list(islice(batches, per_step)):
+            while step := _next(batches, per_step, helpers=helpers):
                 yield [_checked(batch) for batch, _ in step], step[-1][1].to_dict()
         finally:
             del (
@@ -60,7 +66,7 @@ class Loader:
             )  # ends its processes now; collected as part of a cycle they hang for seconds
         raise AssertionError("the corpus has ended; Corpus.check_budget had to refuse this budget")
 
-    def _batches(self) -> Iterator[tuple[Parcel | UserError, StreamState]]:
+    def _batches(self) -> Iterator[Built]:
         loader = DataLoader(
             MicroBatches(self.corpus, self.config),
             sampler=Plans(self),
@@ -99,7 +105,7 @@ class MicroBatches(Dataset):
         self.reader, self.row_tokens = Reader(corpus, seed=config.seed), config.row_tokens
         self.blocks = Blocks()
 
-    def __getitem__(self, plan: Plan) -> tuple[Parcel | UserError, StreamState]:
+    def __getitem__(self, plan: Plan) -> Built:
         rows, state = plan
         try:
             batch = build(rows, reader=self.reader, row_tokens=self.row_tokens, blocks=self.blocks)
@@ -135,6 +141,23 @@ def held_out_batches(
             yield unpack(pack(built))
 
     return [(source.name, batches(number)) for number, source in enumerate(corpus.sources)]
+
+
+def _next(batches: Iterator[Built], count: int, *, helpers: list[BaseProcess]) -> list[Built]:
+    """The next `count` batches; raises UserError where one of the processes was killed."""
+    try:
+        return list(islice(batches, count))
+    except (RuntimeError, EOFError, ConnectionError):  # what torch raises depends on the moment
+        for helper in helpers:
+            with suppress(RuntimeError):  # torch's handler of SIGCHLD, wherever we are
+                helper.join(timeout=0.1)
+            if (code := helper.exitcode or 0) < 0:
+                raise UserError(
+                    f"a process that reads data was killed by signal {-code}, most often "
+                    f"for its memory or for a lack of shared memory (/dev/shm); give the job more "
+                    f"of both, or lower data.workers."
+                ) from None
+        raise
 
 
 def _checked(parcel: Parcel | UserError) -> PackedBatch:

@@ -1,7 +1,9 @@
 """The same rows for any split of the work, exact resume, nothing lost, every refusal."""
 
 import json
+import multiprocessing
 import shutil
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
@@ -441,6 +443,26 @@ def test_counts_that_differ_from_the_index_stop_the_run(corpus: Corpus) -> None:
             row_tokens=128,
             blocks=Blocks(),
         )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_process_that_is_killed_is_named_as_killed(corpus: Corpus, config: DataConfig) -> None:
+    """Whatever torch was doing with it; its handler of SIGCHLD may speak before us, and as well."""
+    said = []
+
+    def kill_and_read_on(loader: Iterable) -> None:
+        multiprocessing.active_children()[0].kill()
+        for _ in loader:
+            pass
+
+    for wait_seconds in (0, 0.05, 0.3):
+        loader = iter(Loader(corpus, config, rank=0, world=1, micro_batch=2, workers=1))
+        next(loader)
+        time.sleep(wait_seconds)
+        with pytest.raises((UserError, RuntimeError), match="killed by signal") as caught:
+            kill_and_read_on(loader)
+        said.append(str(caught.value))
+    assert any("signal 9" in each and "lower data.workers" in each for each in said)
 
 
 def test_held_out_rows_are_fixed_and_dealt_to_ranks(config: DataConfig) -> None:
