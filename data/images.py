@@ -14,6 +14,7 @@ from data.augment import Box, View
 from data.samples import BadSample
 
 MAX_PIXELS = 100_000_000
+MAX_SCANS = 200  # a progressive JPEG has about ten
 # Pillow's other formats are left out: none holds photographs, and EPS would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 ORIENTATION_TAG = 0x0112
@@ -45,8 +46,13 @@ class Header(NamedTuple):
 
 
 def check_header(data: bytes) -> None:
-    """Refuse, by BadSample, what is no image or is too large, before a pixel is decoded."""
+    """Refuse, by BadSample, what is no image or is too large, before a pixel is decoded.
+
+    A scan of a JPEG may be 12 bytes that all pixels are gone through for: a megabyte takes an hour.
+    """
     _header(data)
+    if data.startswith(JPEG_START) and data.count(b"\xff" + START_OF_SCAN) > MAX_SCANS:
+        raise BadSample("image_scans")
 
 
 def decode(data: bytes, side_pixels: int, *, view: View | None = None) -> np.ndarray:

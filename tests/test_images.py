@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import MAX_PIXELS, check_header, decode
+from data.images import MAX_PIXELS, MAX_SCANS, check_header, decode
 from data.samples import BadSample
 
 QUADRANTS = np.zeros((16, 16, 3), np.uint8)
@@ -127,6 +127,19 @@ def test_a_bomb_is_refused_by_its_header(width: int) -> None:
         check_header(bomb(width, MAX_PIXELS // 10_000))
     with pytest.raises(BadSample, match="image_pixels"):
         decode(bomb(width, MAX_PIXELS // 10_000), 16)
+
+
+def endless_scans(count: int) -> bytes:
+    """A progressive JPEG that repeats its last scan."""
+    photo = encoded(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    scan = photo[photo.rindex(b"\xff\xda") : -2]
+    return photo[:-2] + count * scan + photo[-2:]
+
+
+def test_scans_without_end_are_refused_by_their_number() -> None:
+    check_header(endless_scans(100))
+    with pytest.raises(BadSample, match="image_scans"):
+        check_header(endless_scans(MAX_SCANS))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])

@@ -20,7 +20,7 @@ from data.prepare.validate import Report, validate
 from data.tokenizer import Tokenizer
 from nmm.config import Kind, Layout
 from tests import corpora
-from tests.test_images import bomb
+from tests.test_images import bomb, endless_scans
 
 RNG = np.random.default_rng(0)
 TEXT = b"a red circle."
@@ -162,6 +162,10 @@ SHAPES: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
     "a bomb": (
         archive([*pair("a", image=BOMB), *GOOD]),
         [("image_pixels", "a")],
+    ),
+    "scans without end": (
+        archive([*pair("a", image=endless_scans(300)), *GOOD]),
+        [("image_scans", "a")],
     ),
 }
 

@@ -199,6 +199,7 @@ def _decode_images(report: ShardReport, sample: Sample, parts: documents.Parts) 
     bad_images = 0
     for number, data in enumerate(pictures, start=1):
         try:
+            images.check_header(data)
             images.decode(data, DECODE_SIDE_PIXELS)
             report.decoded += 1
         except BadSample as bad:

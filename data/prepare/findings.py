@@ -36,6 +36,7 @@ DEFECTS = {
     "bad_base64": "an image in the .json that is not base64",
     "image_header": "not an image that we read",
     "image_pixels": f"an image of more than {images.MAX_PIXELS // 10**6} million pixels",
+    "image_scans": f"a JPEG of more than {images.MAX_SCANS} scans",
     "image_decode": "an image that starts well and cannot be decoded",
     "same_document": "the same key and the same bytes as in an earlier shard",
 }
