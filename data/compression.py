@@ -6,7 +6,7 @@ from typing import BinaryIO, Protocol
 
 import zstandard
 
-READ_BYTES = 1 << 14  # little, because it may unpack to 10,000 times as much
+READ_BYTES = 1 << 12  # little: it may unpack to 10,000 times as much, and damage in it loses it all
 WINDOW_BYTES = 1 << 31  # what `zstd --long=31` needs
 SKIPPABLE_FRAME = b"\x2a\x4d\x18"  # after its first byte; parallel zstd programs begin with one
 

@@ -172,7 +172,7 @@ def load(
     try:
         head, arrays = columns.read(path, names=(*ARRAYS, "dropped"))
         dropped = [(reason, key) for reason, key in json.loads(arrays.pop("dropped").tobytes())]
-        _check_totals(totals, arrays)
+        check_totals(totals, arrays)
     except (OSError, ValueError):
         again = remedy(str(shard), layout=layout, tokenizer=tokenizer, store=store)
         raise UserError(f"{path} is damaged; {again}") from None
@@ -186,7 +186,7 @@ def load(
     )
 
 
-def _check_totals(totals: Totals, arrays: dict[str, np.ndarray]) -> None:
+def check_totals(totals: Totals, arrays: dict[str, np.ndarray]) -> None:
     """ValueError where the first line, which has no checksum, says something else than the rest."""
     if len({len(arrays[name]) for name in ("start", "stop", "crc", "variant", *COUNTS)}) > 1:
         raise ValueError("arrays of several lengths")

@@ -17,6 +17,7 @@ import numpy as np
 
 from data import container, documents, images, tar
 from data.documents import IMAGE_EXTENSIONS, UNITS_EXTENSION
+from data.prepare import beside
 from data.prepare.findings import Finding
 from data.samples import BadSample, Contents, NotAShardError, Sample
 from data.store import LOCAL
@@ -70,7 +71,9 @@ def examine(shard: Path | str, *, layout: Layout) -> ShardReport:
     """
     container.check(str(shard), layout)
     with LOCAL.local(str(shard)) as path:
-        return _examine(path, layout=layout, name=str(shard))
+        report = _examine(path, layout=layout, name=str(shard))
+    report.findings += beside.examine(str(shard))
+    return report
 
 
 def _examine(path: Path, *, layout: Layout, name: str) -> ShardReport:

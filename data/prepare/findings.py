@@ -38,6 +38,8 @@ DEFECTS = {
     "image_pixels": f"an image of more than {images.MAX_PIXELS // 10**6} million pixels",
     "image_scans": f"a JPEG of more than {images.MAX_SCANS} scans",
     "image_decode": "an image that starts well and cannot be decoded",
+    "bad_index": "the index beside it is damaged, or of another version; index the shard again",
+    "bad_tokens": "stored token ids that are not those of the index; index the shard again",
     "same_document": "the same key and the same bytes as in an earlier shard",
 }
 # What is worth knowing, though training reads the shard as it should.

@@ -1,5 +1,7 @@
 """Read every shard wholly, decode every image, parse every document; say all that is wrong.
 
+Of the index and the stored token ids beside a shard, if it has some, the checksums are compared.
+
     python -m data.prepare.validate --kind caption --shards 'corpora/book/caption/*.tar'
 
 Exits with 1 if there is a defect and with 0 if there is none. Notes are no defects: training reads
