@@ -181,8 +181,10 @@ def _texts(parts: Parts, shard: Shard, number: int, *, tokenizer: Tokenizer) -> 
     if shard.ids is None:
         return sequences.encode(parts, tokenizer)
     stored = shard.ids.texts(number, index=shard.index, store=shard.store)
-    pairs = zip(parts, stored, strict=True) if parts else ()  # without parts there is only text
-    return [part if isinstance(part, Units) else text for part, text in pairs] or stored
+    if not parts:  # nothing was parsed: there is only text
+        return stored
+    pairs = zip(parts, stored, strict=True)
+    return [part if isinstance(part, Units) else text for part, text in pairs]
 
 
 def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import time
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from data import tar
 from data.indexing import index_shard
 from data.prepare import validate as command
+from data.prepare.defects import ShardReport, repeated
 from data.prepare.findings import DEFECTS, NOTES
 from data.prepare.validate import Report, validate
 from data.tokenizer import Tokenizer
@@ -269,6 +271,21 @@ def test_repeated_keys_and_missing_numbers(tmp_path: Path) -> None:
     ]
     assert report.findings[-1].detail == "2 missing"
     assert report.sums["documents"] == report.sums["samples"] == 7
+
+
+def test_a_shard_that_is_there_twice_is_named_in_the_time_of_its_keys() -> None:
+    """And not of their square."""
+    count = 40_000
+    reports = [ShardReport(f"{name}.tar") for name in "ab"]
+    for report in reports:
+        report.keys = "".join(f"{n:08d}\0" for n in range(count))
+        report.hashes.extend(range(count))
+        report.crcs.extend(range(count))
+    started = time.process_time()
+    found = repeated(reports)
+    assert time.process_time() - started < 3
+    assert [each.key for each in found] == [f"{n:08d}" for n in range(count)]
+    assert {(each.shard, each.reason) for each in found} == {("b.tar", "same_document")}
 
 
 def test_the_report_does_not_depend_on_the_workers(tmp_path: Path) -> None:

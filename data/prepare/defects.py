@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -171,12 +172,13 @@ def _examine_sample(
         if skipped_images:
             total = skipped_images + sum(isinstance(part, bytes) for part in parts)
             report.add("skipped_image", key=sample.key, detail=f"{skipped_images} of {total}")
+    read = set(map(id, parts))
     unread.update(
         name
         for name, data in members.items()
         if name != _text_member(layout)
         and not (layout.modality and name.endswith(UNITS_EXTENSION))
-        and not any(data is part for part in parts)
+        and id(data) not in read
     )
 
 
@@ -242,6 +244,7 @@ def repeated(reports: list[ShardReport]) -> list[Finding]:
     )
     shard = np.repeat(np.arange(len(reports)), [len(report.hashes) for report in reports])
     first = np.cumsum([0, *(len(report.hashes) for report in reports)])
+    keys = lru_cache(maxsize=1)(lambda shard: reports[shard].keys.split("\0"))  # shard by shard
     order = np.argsort(hashes, kind="stable")
     again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     pairs = zip(order[again + 1].tolist(), order[again].tolist(), strict=True)
@@ -249,7 +252,7 @@ def repeated(reports: list[ShardReport]) -> list[Finding]:
     others: dict[tuple[int, int], list[str]] = {}
     for here, there in sorted(pairs):
         report = reports[shard[here]]
-        key = report.keys.split("\0")[here - int(first[shard[here]])]
+        key = keys(int(shard[here]))[here - int(first[shard[here]])]
         if crcs[here] == crcs[there]:
             earlier = reports[shard[there]].shard
             findings.append(Finding(report.shard, key, "same_document", f"also in {earlier}"))
