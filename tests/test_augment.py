@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data.augment import text_first
+from data.block import Blocks
 from data.corpus import Corpus
 from data.layout import Document, Reader, build
 from data.loader import held_out_batches
@@ -71,7 +72,9 @@ def laid_out(pieces: list[Piece], corpus: Corpus, *, seed: int) -> Iterator[list
     reader = Reader(corpus, seed=seed)
     of_document: list[PackedBatch] = []
     for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
-        of_document.append(build([[piece]], reader=reader, row_tokens=piece.stop - piece.start))
+        of_document.append(
+            build([[piece]], reader=reader, row_tokens=piece.stop - piece.start, blocks=Blocks())
+        )
         if following is None or following.start == 0:
             yield of_document
             of_document = []
@@ -210,7 +213,10 @@ def test_all_pieces_of_a_document_show_the_same_images(drawn: DataConfig) -> Non
     whole = Reader(corpus, seed=drawn.seed).read(cuts[0])
     assert isinstance(whole, Document)
     shown = [
-        build([[cut]], reader=Reader(corpus, seed=drawn.seed), row_tokens=64).pixels for cut in cuts
+        build(
+            [[cut]], reader=Reader(corpus, seed=drawn.seed), row_tokens=64, blocks=Blocks()
+        ).pixels
+        for cut in cuts
     ]
     assert np.array_equal(torch.cat(shown).numpy(), np.stack(whole.pixels))
     assert len({pixels.tobytes() for pixels in whole.pixels}) == 6

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data import pack
+from data.block import Blocks
 from data.budget import fill_rows_within
 from data.layout import Reader, build
 from data.pack import fill_rows
@@ -111,7 +112,7 @@ def test_planned_rows_keep_the_budget_and_lose_nothing() -> None:
     assert sorted(piece for row in rows for piece in row) == sorted(p for row in free for p in row)
     reader = Reader(corpus, seed=config.seed)
     counts, free_counts = (
-        [len(build([row], reader=reader, row_tokens=128).pixels) for row in some]
+        [len(build([row], reader=reader, row_tokens=128, blocks=Blocks()).pixels) for row in some]
         for some in (rows, free)
     )
     assert max(counts) == 4 < max(free_counts)

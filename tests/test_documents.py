@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data import index
+from data.block import Blocks
 from data.documents import parse, variants
 from data.index import load
 from data.indexing import index_shard
@@ -135,7 +136,7 @@ def test_every_caption_of_an_image_is_a_document(tmp_path: Path, tokenizer: Toke
     for number, text in enumerate(texts):
         length = int(corpus.sources[0].shards[0].lengths[number])
         plan = [[Piece(0, 0, number, 0, length)]]
-        batch = build(plan, reader=Reader(corpus, seed=0), row_tokens=length)
+        batch = build(plan, reader=Reader(corpus, seed=0), row_tokens=length, blocks=Blocks())
         assert tokenizer.decode(batch.tokens[0].tolist()) == text
         assert len(batch.pixels) == 1
     report = validate([path], layout=CAPTIONS)
