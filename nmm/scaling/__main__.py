@@ -58,8 +58,7 @@ def _add_fit(command: argparse.ArgumentParser) -> None:
         "--holdout", metavar="RULE", help='"N>1e9": fit the other points, predict these'
     )
     command.add_argument("--grid", choices=GRIDS, default="nmm", help="where the searches start")
-    solvers = [solver.value for solver in Solver]
-    command.add_argument("--solver", choices=solvers, default=Solver.batched.value)
+    _add_solver(command)
     _add_out(command, run=commands.fit)
 
 
@@ -68,9 +67,10 @@ def _add_fit_mixed(command: argparse.ArgumentParser) -> None:
     source.add_argument("--table", type=Path, help="rows of runs with one modality and with both")
     source.add_argument("--runs", type=Path, metavar="DIR", help="a folder of run directories")
     command.add_argument("--columns", metavar="N=..,D_i=..,D_j=..,L_i=..,L_j=..")
-    command.add_argument("--pair", metavar="I,J", help="of runs: two modalities, like text,image")
+    command.add_argument("--pair", metavar="I,J", help="the two modalities, like text,image")
     command.add_argument("--delta", type=_positive, default=DELTA, help="of Huber, on the log loss")
     _add_bootstrap(command)
+    _add_solver(command)
     _add_out(command, run=mixed_commands.fit_mixed)
 
 
@@ -95,6 +95,7 @@ def _add_frontier(command: argparse.ArgumentParser) -> None:
     inputs.add_arguments(command)
     command.add_argument("--loss", metavar="KEY", help="of runs: one key of evals.jsonl, not all")
     _add_min_flops(command)
+    _add_bootstrap(command)
     _add_out(command, run=commands.frontier_command)
 
 
@@ -130,6 +131,13 @@ def _add_min_flops(command: argparse.ArgumentParser) -> None:
         type=_positive,
         default=1.0,
         help="fit the frontier above; arXiv 2504.07951 takes 3e19",
+    )
+
+
+def _add_solver(command: argparse.ArgumentParser) -> None:
+    solvers = [solver.value for solver in Solver]
+    command.add_argument(
+        "--solver", choices=solvers, default=Solver.batched.value, help="lbfgs is the papers' own"
     )
 
 

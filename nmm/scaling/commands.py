@@ -9,10 +9,12 @@ from nmm.scaling import plan as planning
 from nmm.scaling.eta import eta
 from nmm.scaling.files import Record, read_fit, read_fits, title_of, write, write_fits
 from nmm.scaling.fit import Solver
-from nmm.scaling.frontier import frontier_record
+from nmm.scaling.frontier import line_of, line_record
+from nmm.scaling.frontier_resamples import frontier_intervals
+from nmm.scaling.points import Points
 from nmm.scaling.record import Options, fit_record, flops_of
 from nmm.scaling.say import say
-from nmm.scaling.words import table
+from nmm.scaling.words import frontier_table, table
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -53,17 +55,26 @@ def frontier_command(arguments: argparse.Namespace) -> None:
     for loss, groups in found.losses.items():
         for group, points in groups.items():
             title = title_of(arguments.group, group=group, loss=loss)
-            record[title] = frontier_record(
-                flops_of(points),
-                loss=points.loss,
-                size=points.columns["N"],
-                least_flops=arguments.min_flops,
-            )
-            k, c, a = (record[title][name] for name in ("k", "c", "isoflop_a"))
-            by_parabolas = "" if a is None else f"   N_opt ~ C^{a:.4f} by parabolas"
-            say(f"{title}: L = {k:.6g} * C^{c:.6f}{by_parabolas}")
+            record[title] = _frontier(points, arguments=arguments)
+            say(frontier_table(record[title], title=title))
     about = _about(arguments, left_out=found.left_out)
     write(arguments.out / "frontier.json", {"frontiers": record, **about})
+
+
+def _frontier(points: Points, *, arguments: argparse.Namespace) -> Record:
+    runs = {"flops": flops_of(points), "loss": points.loss, "size": points.columns["N"]}
+    line = line_of(**runs, least_flops=arguments.min_flops)
+    record = line_record(line) | {"intervals": {}}
+    if arguments.bootstrap:
+        record["intervals"] = frontier_intervals(
+            line,
+            **runs,
+            least_flops=arguments.min_flops,
+            resamples=arguments.bootstrap,
+            seed=arguments.seed,
+        )
+        record["bootstrap"] = {"resamples": arguments.bootstrap, "seed": arguments.seed}
+    return record
 
 
 def eta_command(arguments: argparse.Namespace) -> None:

@@ -61,10 +61,7 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
         "grid": options.grid,
         "excluded": excluded,
         "suspects": list(seen.select(fit.suspects(seen)).names),
-        "ranges": {
-            name: [float(column.min()), float(column.max())]
-            for name, column in {**seen.columns, "L": seen.loss}.items()
-        },
+        "ranges": ranges_of(seen),
     }
     if options.resamples:
         _add_intervals(record, fit, seen, options=options)
@@ -72,6 +69,14 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
         record["best_shares"] = _best_shares(law, fit, seen)
     record["rows"] = _rows(kept, fit, unseen=unseen)
     return record
+
+
+def ranges_of(points: Points) -> Record:
+    """Least and greatest of every column and of the loss."""
+    return {
+        name: [float(column.min()), float(column.max())]
+        for name, column in {**points.columns, "L": points.loss}.items()
+    }
 
 
 def _best_shares(law: MixtureLaw, fit: Fit, points: Points) -> Record:

@@ -16,7 +16,7 @@ from nmm.plot.scaling import LawPicture
 from nmm.scaling.allocation import Accounting, numeric_optimum
 from nmm.scaling.bootstrap import intervals
 from nmm.scaling.files import Written, csv_text, write_text
-from nmm.scaling.frontier import frontier_record
+from nmm.scaling.frontier import line_of, line_record
 from nmm.scaling.laws import CHINCHILLA
 from nmm.scaling.page import Chapter, chapter_text, crossings, figure, loss_of, readable, table
 
@@ -33,8 +33,8 @@ def chapter(family: str, written: Written, *, least_flops: float = 0.0) -> Chapt
         )
     points, parameters = written.points, written.record["parameters"]
     accounting = Accounting(**written.record["accounting"])
-    found = frontier_record(
-        points["C"], loss=points["L"], size=points["N"], least_flops=least_flops
+    found = line_record(
+        line_of(flops=points["C"], loss=points["L"], size=points["N"], least_flops=least_flops)
     )
     unseen = points["predicted_unseen"]
     held_out = np.isfinite(unseen)
