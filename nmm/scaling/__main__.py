@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   python -m nmm.scaling fit --table runs.csv --columns "N=params,D=tokens,L=loss" --out fits/early
   python -m nmm.scaling fit --runs runs --bootstrap 1000 --holdout "N>1e9" --out fits/early
+  python -m nmm.scaling fit --runs runs --law mixture --weights text=2,caption=1 --out fits/mix
   python -m nmm.scaling fit-mixed --runs runs --pair text,image --out fits/pair
   python -m nmm.scaling phenomena --runs runs --pair text,image --out fits/pair
   python -m nmm.scaling frontier --runs runs --min-flops 3e19 --out fits/early
@@ -59,6 +60,21 @@ def _add_fit(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--grid", choices=GRIDS, default="nmm", help="where the searches start")
     _add_solver(command)
+    command.add_argument(
+        "--spaced", choices=("log", "linear"), default="log", help="the D that the regression tries"
+    )
+    command.add_argument(
+        "--vision-coefficient",
+        type=_fraction,
+        metavar="K",
+        help="of late fusion, C = 6 D (N - K N_v); default 1 - D_v/D, and the paper prints 0.483",
+    )
+    command.add_argument(
+        "--weights", metavar="NAME=W,..", help="of mixtures: the losses that should be low"
+    )
+    command.add_argument(
+        "--at", metavar="N=..,D=..", help="of mixtures: for this run; default the largest"
+    )
     _add_out(command, run=commands.fit)
 
 
@@ -157,6 +173,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 

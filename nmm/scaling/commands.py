@@ -1,6 +1,7 @@
 """What the commands of `python -m nmm.scaling` do: read, compute, print, and write at the end."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from nmm.errors import UserError
@@ -11,10 +12,11 @@ from nmm.scaling.files import Record, read_fit, read_fits, title_of, write, writ
 from nmm.scaling.fit import Solver
 from nmm.scaling.frontier import line_of, line_record
 from nmm.scaling.frontier_resamples import frontier_intervals
+from nmm.scaling.mixing import at_of, best_of_all, check_mixing, weights_of
 from nmm.scaling.points import Points
 from nmm.scaling.record import Options, fit_record, flops_of
 from nmm.scaling.say import say
-from nmm.scaling.words import frontier_table, table
+from nmm.scaling.words import frontier_table, mixture_table, table
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -27,11 +29,16 @@ def fit(arguments: argparse.Namespace) -> None:
         holdout=arguments.holdout,
         grid=arguments.grid,
         solver=Solver(arguments.solver),
+        spaced=arguments.spaced,
+        vision_coefficient=arguments.vision_coefficient,
+        at=at_of(arguments.at),
     )
+    weights = weights_of(arguments.weights)
     found = inputs.read(arguments, needed=inputs.needs(arguments.law), loss=arguments.loss)
-    by_loss = {}
+    check_mixing(arguments, losses=list(found.losses))
+    fitted: dict[str, dict[str, Record]] = {}
     for loss, groups in found.losses.items():
-        records = {}
+        records: dict[str, Record] = {}
         for group, points in groups.items():
             law = inputs.law_of(arguments.law, points=points)
             title = title_of(arguments.group, group=group, loss=loss)
@@ -40,12 +47,33 @@ def fit(arguments: argparse.Namespace) -> None:
             except UserError as error:
                 raise UserError(f"{title}: {error}") from None
             say(table(records[group], title=f"== {title}") + "\n")
-        by_loss[loss] = _grouped(records, arguments=arguments)
+        fitted[loss] = records
+    mixtures = _best_mixtures(fitted, weights=weights, options=options)
+    by_loss = {loss: _grouped(records, arguments=arguments) for loss, records in fitted.items()}
     first, *others = by_loss
     record = by_loss[first] | _about(arguments, left_out=found.left_out)
     if others:
         record["losses"] = {loss: by_loss[loss] for loss in others}
+    if mixtures:
+        record["best_mixtures"] = mixtures
     write_fits(arguments.out, record)
+
+
+def _best_mixtures(
+    fitted: Mapping[str, Mapping[str, Record]],
+    *,
+    weights: Mapping[str, float],
+    options: Options,
+) -> dict[str, Record]:
+    """Of mixture laws of several losses: for every group the shares that serve all of them."""
+    first = next(iter(fitted.values()))
+    found = {}
+    for group, one in first.items():
+        losses = {loss: records[group] for loss, records in fitted.items() if loss != "loss"}
+        if "best_shares" in one and losses:
+            found[group] = best_of_all(losses, weights=weights, at=options.at)
+            say(mixture_table(found[group], title=group) + "\n")
+    return found
 
 
 def frontier_command(arguments: argparse.Namespace) -> None:

@@ -9,8 +9,6 @@ these curves, the covariance of x - y and x - z over all copies is the variance 
 of infinitely many y.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from nmm.scaling.frontier import Line, line_of
@@ -70,13 +68,13 @@ def _numbers(line: Line) -> np.ndarray:
 
 
 def _intervals(low: np.ndarray, high: np.ndarray) -> dict[str, tuple[float, float]]:
-    found = dict(zip(("k", "c", "isoflop_a"), zip(low, high, strict=True), strict=True))
-    found["k"] = (np.exp(low[0]), np.exp(high[0]))
-    return _known(found)
-
-
-def _known(found: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    return {n: (float(a), float(b)) for n, (a, b) in found.items() if np.isfinite([a, b]).all()}
+    ends = np.array([low, high]).T
+    ends[0] = np.exp(ends[0])
+    return {
+        name: (float(pair[0]), float(pair[1]))
+        for name, pair in zip(("k", "c", "isoflop_a"), ends, strict=True)
+        if np.isfinite(pair).all()
+    }
 
 
 def smooth_curves(

@@ -15,8 +15,7 @@ def table(record: Record, *, title: str) -> str:
     lines += _objective_lines(record)
     lines.append(f"fitted in {record['seconds']:.2f} s by the solver {record['solver']}")
     if best := record.get("best_shares"):
-        shares = ", ".join(f"{name} {share:.4f}" for name, share in best["shares"].items())
-        lines.append(f"best mixture at N {best['N']:.4g} and D {best['D']:.4g}: {shares}")
+        lines.append(mixture_table(best, title=""))
     lines += [*_metrics_lines(record), *_regression_lines(record), *_doubts(record)]
     return "\n".join(lines)
 
@@ -43,6 +42,20 @@ def frontier_table(record: Record, *, title: str) -> str:
     lines += [f"  {name:<12}{record[name]:>14.7g}{ends}" for name, ends in spread.items()]
     if record["isoflop_a"] is not None and "isoflop_a" not in spread:
         lines.append(f"  N_opt ~ C^{record['isoflop_a']:.4f} by parabolas")
+    return "\n".join(lines)
+
+
+def mixture_table(best: Record, *, title: str) -> str:
+    """The shares with the lowest weighted mean of some losses."""
+    of = ", ".join(f"{name} x {weight:.3g}" for name, weight in best["weights"].items())
+    lines = [
+        f"best mixture{' of ' * bool(title)}{title} at N {best['N']:.4g} and D {best['D']:.4g} "
+        f"for {of}: {best['loss']:.4f}"
+    ]
+    for name, share in best["shares"].items():
+        spread = best["intervals"].get(name)
+        ends = f"   [{spread[0]:.4f}, {spread[1]:.4f}]" if spread else ""
+        lines.append(f"  {name:<12}{share:>14.4f}{ends}")
     return "\n".join(lines)
 
 
