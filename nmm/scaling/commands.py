@@ -8,7 +8,7 @@ from nmm.errors import UserError
 from nmm.scaling import inputs
 from nmm.scaling import plan as planning
 from nmm.scaling.eta import eta
-from nmm.scaling.files import Record, read_fit, read_fits, title_of, write, write_fits
+from nmm.scaling.files import Record, read_fit, title_of, write, write_fits
 from nmm.scaling.fit import Solver
 from nmm.scaling.frontier import line_of, line_record
 from nmm.scaling.frontier_resamples import frontier_intervals
@@ -126,18 +126,17 @@ def plan(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """All fits of all directories on one page."""
+    """All that the commands wrote into some directories, on one page."""
     # Here, because matplotlib takes a second that no other command should pay.
     from nmm.scaling import report as reporting
 
-    chapters = []
+    directories = []
     for given in arguments.fit:
         name, equals, directory = given.partition("=")
         path = Path(directory if equals else given)
-        for written in read_fits(path):
-            family = name if equals else path.name
-            chapters.append(reporting.chapter(family, written, least_flops=arguments.min_flops))
-    reporting.report(chapters, out=arguments.out)
+        directories.append((name if equals else path.name, path))
+    study = reporting.read_study(directories, least_flops=arguments.min_flops)
+    reporting.report(study, out=arguments.out)
 
 
 def _grouped(records: dict[str, Record], *, arguments: argparse.Namespace) -> Record:
