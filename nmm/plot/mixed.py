@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nmm.plot import BLACK, COLOURS, GREY, Paths, save, short_count
 
@@ -38,7 +38,7 @@ def interaction_figure(picture: PairPicture, *, path: Paths) -> None:
     for size, colour in zip(shown, COLOURS, strict=False):
         here = picture.sizes == size
         law = picture.interaction(np.full(100, size), tokens)
-        axes.plot(tokens, law, color=colour, linewidth=1.5, label=f"N = {short_count(size)}")
+        axes.plot(tokens, law, color=colour, linewidth=1.5, label=f"N = {_count(size)}")
         axes.scatter(picture.tokens[here], -picture.gain[here], color=colour, s=18)
     axes.axhline(0, color=BLACK, linewidth=1)
     low, high = axes.get_ylim()
@@ -165,10 +165,10 @@ def lines_figure(
     xlabel: str,
     ylabel: str,
     path: Paths,
-    log: bool = False,
+    log: str = "",
     diagonal: bool = False,
 ) -> None:
-    """Named lines (name, x, y) and dots (x, y) in the colours of the lines."""
+    """Named lines (name, x, y), dots (x, y) in their colours; `log` names logarithmic axes."""
     figure, axes = _axes()
     for place, (name, x, y) in enumerate(lines):
         axes.plot(x, y, color=COLOURS[place % len(COLOURS)], linewidth=1.8, label=name)
@@ -178,9 +178,13 @@ def lines_figure(
         ends = np.array([lines[0][1].min(), lines[0][1].max()])
         axes.plot(ends, ends, ":", color=GREY, label="worth as much as new tokens")
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    if log:
-        axes.set(xscale="log", yscale="log")
-        for axis in (axes.xaxis, axes.yaxis):
+    for wanted, scale, axis in (
+        ("x" in log, axes.set_xscale, axes.xaxis),
+        ("y" in log, axes.set_yscale, axes.yaxis),
+    ):
+        if wanted:
+            scale("log")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, fontsize=8)
@@ -198,16 +202,19 @@ def dynamics_figure(
     """Pauses of each modality, how often they alternate, and gradient spikes, over N by run."""
     figure = Figure(figsize=(9.3, 3.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for (name, values), colour in zip(paused.items(), COLOURS, strict=False):
-        left.scatter(sizes, values, color=colour, s=24, label=f"{name} pauses")
+    for (name, values), marker, colour in zip(paused.items(), "o+", COLOURS, strict=False):
+        size = 60 if marker == "+" else 24
+        left.scatter(
+            sizes, values, color=colour, s=size, marker=marker, label=f"{name} pauses", zorder=3
+        )
     left.set(ylabel="fraction of windows", ylim=(-0.03, 1.03))
     left.legend(frameon=False, fontsize=8)
     middle.scatter(sizes, alternations, color=COLOURS[2], s=24)
     middle.set(ylabel="alternations per window")
     right.scatter(sizes, spike_rate, color=COLOURS[3], s=24)
     right.set(ylabel="gradient spikes per logged step")
-    for axes in (middle, right):
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    for axes, values in ((middle, alternations), (right, spike_rate)):
+        axes.set_ylim(0, 1.15 * values.max() or 1)
     for axes in (left, middle, right):
         axes.set_xlabel("parameters N")
         _counts(axes, x=True)
@@ -230,6 +237,11 @@ def batch_figure(scans: Sequence[tuple[str, Values, Values, float | None]], *, p
     _counts(axes, x=True)
     axes.legend(frameon=False, fontsize=8)
     save(figure, axes=[axes], path=path)
+
+
+def _count(value: float) -> str:
+    """242_012_000 -> "242M"."""
+    return short_count(float(f"{value:.3g}"))
 
 
 def _cycled(count: int) -> list[str]:

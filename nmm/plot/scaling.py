@@ -119,12 +119,11 @@ def contour_figure(picture: LawPicture, *, path: Paths) -> None:
     shades = axes.contourf(across, up, losses, levels=18, cmap="viridis_r", alpha=0.8)
     axes.contour(across, up, losses, levels=18, colors="white", linewidths=0.4)
     figure.colorbar(shades, ax=axes, label="loss (nats per token)")
-    for level in 10.0 ** np.arange(np.floor(np.log10(picture.flops.min())), 40):
+    decades = np.log10([picture.flops.min() / 10, picture.flops.max() * 10])
+    for level in 10.0 ** np.arange(np.floor(decades[0]), np.ceil(decades[1]) + 1):
         line = picture.tokens_at(np.full(GRID, level), sizes)
         inside = (line > tokens[0]) & (line < tokens[-1])
-        if not inside.any():
-            break
-        axes.plot(line[inside], sizes[inside], color=BLACK, linewidth=0.5, linestyle=":")
+        axes.plot(line[inside], sizes[inside], color=BLACK, linewidth=0.8, linestyle=":")
     axes.scatter(
         picture.tokens, picture.sizes, s=10, color="white", edgecolors=BLACK, linewidths=0.5
     )
@@ -133,7 +132,7 @@ def contour_figure(picture: LawPicture, *, path: Paths) -> None:
     )
     inside = (best > tokens[0]) & (best < tokens[-1]) & (size > sizes[0]) & (size < sizes[-1])
     axes.plot(best[inside], size[inside], color=COLOURS[1], linewidth=2.5, label="optimal path")
-    axes.plot([], [], color=BLACK, linewidth=0.5, linestyle=":", label="equal FLOPs, tenfold apart")
+    axes.plot([], [], color=BLACK, linewidth=0.8, linestyle=":", label="equal FLOPs, tenfold apart")
     axes.set(xlabel="tokens D", ylabel="parameters N")
     _log(axes, x=True, y=True, counts=True)
     axes.legend(fontsize=8)
@@ -249,5 +248,7 @@ def _log(axes: Axes, *, x: bool = False, y: bool = False, counts: bool = False) 
     if counts:
         shown = FuncFormatter(lambda value, _: short_count(value))
         for axis in ([axes.xaxis] if x else []) + ([axes.yaxis] if y else []):
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
             axis.set_major_formatter(shown)
             axis.set_minor_formatter(NullFormatter())

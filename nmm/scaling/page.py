@@ -184,9 +184,12 @@ def comparison_section(chapters: Sequence[Chapter], *, figures: Figures) -> Sect
                 "closer to each other say that the advantage shrinks."
             )
             drawn = figures.add(
-                partial(draw.comparison_figure, pictures), name="comparison", words=words, wide=True
+                partial(draw.comparison_figure, pictures), name="comparison", words=words
             )
-            parts.append(f"<h3>{escape(readable(loss))}</h3>{drawn}{crossings(families)}")
+            parts.append(
+                f'<div class="half"><h3>{escape(readable(loss))}</h3>{drawn}{crossings(families)}'
+                "</div>"
+            )
     return Section(f"<h2>Families side by side</h2>{''.join(parts)}" if parts else "")
 
 

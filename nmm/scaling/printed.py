@@ -123,4 +123,4 @@ PRINTED_ALONE = {
     "text": (0.18, 0.22),
     "image": (0.13, 0.13),
 }
-PRINTED_BARRIER = ("speech and text, arXiv 2301.03728 as others quote it", 28.35e9, 45.12e9)
+PRINTED_BARRIER = ("speech and text", 28.35e9, 45.12e9)

@@ -93,5 +93,6 @@ def _head(study: Study) -> Section:
     return Section(
         "<h1>Scaling laws</h1><p>Each fit describes the held-out loss L of a model of N parameters "
         f"that has seen D tokens.{law if study.chapters else ''} Losses are nats per token; C are "
-        f"training FLOPs. {len(fits)} fits, {total:,} points.</p>"
+        f"training FLOPs. A fit called loss is of the mean over the kinds of data, where there are "
+        f"several. {len(fits)} fits, {total:,} points.</p>"
     )

@@ -216,7 +216,7 @@ def _sparsity(one: LawFits, *, figures: Figures) -> str:
             dots=dots,
             xlabel="all parameters / those that a token passes through",
             ylabel="loss (nats per token)",
-            log=True,
+            log="x",
         ),
         name="sparsity",
         words="What parameters are worth that a token does not pass through: lines are the law, "
@@ -237,7 +237,7 @@ def _repetition(one: LawFits, *, figures: Figures) -> str:
             [(f"by the law, at most {1 + star:.3g}", passes, worth[0])],
             xlabel="passes over the same tokens, D / U",
             ylabel="worth so many passes over new tokens, D' / U",
-            log=True,
+            log="xy",
             diagonal=True,
         ),
         name="repetition",

@@ -20,7 +20,6 @@ from nmm.scaling.pieces import (
     Section,
     csv_rows,
     doubts,
-    ends,
     evidence,
     judged_values,
     metrics_table,
@@ -128,16 +127,20 @@ def pair_section(one: PairFit, *, figures: Figures) -> Section:
 def _barrier(record: Record) -> str:
     """The cheapest point of the barrier beside the one in print."""
     name, size, tokens = PRINTED_BARRIER
-    rows = [[f"in print: {name}", number(size), number(tokens), number(6 * size * tokens)]]
+    printed = [f"in print: {name}", number(size), number(tokens), number(6 * size * tokens)]
     if record["barrier"] is None:
         return "<p>There is no synergy at any scale: C is not above 0.</p>"
     cheapest, spread = record["barrier"], record["barrier_intervals"]
     cells = []
     for key in ("size", "tokens", "flops"):
-        between = ends(spread.get(key))
+        between = " to ".join(f"{end:.2e}" for end in spread.get(key, []))
         cells.append(number(cheapest[key]) + (f" ({between})" if between else ""))
     head = ["synergy begins, at the cheapest, at", "N", "D of both", "FLOPs"]
-    return table(head, [["this pair", *cells], *rows], grey=[1])
+    return (
+        table(head, [["this pair", *cells], printed], grey=[1])
+        + "<p>Printed values of arXiv 2301.03728 are as others quote them; whether its D is of "
+        "both modalities is not known.</p>"
+    )
 
 
 def _rows(one: PairFit) -> list[Row]:

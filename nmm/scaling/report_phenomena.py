@@ -74,7 +74,7 @@ def _pair(pair: dict[str, Any], *, figures: Figures) -> str:
             spike_rate=np.array([run["spike_rate"] for run in runs]),
         ),
         name="dynamics",
-        words="A dot is a run. The paper reports that larger models pause and spike less.",
+        words="A mark is a run. arXiv 2301.03728 reports that larger models pause and spike less.",
         wide=True,
     )
     head = ["run", "N", f"{names[0]} pauses", f"{names[1]} pauses", "windows", "alternations"]
