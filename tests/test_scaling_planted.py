@@ -116,7 +116,7 @@ def test_frontier_and_parabolas() -> None:
         noise = 0.002 * np.random.default_rng(seed).normal(size=len(clean))
         runs = {"flops": flops, "loss": clean * np.exp(noise), "size": size}
         found = frontier_intervals(
-            line_of(**runs), **runs, least_flops=0.0, resamples=50, seed=seed
+            line_of(**runs), **runs, least_flops=0.0, resamples=40, seed=seed
         )
         for name, (low, high) in found.items():
             hits[name] += low <= truth[name] <= high
