@@ -83,6 +83,9 @@ def study(folder: Path) -> Path:
     with (worse / "evals.jsonl").open("a") as log:
         log.write(json.dumps({"step": STEPS, "tokens": 1, "flops": 1, "loss": 3.9}) + "\n")
     (write_run(folder / "torn") / "manifest.json").write_text("{")
+    tuned = write_run(folder / "tuned") / "manifest.json"
+    parent = {"run": "runs/trunk", "step": 10, "mode": "weights", "tokens": 1, "flops": 1}
+    tuned.write_text(json.dumps({**json.loads(tuned.read_text()), "parent": parent}))
     (write_run(folder / "empty") / "losses.jsonl").write_text("")
     (folder / "no run").mkdir()
     return folder
@@ -109,10 +112,11 @@ def test_a_study_gives_its_law_and_lists_what_it_left_out(
         "worse": "diverged: its held-out loss ends at 3.900 and was 3.000",
         "unmeasured": "the last evaluation is of step 30",
         "torn": "unreadable",
+        "tuned": "it began with weights of runs/trunk",
     }.items():
         assert words in reasons[name]
         assert f"left out: {folder / name}: {reasons[name]}" in said
-    assert len(reasons) == 7
+    assert len(reasons) == 8
 
 
 def test_a_run_that_was_really_trained_is_a_point() -> None:

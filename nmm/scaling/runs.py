@@ -86,6 +86,11 @@ def _read(directory: Path) -> Run | str:
         evaluations = [row for row in read_rows(directory / "evals.jsonl") if row["step"] > 0]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable: {error}"
+    parent = manifest.get("parent") or {}
+    if parent.get("mode") == "weights":
+        return (
+            f"it began with weights of {parent.get('run')}, so its tokens are not all it has seen"
+        )
     if end is None or end["step"] < total:
         return f"unfinished: {end['step'] if end else 0} of {total} steps"
     if not evaluations or evaluations[-1]["step"] < total:
