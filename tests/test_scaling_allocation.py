@@ -65,7 +65,7 @@ def test_frontier_values_of_the_paper() -> None:
         (26.287, -0.047): [3.363, 3.018, 2.709, 2.431],
     }
     for (k, c), expected in printed.items():
-        points = frontier(flops=compute, loss=k * compute**c, size=np.arange(4.0))
+        points = frontier(flops=compute, loss=k * compute**c)
         assert (points.k, points.c) == (pytest.approx(k, rel=1e-9), pytest.approx(c, rel=1e-9))
         assert points.predict(compute) == pytest.approx(expected, abs=5e-4)
     size, tokens = optimum(NMM, flops=compute[1:])
@@ -136,7 +136,7 @@ def test_hull_and_parabolas() -> None:
     assert isoflop(flops=spent[:7], loss=loss[:7], size=size[:7])[1] is None
     assert isoflop(flops=spent, loss=-loss, size=size) == ([], None)
     with pytest.raises(UserError, match="lower --min-flops"):
-        frontier(flops=spent, loss=loss, size=size, least_flops=1e23)
+        frontier(flops=spent, loss=loss, least_flops=1e23)
 
 
 def test_curves_of_sizes_replace_missing_isoflop_runs() -> None:
@@ -194,6 +194,33 @@ def test_best_shares_beat_every_other(joint: bool) -> None:
         assert sum(shares.values()) == pytest.approx(1)
         assert loss <= scanned.min() + 1e-9
         assert list(shares.values()) == pytest.approx(grid[scanned.argmin()], abs=0.03)
+
+
+def test_the_authors_own_values_of_repeated_tokens() -> None:
+    """Losses that the authors of arXiv 2305.16264 print for their parameters, all digits."""
+    logs = {"A": 6.255414, "B": 7.3049974, "E": 0.6254804}
+    published = {name: float(np.exp(value)) for name, value in logs.items()}
+    published |= {"alpha": 0.3526596, "beta": 0.3526596, "R_D": 15.387756, "R_N": 5.309743}
+    columns = {
+        "N": np.array([6.34e9, 8.67e9]),
+        "D": np.array([242e9, 178e9]),
+        "U": np.array([25e9, 25e9]),
+    }
+    losses = RepeatedLaw().predict(published, columns=columns)
+    assert losses == pytest.approx([2.2256440889984477, 2.2269634075087867], rel=1e-12)
+
+
+def test_additive_mixtures_do_not_depend_on_scale() -> None:
+    """The additive law's best shares are the same at any N and D; the joint law's are not."""
+    for joint in (False, True):
+        law = MixtureLaw(DOMAINS, joint=joint)
+        truth = MIXED | (BLENDED if joint else {})
+        found = [
+            list(best_shares([(law, truth)], size=size, tokens=tokens)[0].values())
+            for size, tokens in ((1e8, 1e9), (1e10, 1e12))
+        ]
+        moved = np.abs(np.subtract(*found)).max()
+        assert moved > 0.02 if joint else moved < 1e-4
 
 
 def test_repeated_tokens_are_worth_less() -> None:

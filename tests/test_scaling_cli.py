@@ -170,6 +170,114 @@ def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "synergy from N =" in capsys.readouterr().out
 
 
+def test_several_losses_of_a_table_are_fitted_with_their_mean(tmp_path: Path) -> None:
+    """Two losses that are the law moved up and down: the mean is the law itself."""
+    rows = good()
+    for row in rows:
+        loss = float(str(row.pop("L")))
+        row |= {"low": 0.9 * loss, "high": 1.1 * loss}
+    table = write_table(tmp_path / "t.csv", rows)
+    found = fitted(tmp_path, *table, "--columns", "L/caption=low,L/text=high", "--spaced", "linear")
+    assert list(found["losses"]) == ["loss/kind/caption", "loss/kind/text"]
+    middle, low = found["parameters"], found["losses"]["loss/kind/caption"]["parameters"]
+    assert middle["E"] == pytest.approx(low["E"] / 0.9, rel=1e-6)
+    assert middle["beta"] == pytest.approx(low["beta"], rel=1e-6)
+    assert found["regression_tokens_spaced"] == "linear"
+
+
+def test_the_vision_coefficient_can_be_the_printed_one(tmp_path: Path) -> None:
+    """C = 6 D (N - 0.483 N_v): late a is larger the more the encoder is left out of the count."""
+    rows = [
+        {**row, "N_v": 0.17 * float(str(row["N"])) + 1e7, "D_v": 0.544 * float(str(row["D"]))}
+        for row in good()
+    ]
+    table = [*write_table(tmp_path / "t.csv", rows), "--columns", "N=N,D=D,L=L,N_v=N_v,D_v=D_v"]
+    measured = fitted(tmp_path, *table)
+    printed = fitted(tmp_path, *table, "--vision-coefficient", "0.483")
+    assert measured["accounting"]["saved"] == pytest.approx(0.456)
+    assert printed["accounting"]["saved"] == 0.483
+    assert printed["parameters"] == measured["parameters"]
+    assert printed["regression"]["a"] != measured["regression"]["a"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--weights", "text=1"], "--weights belongs to --law mixture"),
+        (["--law", "mixture", "--weights", "text"], "--weights is text; give names with numbers"),
+        (["--law", "mixture", "--weights", "code=1"], "names code, which is no loss of the data"),
+        (["--law", "mixture", "--at", "N=1e9"], "--at is N=1e9; give N and D"),
+        (["--columns", "L=L,L/text=L"], "give either one loss or several"),
+        (["--columns", "L/text=nll"], "has no column 'nll'"),
+    ],
+)
+def test_questions_that_data_cannot_answer_are_refused(
+    flags: list[str], sentence: str, tmp_path: Path
+) -> None:
+    table = write_table(tmp_path / "t.csv", [{**row, "a": 0.5, "b": 0.5} for row in good()])
+    if "--columns" not in flags:
+        flags = [*flags, "--columns", "share/a=a,share/b=b"]
+    with pytest.raises(SystemExit, match="error: ") as stopped:
+        main(["fit", *table, *flags, "--out", str(tmp_path / "out")])
+    assert sentence in str(stopped.value)
+    assert not (tmp_path / "out").exists()
+
+
+PAIR_COLUMNS = ("N", "D_i", "D_j", "L_i", "L_j")
+BAD_PAIRS: dict[str, tuple[Callable[[Rows], Rows], str]] = {
+    "missing column": (
+        lambda rows: [{k: v for k, v in row.items() if k != "D_j"} for row in rows],
+        "has no column 'D_j' (--columns for D_j); it has: N, D_i, L_i, L_j.",
+    ),
+    "nan": (lambda rows: change(30, L_j="nan")(rows), "row 31 of"),
+    "zero size": (lambda rows: change(0, N=0)(rows), "has N = 0 and needs a number above 0"),
+    "negative tokens": (lambda rows: change(3, D_i=-1)(rows), "has D_i = -1"),
+    "mixed units": (lambda rows: change(3, N=0.464)(rows), "give all rows in the same unit"),
+    "perplexities": (lambda rows: change(3, L_i=33.1)(rows), "losses are nats per token"),
+    "copied row": (lambda rows: [*rows, rows[-1]], "are the same point"),
+    "nothing alone": (lambda rows: rows[20:], "0 rows of the first modality alone"),
+    "few together": (lambda rows: rows[:43], "3 rows of both"),
+    "one size": (
+        lambda rows: [{**row, "N": row["N"] if i < 40 else 1e9} for i, row in enumerate(rows)],
+        "N is 1e+09 at all 20 points",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), BAD_PAIRS.values(), ids=BAD_PAIRS)
+def test_bad_pairs_are_refused_in_one_sentence(
+    spoil: Callable[[Rows], Rows], sentence: str, tmp_path: Path
+) -> None:
+    columns = design(N=np.geomspace(8e6, 6.7e9, 5), D=np.geomspace(5e9, 1e11, 4))
+    loss = CHINCHILLA.predict(NMM, columns=columns)
+    rows: Rows = []
+    for first, second in ((1, 0), (0, 1), (0.5, 0.5)):
+        for n, d, one in zip(columns["N"], columns["D"], loss, strict=True):
+            values = (n, first * d, second * d, one if first else "", one + 0.1 if second else "")
+            rows.append(dict(zip(PAIR_COLUMNS, values, strict=True)))
+    table = write_table(tmp_path / "t.csv", spoil(rows))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit-mixed", *table, "--out", str(tmp_path / "out")])
+    said = str(stopped.value)
+    assert said.startswith("error: ")
+    assert sentence in said
+    assert "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_frontier_has_intervals_on_request(tmp_path: Path) -> None:
+    columns = design(N=SIZES, D=np.geomspace(2.5e9, 6e11, 9))
+    rows = rows_of(planted(CHINCHILLA, NMM, columns=columns, noise=0.003))
+    table = write_table(tmp_path / "t.csv", rows)
+    main(["frontier", *table, "--bootstrap", "20", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "frontier.json").read_text())["frontiers"]["loss"]
+    low, high = found["intervals"]["c"]
+    assert low < found["c"] < high < 0
+    with pytest.raises(SystemExit, match="lower --min-flops"):
+        main(["frontier", *table, "--min-flops", "1e30", "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
+
+
 def test_frontier_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = good()
     for row in rows:
@@ -202,6 +310,11 @@ BAD: dict[str, tuple[Callable[[Rows], Rows], list[str], str]] = {
     "mixed units": (change(5, N=464), [], "with nothing between; give all rows in the same unit"),
     "perplexities": (change(5, L=33.1), [], "losses are nats per token"),
     "copied row": (lambda rows: [*rows, rows[2]], [], "row 3 and row 25 of"),
+    "almost one size": (
+        lambda rows: [{**row, "N": 1e9 + 1e5 * i} for i, row in enumerate(rows)],
+        [],
+        "so nothing can be told of its exponent",
+    ),
     "few points": (lambda rows: rows[::6], [], "there are 4 points and the law chinchilla has 5"),
     "one size": (
         lambda rows: [{**row, "N": 1e9, "D": 1e9 * i + 1e9} for i, row in enumerate(rows)],

@@ -4,8 +4,11 @@ Noise is normal on the log of the loss, with the standard deviation that each te
 """
 
 import numpy as np
+import pytest
 
 from nmm.scaling.bootstrap import intervals
+from nmm.scaling.frontier import line_of
+from nmm.scaling.frontier_resamples import frontier_intervals
 from nmm.scaling.laws import CHINCHILLA, INTERACTION, SPARSE
 from nmm.scaling.mixed import fit_pair, mean_alone
 from nmm.scaling.mixtures import SHARE, MixtureLaw
@@ -95,6 +98,29 @@ def test_mixtures_joint() -> None:
     law = MixtureLaw(DOMAINS, joint=True)
     found = covered(law, MIXED | BLENDED, columns=mixtures(), noise=0.002, resamples=100)
     assert min(found.values()) >= ENOUGH, found
+
+
+def test_frontier_and_parabolas() -> None:
+    """L = k C^c + 0.02 log(N / N_opt)^2, N_opt ~ C^a: nine sizes at twelve C, noise 0.2 %."""
+    truth = {"k": 29.574, "c": -0.0492, "isoflop_a": 0.526}
+    levels = np.geomspace(3e19, 3e21, 12)
+    best = 5e8 * (levels / levels[0]) ** truth["isoflop_a"]
+    columns = design(N=np.geomspace(best[0] / 1.5, best[-1] * 1.5, 9), place=np.arange(12.0))
+    place = columns.pop("place").astype(int)
+    flops, size = levels[place], columns["N"]
+    clean = truth["k"] * flops ** truth["c"] + 0.02 * np.log(size / best[place]) ** 2
+    still = line_of(flops=flops, loss=clean, size=size)
+    assert (still.k, still.c, still.isoflop_a) == pytest.approx(tuple(truth.values()), rel=1e-6)
+    hits = dict.fromkeys(truth, 0)
+    for seed in range(SEEDS):
+        noise = 0.002 * np.random.default_rng(seed).normal(size=len(clean))
+        runs = {"flops": flops, "loss": clean * np.exp(noise), "size": size}
+        found = frontier_intervals(
+            line_of(**runs), **runs, least_flops=0.0, resamples=40, seed=seed
+        )
+        for name, (low, high) in found.items():
+            hits[name] += low <= truth[name] <= high
+    assert min(hits.values()) >= ENOUGH, hits
 
 
 def test_two_modalities() -> None:

@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nmm.log import JsonLog
 from nmm.scaling.__main__ import main
-from nmm.scaling.laws import CHINCHILLA
+from nmm.scaling.laws import CHINCHILLA, INTERACTION, SPARSE
+from nmm.scaling.mixed import mean_alone
+from nmm.scaling.mixtures import SHARE, MixtureLaw, best_shares
+from nmm.scaling.points import Points
+from nmm.scaling.repeated import RepeatedLaw
 from tests.scaling_cases import NMM, SIZES, design, planted
 from tests.test_scaling_cli import rows_of, write_table
+from tests.test_scaling_phenomena import taking_turns
+from tests.test_scaling_planted import DOMAINS, MIXED, mixtures
+from tests.test_scaling_runs import write_run
+from tests.test_scaling_solve import REPEATED_TRUTH, SPARSE_TRUTH
 
 LATE = NMM | {"E": 1.95, "A": 300.0}
 
@@ -113,11 +122,169 @@ def test_held_out_points_were_predicted_unseen(study: Path) -> None:
     assert all(row["predicted"] != row["predicted_unseen"] for row in late)
 
 
-def test_other_laws_are_refused(study: Path, tmp_path: Path) -> None:
-    for name in ("fit.json", "points.csv"):
-        (tmp_path / name).write_bytes((study / "late" / name).read_bytes())
-    record = json.loads((tmp_path / "fit.json").read_text())
-    (tmp_path / "fit.json").write_text(json.dumps({**record, "law": "sparse"}))
-    with pytest.raises(SystemExit, match="the report is about chinchilla laws"):
-        main(["report", "--fit", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every law but the chinchilla law, a pair, and what the logs of its runs show."""
+    directory = tmp_path_factory.mktemp("others")
+    law = MixtureLaw(DOMAINS)
+    losses = [
+        planted(law, truth, columns=mixtures(), noise=1e-3, seed=seed).loss
+        for seed, truth in enumerate((MIXED, MIXED | {"C_caption": 0.3, "C_text": 1.4}))
+    ]
+    rows = [
+        {**row, "text": float(losses[0][i]), "caption": float(losses[1][i])}
+        for i, row in enumerate(rows_of(Points(mixtures(), losses[0])))
+    ]
+    spec = [f"{SHARE}{name}={SHARE}{name}" for name in DOMAINS]
+    spec += ["L/text=text", "L/caption=caption"]
+    columns = ["--columns", ",".join(spec)]
+    flags = ["--law", "mixture", "--weights", "text=2,caption=1", "--bootstrap", "10"]
+    table = write_table(directory / "m.csv", rows)
+    main(["fit", *table, *columns, *flags, "--out", str(directory / "mixture")])
+    sparse = design(N=SIZES[::2], D=np.geomspace(2.5e9, 6e11, 4), S=np.array([0, 0.5, 0.75, 0.875]))
+    sparse["keep"] = 1 - sparse["S"]
+    repeated = design(
+        N=np.geomspace(3e7, 8e9, 5), U=np.array([4e9]), passes=np.array([0.3, 1, 2, 5, 12, 30, 70])
+    )
+    repeated["D"] = repeated.pop("passes") * repeated["U"]
+    for name, one, truth, points in (
+        ("sparse", SPARSE, SPARSE_TRUTH, sparse),
+        ("repeated", RepeatedLaw(), REPEATED_TRUTH, repeated),
+    ):
+        table = rows_of(planted(one, truth, columns=points, noise=1e-3))
+        table = write_table(directory / f"{name}.csv", table)
+        main(["fit", *table, "--law", name, "--out", str(directory / name)])
+    main(
+        ["fit-mixed", *pair_table(directory), "--bootstrap", "20", "--out", str(directory / "pair")]
+    )
+    runs = [*("--runs", str(write_dynamics(directory))), "--pair", "text,image", "--window", "25"]
+    main(["phenomena", *runs, "--out", str(directory / "pair")])
+    fits = [f"{name}={directory / name}" for name in ("mixture", "sparse", "repeated", "pair")]
+    main(["report", "--fit", *fits, "--out", str(directory / "out")])
+    return directory
+
+
+def test_other_laws_pairs_and_phenomena_have_their_sections(others: Path) -> None:
+    page = Page((others / "out" / "report.html").read_text())
+    assert page.opened == []
+    for words in (
+        "Best mixtures",
+        "all (text x 0.667, caption x 0.333)",
+        "sparse: sparse law",
+        "in print: arXiv 2504.07951, table 12",
+        "in print: arXiv 2305.16264",
+        "pair: text and image in one model",
+        "synergy begins, at the cheapest, at",
+        "in print: speech and text",
+        "how training on two modalities goes",
+        "best tokens per step",
+    ):
+        assert words in page.words, words
+    figures = others / "out" / "figures"
+    names = sorted(path.stem.split("_", 1)[1] for path in figures.glob("*.png"))
+    assert names == sorted(
+        ["shares", "triangle", "sparsity", "repetition", "interaction", "barrier", "dynamics"]
+        + ["batches"]
+        + ["residuals"] * 6
+    )
+    for path in figures.glob("*.png"):
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 10, path.name
+
+
+def test_numbers_of_other_sections_are_in_the_table(others: Path) -> None:
+    with (others / "out" / "report.csv").open(newline="") as lines:
+        rows = {(row["fit"], row["quantity"]): row for row in csv.DictReader(lines)}
+    fit = json.loads((others / "mixture" / "fit.json").read_text())
+    best = fit["best_mixtures"][""]
+    for domain in DOMAINS:
+        row = rows["mixture: all losses", domain]
+        assert float(row["value"]) == best["shares"][domain]
+        assert float(row["low"]) == best["intervals"][domain][0]
+    shares, loss = best_shares(
+        [
+            (MixtureLaw(DOMAINS), fit["losses"][f"loss/kind/{k}"]["parameters"])
+            for k in best["weights"]
+        ],
+        size=best["N"],
+        tokens=best["D"],
+        weights=[2 / 3, 1 / 3],
+    )
+    assert best["shares"] == pytest.approx(shares, abs=1e-6)
+    assert best["loss"] == pytest.approx(loss)
+    pair = json.loads((others / "pair" / "fit_mixed.json").read_text())
+    assert float(rows["pair: text and image", "C"]["value"]) == pair["parameters"]["C"]
+    assert float(rows["pair: text and image, barrier", "size"]["value"]) == pair["barrier"]["size"]
+    assert (
+        float(rows["pair: text alone", "alpha"]["value"]) == pair["alone"][0]["parameters"]["alpha"]
+    )
+    seen = json.loads((others / "pair" / "phenomena.json").read_text())["pairs"][0]
+    rho = rows["pair: text,image", "rho of paused"]
+    assert float(rho["value"]) == seen["with_N"]["paused"]["rho"]
+
+
+def write_dynamics(folder: Path) -> Path:
+    """Runs whose modalities take turns, the larger the less, and a scan of batches."""
+    for place, size in enumerate((1e8, 1e9, 1e10)):
+        write_taking_turns(folder / "runs" / str(place), size=size, rows=100 - 25 * place)
+    for steps in (25, 50, 100, 200):
+        directory = write_taking_turns(folder / "runs" / f"scan{steps}", size=2e9, rows=60)
+        manifest = json.loads((directory / "manifest.json").read_text())
+        (directory / "manifest.json").write_text(json.dumps({**manifest, "total_steps": steps}))
+        loss = 3 + 0.02 * np.log(steps / 60) ** 2
+        end = {"tokens": 10**10, "flops": 6e19, "loss": loss}
+        log = JsonLog(directory / "evals.jsonl", keep_until_step=0)
+        log.write({"step": 200, **end})
+        log.close()
+    return folder / "runs"
+
+
+def write_taking_turns(directory: Path, *, size: float, rows: int) -> Path:
+    write_run(directory, size=size)
+    (directory / "losses.jsonl").unlink()
+    turns = taking_turns(turns=2, rows=rows)
+    both = {"loss/modality/text": 4.0, "loss/modality/image": 4.0}
+    turns += [{**turns[-1], **{key: v - i / 100 for key, v in both.items()}} for i in range(200)]
+    log = JsonLog(directory / "losses.jsonl", keep_until_step=0)
+    for number, row in enumerate(turns, start=1):
+        log.write({**row, "step": number, "grad_norm": 9.0 if number % 150 == 149 else 1.0})
+    log.write({**turns[-1], "step": 10**6, "tokens": 10**10, "flops": 6e19})
+    log.close()
+    return directory
+
+
+def pair_table(folder: Path) -> list[str]:
+    """Flags of a table of text and image, alone and together."""
+    alone = (
+        {"E": 2.0, "A": 150.0, "alpha": 0.28, "B": 900.0, "beta": 0.30},
+        {"E": 2.6, "A": 90.0, "alpha": 0.25, "B": 300.0, "beta": 0.25},
+    )
+    truth = {"C": 0.15, "A": 60.0, "alpha": 0.30, "B": 120.0, "beta": 0.28}
+    columns = design(N=np.geomspace(8e7, 6.7e9, 5), D=np.geomspace(5e9, 1e11, 4))
+    half = columns["D"] / 2
+    both = Points({"N": columns["N"], "D_i": half, "D_j": half}, np.ones(20))
+    joint = INTERACTION.predict(truth, columns=columns, offset=mean_alone(alone, both))
+    rows: list[dict[str, object]] = []
+    for side, law in enumerate(alone):
+        points = planted(CHINCHILLA, law, columns=columns, noise=1e-3, seed=side)
+        for n, d, loss in zip(columns["N"], columns["D"], points.loss, strict=True):
+            row = {"N": n, "D_i": 0.0, "D_j": 0.0, "L_i": "", "L_j": ""}
+            rows.append({**row, "D_" + "ij"[side]: d, "L_" + "ij"[side]: loss})
+    noise = np.exp(1e-3 * np.random.default_rng(2).normal(size=20))
+    for n, d, loss in zip(columns["N"], half, joint * noise, strict=True):
+        rows.append({"N": n, "D_i": d, "D_j": d, "L_i": loss - 0.2, "L_j": loss + 0.2})
+    return [*write_table(folder / "pair.csv", rows), "--pair", "text,image"]
+
+
+def test_a_directory_without_results_is_refused(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "fit_mixed.json").write_text("{")
+    for name, words in (
+        ("empty", "which has no fit.json, fit_mixed.json"),
+        ("torn", "no readable"),
+    ):
+        fits = [str(study / "late"), str(tmp_path / name)]
+        with pytest.raises(SystemExit, match=words):
+            main(["report", "--fit", *fits, "--out", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()

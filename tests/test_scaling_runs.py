@@ -1,5 +1,6 @@
 """Run directories as training leaves them: finished ones are points, all others are listed."""
 
+import csv
 import json
 import shutil
 import time
@@ -13,11 +14,14 @@ from nmm.errors import UserError
 from nmm.log import JsonLog, read_rows
 from nmm.scaling.__main__ import main
 from nmm.scaling.eta import eta
-from nmm.scaling.laws import CHINCHILLA
+from nmm.scaling.laws import CHINCHILLA, SPARSE
 from nmm.scaling.pairs import read as read_pairs
+from nmm.scaling.repeated import RepeatedLaw
 from nmm.scaling.runs import labels_of, points_of, read_runs, shares_of
+from tests import corpora
 from tests import runs as trained
-from tests.scaling_cases import NMM, SIZES
+from tests.scaling_cases import NMM, SIZES, design
+from tests.test_scaling_solve import SPARSE_TRUTH
 
 STEPS = 40
 SOURCES = ("caption", "text")
@@ -79,6 +83,9 @@ def study(folder: Path) -> Path:
     with (worse / "evals.jsonl").open("a") as log:
         log.write(json.dumps({"step": STEPS, "tokens": 1, "flops": 1, "loss": 3.9}) + "\n")
     (write_run(folder / "torn") / "manifest.json").write_text("{")
+    tuned = write_run(folder / "tuned") / "manifest.json"
+    parent = {"run": "runs/trunk", "step": 10, "mode": "weights", "tokens": 1, "flops": 1}
+    tuned.write_text(json.dumps({**json.loads(tuned.read_text()), "parent": parent}))
     (write_run(folder / "empty") / "losses.jsonl").write_text("")
     (folder / "no run").mkdir()
     return folder
@@ -105,10 +112,11 @@ def test_a_study_gives_its_law_and_lists_what_it_left_out(
         "worse": "diverged: its held-out loss ends at 3.900 and was 3.000",
         "unmeasured": "the last evaluation is of step 30",
         "torn": "unreadable",
+        "tuned": "it began with weights of runs/trunk",
     }.items():
         assert words in reasons[name]
         assert f"left out: {folder / name}: {reasons[name]}" in said
-    assert len(reasons) == 7
+    assert len(reasons) == 8
 
 
 def test_a_run_that_was_really_trained_is_a_point() -> None:
@@ -123,6 +131,80 @@ def test_a_run_that_was_really_trained_is_a_point() -> None:
     assert points.columns["C"].tolist() == [last["flops"]]
     assert sum(share[0] for share in shares_of([point]).values()) == pytest.approx(1)
     assert labels_of([point], key="model.width") == ["32"]
+
+
+def test_runs_that_were_really_trained_give_a_law(tmp_path: Path) -> None:
+    """Four short runs and a longer one; one is cut off after the fact, and listed.
+
+    Five points and five parameters: the law is nonsense, and says how few starts agree on it.
+    """
+    trained.short_runs(tmp_path / "runs", widths=(16, 48), steps=(6, 12))
+    (tmp_path / "runs" / "longer").symlink_to(trained.undisturbed())
+    shutil.copytree(tmp_path / "runs" / "w16_s6", tmp_path / "runs" / "cut")
+    log = tmp_path / "runs" / "cut" / "losses.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    main(["fit", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "fit")])
+    found = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    assert found["points"] == 5
+    assert list(found["left_out"].values()) == ["unfinished: 5 of 6 steps"]
+    assert set(found["losses"]) == {f"loss/kind/{kind.value}" for kind in corpora.KINDS}
+    with (tmp_path / "fit" / "points.csv").open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["fit"] == "loss"]
+    for row in rows:
+        directory = Path(row["point"])
+        manifest = json.loads((directory / "manifest.json").read_text())
+        last = read_rows(directory / "evals.jsonl")[-1]
+        assert float(row["L"]) == last["loss"]
+        assert float(row["N"]) == manifest["N_active"]
+        assert float(row["D"]) == last["tokens"]
+        end = read_rows(directory / "losses.jsonl")[-1]
+        has = manifest["source_tokens"]
+        drawn = {name: end[f"tokens/source/{name}"] for name in has}
+        assert float(row["U"]) == sum(min(has[name], drawn[name]) for name in has)
+    longest = max(rows, key=lambda row: float(row["D"]))
+    assert float(longest["U"]) < float(longest["D"])  # its corpus is small, and is read again
+
+
+def test_unique_tokens_of_runs_tell_what_repetition_is_worth(tmp_path: Path) -> None:
+    """One corpus of 4 billion tokens, 0.3 to 70 passes over it."""
+    truth = {"E": 1.9, "A": 500.0, "alpha": 0.35, "B": 1500.0, "beta": 0.35, "R_D": 15, "R_N": 5}
+    columns = design(N=np.geomspace(3e7, 8e9, 6), D=4e9 * np.array([0.3, 1, 2, 5, 12, 30, 70]))
+    columns = {name: values.round() for name, values in columns.items()}
+    columns["U"] = np.minimum(columns["D"], 4e9)
+    losses = RepeatedLaw().predict(truth, columns=columns)
+    for place, loss in enumerate(losses.tolist()):
+        size, tokens = columns["N"][place], columns["D"][place]
+        directory = tmp_path / "runs" / str(place)
+        write_run(directory, size=size, tokens=tokens, losses={"loss": loss})
+        manifest = json.loads((directory / "manifest.json").read_text())
+        has = {"caption": 10**9, "text": 3 * 10**9}
+        (directory / "manifest.json").write_text(json.dumps({**manifest, "source_tokens": has}))
+    flags = ["--law", "repeated", "--loss", "loss", "--out", str(tmp_path)]
+    main(["fit", "--runs", str(tmp_path / "runs"), *flags])
+    found = json.loads((tmp_path / "fit.json").read_text())
+    assert found["parameters"] == pytest.approx(truth, rel=0.02)
+
+
+def test_sparse_runs_are_points_of_their_active_size(tmp_path: Path) -> None:
+    """N of the laws is what a token passes through, S the rest; both laws come back."""
+    for name, law in (("chinchilla", CHINCHILLA), ("sparse", SPARSE)):
+        keeps = np.array([0.125]) if law is CHINCHILLA else np.array([1, 0.5, 0.25, 0.125])
+        columns = design(N=SIZES[::2].round(), D=np.geomspace(2.5e9, 6e11, 4).round(), keep=keeps)
+        truth = NMM if law is CHINCHILLA else SPARSE_TRUTH
+        for place, loss in enumerate(law.predict(truth, columns=columns).tolist()):
+            size, tokens = columns["N"][place], columns["D"][place]
+            directory = tmp_path / name / str(place)
+            write_run(directory, size=size, tokens=tokens, losses={"loss": loss})
+            manifest = json.loads((directory / "manifest.json").read_text())
+            whole = {"N": int(size / columns["keep"][place])}
+            (directory / "manifest.json").write_text(json.dumps({**manifest, **whole}))
+        flags = ["--law", name, "--loss", "loss", "--out", str(tmp_path)]
+        main(["fit", "--runs", str(tmp_path / name), *flags])
+        found = json.loads((tmp_path / "fit.json").read_text())
+        assert found["metrics"]["mae_percent"] < 1e-3
+        if law is CHINCHILLA:
+            assert found["parameters"] == pytest.approx(truth, rel=1e-4)
+            assert found["ranges"]["S"] == pytest.approx([0.875, 0.875])
 
 
 def test_groups_by_a_key_of_the_config(tmp_path: Path) -> None:

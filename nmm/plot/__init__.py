@@ -29,6 +29,7 @@ from nmm.schedule import cooldown_factor, learning_rate, phase_name, phases
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 BLACK, GREY = "#222222", "#888888"
+Paths = Path | Sequence[Path]
 TEXT_LINES = 12
 EXAMPLE_MINIMUM = 0.01
 
@@ -218,16 +219,18 @@ def _cycle(length: int) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(length)]
 
 
-def save(figure: Figure, *, axes: Sequence[Axes], path: Path) -> None:
-    """Write a .svg or .png in the house's look; the same figure gives the same bytes."""
+def save(figure: Figure, *, axes: Sequence[Axes], path: Paths) -> None:
+    """Write .svg or .png, or both, in the house's look; the same figure gives the same bytes."""
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="#e5e5e5", linewidth=0.6)
         panel.set_axisbelow(True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed salt and no date: the same rows give the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "nmm"}):
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    for one in [path] if isinstance(path, Path) else path:
+        one.parent.mkdir(parents=True, exist_ok=True)
+        # A fixed salt and no date: the same rows give the same bytes.
+        with matplotlib.rc_context({"svg.hashsalt": "nmm"}):
+            figure.savefig(one, dpi=150, metadata={"Date": None} if one.suffix == ".svg" else None)
+        figure.set_layout_engine("none")  # the second form keeps the places of the first
 
 
 def _draw_run(run: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,13 +11,23 @@ from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from nmm.plot import BLACK, COLOURS, DASHES, save, short_count
+from nmm.plot import BLACK, COLOURS, DASHES, Paths, save, short_count
 
 GREY = "#999999"
 GRID = 160  # points along a side of the contours
 MOST_SIZES = 12  # curves that are drawn and named; more are joined to shades
 
 Values = np.ndarray
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Measured and predicted losses, float64[n]; `held_out` bool[n] were predicted unseen."""
+
+    flops: Values
+    losses: Values
+    predicted: Values
+    held_out: Values
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,7 @@ class LawPicture:
     title: str
     sizes: Values
     tokens: Values
-    flops: Values
-    losses: Values
-    predicted: Values
-    held_out: Values  # bool[n]
+    residuals: Residuals
     predict: Callable[[Values, Values], Values]  # N, D -> loss
     optimum: Callable[[Values], tuple[Values, Values]]  # C -> N, D
     tokens_at: Callable[[Values, Values], Values]  # C, N -> D
@@ -44,8 +50,16 @@ class LawPicture:
     parabolas: Sequence[tuple[float, float, float]] = field(default=())  # C, N, loss
     band: Mapping[str, Values] = field(default_factory=dict)  # flops, N_low, N_high, D_low, D_high
 
+    @property
+    def flops(self) -> Values:
+        return self.residuals.flops
 
-def frontier_figure(picture: LawPicture, *, path: Path) -> None:
+    @property
+    def losses(self) -> Values:
+        return self.residuals.losses
+
+
+def frontier_figure(picture: LawPicture, *, path: Paths) -> None:
     """Loss against FLOPs: a curve of the law for every size, the runs, and the frontier."""
     figure, axes = _axes()
     colours = _by_size(figure, axes, picture=picture)
@@ -68,7 +82,7 @@ def frontier_figure(picture: LawPicture, *, path: Path) -> None:
     save(figure, axes=[axes], path=path)
 
 
-def isoflop_figure(picture: LawPicture, *, path: Path) -> None:
+def isoflop_figure(picture: LawPicture, *, path: Paths) -> None:
     """Loss against N at fixed C by the law, the runs near them, and lowest points."""
     figure, axes = _axes()
     low, high = np.quantile(picture.flops, [0.1, 0.98])
@@ -95,7 +109,7 @@ def isoflop_figure(picture: LawPicture, *, path: Path) -> None:
     save(figure, axes=[axes], path=path)
 
 
-def contour_figure(picture: LawPicture, *, path: Path) -> None:
+def contour_figure(picture: LawPicture, *, path: Paths) -> None:
     """L(N, D) as contours, the runs on it, lines of equal C, and the optimal path."""
     figure, axes = _axes()
     sizes = np.geomspace(picture.sizes.min() / 2, picture.sizes.max() * 3, GRID)
@@ -105,12 +119,11 @@ def contour_figure(picture: LawPicture, *, path: Path) -> None:
     shades = axes.contourf(across, up, losses, levels=18, cmap="viridis_r", alpha=0.8)
     axes.contour(across, up, losses, levels=18, colors="white", linewidths=0.4)
     figure.colorbar(shades, ax=axes, label="loss (nats per token)")
-    for level in 10.0 ** np.arange(np.floor(np.log10(picture.flops.min())), 40):
+    decades = np.log10([picture.flops.min() / 10, picture.flops.max() * 10])
+    for level in 10.0 ** np.arange(np.floor(decades[0]), np.ceil(decades[1]) + 1):
         line = picture.tokens_at(np.full(GRID, level), sizes)
         inside = (line > tokens[0]) & (line < tokens[-1])
-        if not inside.any():
-            break
-        axes.plot(line[inside], sizes[inside], color=BLACK, linewidth=0.5, linestyle=":")
+        axes.plot(line[inside], sizes[inside], color=BLACK, linewidth=0.8, linestyle=":")
     axes.scatter(
         picture.tokens, picture.sizes, s=10, color="white", edgecolors=BLACK, linewidths=0.5
     )
@@ -119,14 +132,14 @@ def contour_figure(picture: LawPicture, *, path: Path) -> None:
     )
     inside = (best > tokens[0]) & (best < tokens[-1]) & (size > sizes[0]) & (size < sizes[-1])
     axes.plot(best[inside], size[inside], color=COLOURS[1], linewidth=2.5, label="optimal path")
-    axes.plot([], [], color=BLACK, linewidth=0.5, linestyle=":", label="equal FLOPs, tenfold apart")
+    axes.plot([], [], color=BLACK, linewidth=0.8, linestyle=":", label="equal FLOPs, tenfold apart")
     axes.set(xlabel="tokens D", ylabel="parameters N")
     _log(axes, x=True, y=True, counts=True)
     axes.legend(fontsize=8)
     save(figure, axes=[axes], path=path)
 
 
-def optimum_figure(picture: LawPicture, *, path: Path) -> None:
+def optimum_figure(picture: LawPicture, *, path: Paths) -> None:
     """N_opt and D_opt against C with their 95 % intervals, two decades beyond the runs."""
     figure = Figure(figsize=(8.6, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -148,7 +161,7 @@ def optimum_figure(picture: LawPicture, *, path: Path) -> None:
     save(figure, axes=panels, path=path)
 
 
-def residual_figure(picture: LawPicture, *, path: Path) -> None:
+def residual_figure(picture: Residuals, *, path: Paths) -> None:
     """Error of the predicted loss against measured loss and against FLOPs; held-out runs hollow."""
     figure = Figure(figsize=(8.6, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -167,7 +180,7 @@ def residual_figure(picture: LawPicture, *, path: Path) -> None:
     save(figure, axes=panels, path=path)
 
 
-def comparison_figure(pictures: Sequence[LawPicture], *, path: Path) -> None:
+def comparison_figure(pictures: Sequence[LawPicture], *, path: Paths) -> None:
     """The frontiers of several families on one axis: of their laws, and the lowest runs."""
     figure, axes = _axes()
     for place, picture in enumerate(pictures):
@@ -214,7 +227,10 @@ def _runs(
 ) -> None:
     """Measured losses by size; held-out ones hollow."""
     edges = [colours(size) for size in picture.sizes]
-    faces = [edge if not out else "none" for edge, out in zip(edges, picture.held_out, strict=True)]
+    faces = [
+        edge if not out else "none"
+        for edge, out in zip(edges, picture.residuals.held_out, strict=True)
+    ]
     axes.scatter(x, picture.losses, s=16, facecolors=faces, edgecolors=edges, linewidths=1)
 
 
@@ -232,5 +248,7 @@ def _log(axes: Axes, *, x: bool = False, y: bool = False, counts: bool = False) 
     if counts:
         shown = FuncFormatter(lambda value, _: short_count(value))
         for axis in ([axes.xaxis] if x else []) + ([axes.yaxis] if y else []):
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
             axis.set_major_formatter(shown)
             axis.set_minor_formatter(NullFormatter())

@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   python -m nmm.scaling fit --table runs.csv --columns "N=params,D=tokens,L=loss" --out fits/early
   python -m nmm.scaling fit --runs runs --bootstrap 1000 --holdout "N>1e9" --out fits/early
+  python -m nmm.scaling fit --runs runs --law mixture --weights text=2,caption=1 --out fits/mix
   python -m nmm.scaling fit-mixed --runs runs --pair text,image --out fits/pair
   python -m nmm.scaling phenomena --runs runs --pair text,image --out fits/pair
   python -m nmm.scaling frontier --runs runs --min-flops 3e19 --out fits/early
@@ -58,8 +59,22 @@ def _add_fit(command: argparse.ArgumentParser) -> None:
         "--holdout", metavar="RULE", help='"N>1e9": fit the other points, predict these'
     )
     command.add_argument("--grid", choices=GRIDS, default="nmm", help="where the searches start")
-    solvers = [solver.value for solver in Solver]
-    command.add_argument("--solver", choices=solvers, default=Solver.batched.value)
+    _add_solver(command)
+    command.add_argument(
+        "--spaced", choices=("log", "linear"), default="log", help="the D that the regression tries"
+    )
+    command.add_argument(
+        "--vision-coefficient",
+        type=_fraction,
+        metavar="K",
+        help="of late fusion, C = 6 D (N - K N_v); default 1 - D_v/D, and the paper prints 0.483",
+    )
+    command.add_argument(
+        "--weights", metavar="NAME=W,..", help="of mixtures: the losses that should be low"
+    )
+    command.add_argument(
+        "--at", metavar="N=..,D=..", help="of mixtures: for this run; default the largest"
+    )
     _add_out(command, run=commands.fit)
 
 
@@ -68,9 +83,10 @@ def _add_fit_mixed(command: argparse.ArgumentParser) -> None:
     source.add_argument("--table", type=Path, help="rows of runs with one modality and with both")
     source.add_argument("--runs", type=Path, metavar="DIR", help="a folder of run directories")
     command.add_argument("--columns", metavar="N=..,D_i=..,D_j=..,L_i=..,L_j=..")
-    command.add_argument("--pair", metavar="I,J", help="of runs: two modalities, like text,image")
+    command.add_argument("--pair", metavar="I,J", help="the two modalities, like text,image")
     command.add_argument("--delta", type=_positive, default=DELTA, help="of Huber, on the log loss")
     _add_bootstrap(command)
+    _add_solver(command)
     _add_out(command, run=mixed_commands.fit_mixed)
 
 
@@ -95,6 +111,7 @@ def _add_frontier(command: argparse.ArgumentParser) -> None:
     inputs.add_arguments(command)
     command.add_argument("--loss", metavar="KEY", help="of runs: one key of evals.jsonl, not all")
     _add_min_flops(command)
+    _add_bootstrap(command)
     _add_out(command, run=commands.frontier_command)
 
 
@@ -133,6 +150,13 @@ def _add_min_flops(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_solver(command: argparse.ArgumentParser) -> None:
+    solvers = [solver.value for solver in Solver]
+    command.add_argument(
+        "--solver", choices=solvers, default=Solver.batched.value, help="lbfgs is the papers' own"
+    )
+
+
 def _add_bootstrap(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--bootstrap", type=_count, default=0, metavar="R", help="resamples for 95 %% intervals"
@@ -149,6 +173,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 

@@ -1,18 +1,22 @@
 """What the commands of `python -m nmm.scaling` do: read, compute, print, and write at the end."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from nmm.errors import UserError
 from nmm.scaling import inputs
 from nmm.scaling import plan as planning
 from nmm.scaling.eta import eta
-from nmm.scaling.files import Record, read_fit, read_fits, title_of, write, write_fits
+from nmm.scaling.files import Record, read_fit, title_of, write, write_fits
 from nmm.scaling.fit import Solver
-from nmm.scaling.frontier import frontier_record
+from nmm.scaling.frontier import line_of, line_record
+from nmm.scaling.frontier_resamples import frontier_intervals
+from nmm.scaling.mixing import at_of, best_of_all, check_mixing, weights_of
+from nmm.scaling.points import Points
 from nmm.scaling.record import Options, fit_record, flops_of
 from nmm.scaling.say import say
-from nmm.scaling.words import table
+from nmm.scaling.words import frontier_table, mixture_table, table
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -25,11 +29,16 @@ def fit(arguments: argparse.Namespace) -> None:
         holdout=arguments.holdout,
         grid=arguments.grid,
         solver=Solver(arguments.solver),
+        spaced=arguments.spaced,
+        vision_coefficient=arguments.vision_coefficient,
+        at=at_of(arguments.at),
     )
+    weights = weights_of(arguments.weights)
     found = inputs.read(arguments, needed=inputs.needs(arguments.law), loss=arguments.loss)
-    by_loss = {}
+    check_mixing(arguments, losses=list(found.losses))
+    fitted: dict[str, dict[str, Record]] = {}
     for loss, groups in found.losses.items():
-        records = {}
+        records: dict[str, Record] = {}
         for group, points in groups.items():
             law = inputs.law_of(arguments.law, points=points)
             title = title_of(arguments.group, group=group, loss=loss)
@@ -38,12 +47,33 @@ def fit(arguments: argparse.Namespace) -> None:
             except UserError as error:
                 raise UserError(f"{title}: {error}") from None
             say(table(records[group], title=f"== {title}") + "\n")
-        by_loss[loss] = _grouped(records, arguments=arguments)
+        fitted[loss] = records
+    mixtures = _best_mixtures(fitted, weights=weights, options=options)
+    by_loss = {loss: _grouped(records, arguments=arguments) for loss, records in fitted.items()}
     first, *others = by_loss
     record = by_loss[first] | _about(arguments, left_out=found.left_out)
     if others:
         record["losses"] = {loss: by_loss[loss] for loss in others}
+    if mixtures:
+        record["best_mixtures"] = mixtures
     write_fits(arguments.out, record)
+
+
+def _best_mixtures(
+    fitted: Mapping[str, Mapping[str, Record]],
+    *,
+    weights: Mapping[str, float],
+    options: Options,
+) -> dict[str, Record]:
+    """Of mixture laws of several losses: for every group the shares that serve all of them."""
+    first = next(iter(fitted.values()))
+    found = {}
+    for group, one in first.items():
+        losses = {loss: records[group] for loss, records in fitted.items() if loss != "loss"}
+        if "best_shares" in one and losses:
+            found[group] = best_of_all(losses, weights=weights, at=options.at)
+            say(mixture_table(found[group], title=group) + "\n")
+    return found
 
 
 def frontier_command(arguments: argparse.Namespace) -> None:
@@ -53,17 +83,26 @@ def frontier_command(arguments: argparse.Namespace) -> None:
     for loss, groups in found.losses.items():
         for group, points in groups.items():
             title = title_of(arguments.group, group=group, loss=loss)
-            record[title] = frontier_record(
-                flops_of(points),
-                loss=points.loss,
-                size=points.columns["N"],
-                least_flops=arguments.min_flops,
-            )
-            k, c, a = (record[title][name] for name in ("k", "c", "isoflop_a"))
-            by_parabolas = "" if a is None else f"   N_opt ~ C^{a:.4f} by parabolas"
-            say(f"{title}: L = {k:.6g} * C^{c:.6f}{by_parabolas}")
+            record[title] = _frontier(points, arguments=arguments)
+            say(frontier_table(record[title], title=title))
     about = _about(arguments, left_out=found.left_out)
     write(arguments.out / "frontier.json", {"frontiers": record, **about})
+
+
+def _frontier(points: Points, *, arguments: argparse.Namespace) -> Record:
+    runs = {"flops": flops_of(points), "loss": points.loss, "size": points.columns["N"]}
+    line = line_of(**runs, least_flops=arguments.min_flops)
+    record = line_record(line) | {"intervals": {}}
+    if arguments.bootstrap:
+        record["intervals"] = frontier_intervals(
+            line,
+            **runs,
+            least_flops=arguments.min_flops,
+            resamples=arguments.bootstrap,
+            seed=arguments.seed,
+        )
+        record["bootstrap"] = {"resamples": arguments.bootstrap, "seed": arguments.seed}
+    return record
 
 
 def eta_command(arguments: argparse.Namespace) -> None:
@@ -87,18 +126,17 @@ def plan(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """All fits of all directories on one page."""
+    """All that the commands wrote into some directories, on one page."""
     # Here, because matplotlib takes a second that no other command should pay.
     from nmm.scaling import report as reporting
 
-    chapters = []
+    directories = []
     for given in arguments.fit:
         name, equals, directory = given.partition("=")
         path = Path(directory if equals else given)
-        for written in read_fits(path):
-            family = name if equals else path.name
-            chapters.append(reporting.chapter(family, written, least_flops=arguments.min_flops))
-    reporting.report(chapters, out=arguments.out)
+        directories.append((name if equals else path.name, path))
+    study = reporting.read_study(directories, least_flops=arguments.min_flops)
+    reporting.report(study, out=arguments.out)
 
 
 def _grouped(records: dict[str, Record], *, arguments: argparse.Namespace) -> Record:

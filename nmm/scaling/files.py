@@ -14,6 +14,7 @@ from nmm.errors import UserError
 from nmm.scaling.say import say
 
 FIT, RESAMPLES, POINTS = "fit.json", "resamples.json", "points.csv"
+FIT_MIXED, PAIR_POINTS, PHENOMENA = "fit_mixed.json", "pair_points.csv", "phenomena.json"
 
 Record = dict[str, Any]
 

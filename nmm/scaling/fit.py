@@ -21,6 +21,7 @@ from nmm.scaling.solve import Ends, minimise
 DELTA = 1e-3  # of Huber, on the log of the loss: arXiv 2203.15556 and 2504.07951
 SAME = 1e-6  # relative difference of two objectives below which they are the same minimum
 CONFIRMING_FRACTION = 0.01  # of the starts that must end at the best objective
+SAME_VALUE = 0.01  # relative range of a column below which it does not vary
 FAR = 5.0  # times the usual residual (1.4826 median |r|) at which a point is named as suspect
 
 AnyLaw = Law | MixtureLaw | RepeatedLaw
@@ -145,8 +146,8 @@ def check(law: AnyLaw, points: Points) -> None:
         )
     for column in (name for name in law.columns if name != "U"):
         values = points.columns[column]
-        if np.ptp(values) <= 1e-9 * np.abs(values).max():
+        if np.ptp(values) <= SAME_VALUE * np.abs(values).max():
             raise UserError(
-                f"{column} is {values[0]:g} at all {len(points)} points, so nothing can be told of "
-                f"its exponent; add runs with another {column}."
+                f"{column} is {values[0]:.3g} at all {len(points)} points, so nothing can be told "
+                f"of its exponent; add runs with another {column}."
             )

@@ -32,12 +32,13 @@ class Frontier:
         return self.k * flops**self.c
 
 
-def frontier(
-    *, flops: np.ndarray, loss: np.ndarray, size: np.ndarray, least_flops: float = 0.0
-) -> Frontier:
-    """The power law on the lower hull above `least_flops`; raises UserError if none is left."""
-    curves = [_curve(flops[size == one], loss[size == one]) for one in np.unique(size)]
-    hull = lower_hull(np.concatenate(curves))
+def frontier(*, flops: np.ndarray, loss: np.ndarray, least_flops: float = 0.0) -> Frontier:
+    """The power law on the lower hull above `least_flops`; raises UserError if none is left.
+
+    A power law is a straight line in the logarithms, and so are the curves between two runs of one
+    size: the hull of the curves is the hull of their runs, whatever their sizes.
+    """
+    hull = lower_hull(np.log(np.stack([flops, loss], axis=1)))
     first = max(np.log(least_flops) if least_flops > 0 else -np.inf, hull[0, 0])
     if hull[-1, 0] - first < 1e-6:
         raise UserError(
@@ -136,22 +137,46 @@ def interpolated(
     return columns[0], columns[1], columns[2]
 
 
-def frontier_record(
-    flops: np.ndarray, *, loss: np.ndarray, size: np.ndarray, least_flops: float = 0.0
-) -> dict[str, Any]:
-    """The frontier, its corners, and parabolas of isoFLOP runs or, without them, of the curves."""
-    line = frontier(flops=flops, loss=loss, size=size, least_flops=least_flops)
+@dataclass(frozen=True)
+class Line:
+    """The frontier with the parabolas of isoFLOP runs or, without such runs, of the curves."""
+
+    frontier: Frontier
+    parabolas: list[Parabola]
+    isoflop_a: float | None
+    read_off: bool
+
+    @property
+    def k(self) -> float:
+        return self.frontier.k
+
+    @property
+    def c(self) -> float:
+        return self.frontier.c
+
+
+def line_of(
+    *, flops: np.ndarray, loss: np.ndarray, size: np.ndarray, least_flops: float = 0.0
+) -> Line:
+    """Raises UserError like `frontier`."""
+    line = frontier(flops=flops, loss=loss, least_flops=least_flops)
     parabolas, a = isoflop(flops=flops, loss=loss, size=size)
     read_off = a is None
     if read_off:
         levels = interpolated(flops=flops, loss=loss, size=size)
         parabolas, a = isoflop(flops=levels[0], loss=levels[1], size=levels[2])
+    return Line(line, parabolas, a, read_off)
+
+
+def line_record(found: Line) -> dict[str, Any]:
+    """The frontier, its corners, and the parabolas."""
+    line = found.frontier
     return {
         "k": line.k,
         "c": line.c,
-        "min_flops": least_flops,
+        "min_flops": line.least_flops,
         "hull": line.vertices.tolist(),
-        "isoflop": [asdict(parabola) for parabola in parabolas],
-        "isoflop_a": a,
-        "isoflop_losses_are": "read off the curves of each size" if read_off else "of runs",
+        "isoflop": [asdict(parabola) for parabola in found.parabolas],
+        "isoflop_a": found.isoflop_a,
+        "isoflop_losses_are": "read off the curves of each size" if found.read_off else "of runs",
     }

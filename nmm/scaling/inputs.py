@@ -14,8 +14,9 @@ from nmm.scaling.mixtures import SHARE, MixtureLaw
 from nmm.scaling.points import Points
 from nmm.scaling.repeated import RepeatedLaw
 from nmm.scaling.runs import labels_of, points_of, read_runs, shares_of
-from nmm.scaling.table import labels, parse_columns, read_points, read_rows
+from nmm.scaling.table import Rows, labels, parse_columns, read_points, read_rows
 
+LOSS = "L/"  # prefix of --columns for one of several losses
 LAWS = ("chinchilla", "sparse", "repeated", "mixture", "mixture-joint")
 
 
@@ -35,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns",
         metavar="N=..,D=..,L=..",
-        help="which column of the table is what; C=.. may stand for D, then D = C / 6N",
+        help="which column of the table is what; C=.. may stand for D, then D = C / 6N; several "
+        "losses are L/text=..,L/caption=..",
     )
     parser.add_argument(
         "--group", metavar="NAME", help="a column, or a key of config.yaml: one fit for each value"
@@ -45,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read(arguments: argparse.Namespace, *, needed: Sequence[str], loss: str | None = None) -> Input:
     """The points with the `needed` quantities.
 
-    A table has the one loss that --columns names. Of runs it is `loss`; None stands for the mean of
-    the kinds and then every kind.
+    A table has the loss or losses that --columns names. Of runs it is `loss`; None stands for the
+    mean of the kinds, then every kind, and every modality where several have a loss.
     """
     if arguments.runs is not None:
         if arguments.columns is not None:
@@ -56,16 +58,42 @@ def read(arguments: argparse.Namespace, *, needed: Sequence[str], loss: str | No
         raise UserError("--loss is a key of runs; a table's is named in --columns as L=COLUMN.")
     columns = {} if arguments.columns is None else parse_columns(arguments.columns)
     rows, source = read_rows(arguments.table), str(arguments.table)
-    points = read_points(rows, columns=columns, needed=needed, source=source)
     words = None
     if arguments.group is not None:
         words = labels(rows, column=arguments.group, source=source)
-    return Input({"loss": _grouped(_with_keep(points), words)}, {})
+    losses = {
+        key: _grouped(_with_keep(points), words)
+        for key, points in _losses_of(rows, columns, needed=needed, source=source).items()
+    }
+    return Input(losses, {})
+
+
+def _losses_of(
+    rows: Rows, columns: dict[str, str], *, needed: Sequence[str], source: str
+) -> dict[str, Points]:
+    """The one loss L; of several L/NAME their mean, as of runs, and then every one."""
+    targets = {name[len(LOSS) :]: c for name, c in columns.items() if name.startswith(LOSS)}
+    others = {name: c for name, c in columns.items() if not name.startswith(LOSS)}
+    if not targets:
+        return {"loss": read_points(rows, columns=columns, needed=needed, source=source)}
+    if "L" in others:
+        raise UserError("--columns has L and L/NAME; give either one loss or several with names.")
+    found = {
+        f"loss/kind/{name}": read_points(
+            rows, columns={**others, "L": column}, needed=needed, source=source
+        )
+        for name, column in targets.items()
+    }
+    first = next(iter(found.values()))
+    mean = np.mean([points.loss for points in found.values()], axis=0)
+    return {"loss": Points(first.columns, mean, first.names), **found}
 
 
 def _from_runs(arguments: argparse.Namespace, *, needed: Sequence[str], loss: str | None) -> Input:
     runs = read_runs(arguments.runs)
     kinds = [key for key in runs.finished[0].losses if key.startswith("loss/kind/")]
+    modalities = [key for key in runs.finished[0].losses if key.startswith("loss/modality/")]
+    kinds += modalities if len(modalities) > 1 else []
     words = None if arguments.group is None else labels_of(runs.finished, key=arguments.group)
     losses = {}
     for key in ["loss", *kinds] if loss is None else [loss]:

@@ -62,7 +62,8 @@ class Law:
         """theta[..., p] -> every parameter by its name, coefficients as they are printed."""
         values = np.array(theta, dtype=float)
         values[..., 0] *= self.sign
-        values[..., self.coefficient_places] = np.exp(values[..., self.coefficient_places])
+        with np.errstate(over="ignore"):  # of a resample that knows no coefficient
+            values[..., self.coefficient_places] = np.exp(values[..., self.coefficient_places])
         return {name: values[..., place] for place, name in enumerate(self.names)}
 
     def theta(self, parameters: Mapping[str, float]) -> np.ndarray:

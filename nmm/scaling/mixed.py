@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmm.scaling.bootstrap import refit, resample
-from nmm.scaling.fit import DELTA, Fit, Starts, check, fit_law, model_of
+from nmm.scaling.fit import DELTA, Fit, Solver, Starts, check, fit_law, model_of
 from nmm.scaling.laws import CHINCHILLA, INTERACTION, INTERACTION_PRODUCT, NMM_GRID, Grid, Law
 from nmm.scaling.points import Points
 from nmm.scaling.powers import PowerModel
+from nmm.scaling.reference import minimise_lbfgs
 from nmm.scaling.solve import DONE_RESAMPLED, minimise
 
 Numbers = Mapping[str, float] | Mapping[str, np.ndarray]
@@ -38,6 +39,7 @@ class Interaction:
     parameters: Mapping[str, float]
     theta: np.ndarray
     objective: float
+    gradient: float  # the largest derivative left
     starts: Starts
 
 
@@ -52,6 +54,13 @@ class Pair:
     together: Interaction
     product: Interaction
     resampled: np.ndarray
+
+    def predict(self, together: Points) -> np.ndarray:
+        """The joint loss at points with N, D_i and D_j."""
+        first, second = self.alone
+        offset = mean_alone((first.parameters, second.parameters), together)
+        columns = joint_points(together).columns
+        return INTERACTION.predict(self.together.parameters, columns=columns, offset=offset)
 
 
 @dataclass(frozen=True)
@@ -84,18 +93,22 @@ def fit_pair(
     *,
     delta: float = DELTA,
     grid: Grid = NMM_GRID,
+    solver: Solver = Solver.batched,
     resamples: int = 0,
+    seed: int = 0,
 ) -> Pair:
     """Fit a pair: `alone` have N and D; `together` N, D_i, D_j and the two's mean loss."""
-    first, second = (fit_law(CHINCHILLA, points, delta=delta, grid=grid) for points in alone)
+    first, second = (
+        fit_law(CHINCHILLA, points, delta=delta, grid=grid, solver=solver) for points in alone
+    )
     fits = (first, second)
     offset = mean_alone((fits[0].parameters, fits[1].parameters), together)
-    joint = _joint_points(together)
-    found = _interaction(INTERACTION, joint, offset=offset, delta=delta)
-    product = _interaction(INTERACTION_PRODUCT, joint, offset=offset, delta=delta)
+    joint = joint_points(together)
+    found = _interaction(INTERACTION, joint, offset=offset, delta=delta, solver=solver)
+    product = _interaction(INTERACTION_PRODUCT, joint, offset=offset, delta=delta, solver=solver)
     resampled = np.empty((0, len(INTERACTION.names)))
     if resamples:
-        resampled = _resample(fits, alone, together, found, resamples=resamples)
+        resampled = _resample(fits, alone, together, found, resamples=resamples, seed=seed)
     return Pair(fits, found, product, resampled)
 
 
@@ -108,16 +121,21 @@ def mean_alone(laws: tuple[Numbers, Numbers], points: Points) -> np.ndarray:
     return (losses[0] + losses[1]) / 2
 
 
-def _joint_points(together: Points) -> Points:
+def joint_points(together: Points) -> Points:
+    """The same points by N and the tokens of both modalities."""
     columns = together.columns
     tokens = columns["D_i"] + columns["D_j"]
     return Points({"N": columns["N"], "D": tokens}, together.loss, together.names)
 
 
-def _interaction(law: Law, points: Points, *, offset: np.ndarray, delta: float) -> Interaction:
+def _interaction(
+    law: Law, points: Points, *, offset: np.ndarray, delta: float, solver: Solver
+) -> Interaction:
     check(law, points)
     model = PowerModel(law, columns=points.columns, loss=points.loss, delta=delta, offset=offset)
-    ends = minimise(model, _starts(law, gap=float(np.median(points.loss - offset))))
+    starts = _starts(law, gap=float(np.median(points.loss - offset)))
+    find = minimise if solver is Solver.batched else minimise_lbfgs
+    ends = find(model, starts)
     best = int(np.nanargmin(ends.objective))
     theta = model.uncentred(ends.theta[best])
     return Interaction(
@@ -125,6 +143,7 @@ def _interaction(law: Law, points: Points, *, offset: np.ndarray, delta: float) 
         parameters={name: float(value) for name, value in law.natural(theta).items()},
         theta=theta,
         objective=float(ends.objective[best]),
+        gradient=float(np.abs(ends.gradient[best]).max()),
         starts=Starts.of(ends),
     )
 
@@ -149,23 +168,24 @@ def _resample(
     found: Interaction,
     *,
     resamples: int,
+    seed: int,
 ) -> np.ndarray:
     """theta[R, p] of the interaction: all three tables are resampled and fitted again."""
     laws = []
-    for seed, (fit, points) in enumerate(zip(fits, alone, strict=True), start=1):
-        weights = resample(len(points), resamples=resamples, seed=seed)
+    for side, (fit, points) in enumerate(zip(fits, alone, strict=True), start=1):
+        weights = resample(len(points), resamples=resamples, seed=3 * seed + side)
         model = model_of(fit.law, points, delta=fit.delta, weights=weights)
         starts = np.repeat(model.centred(fit.theta)[None], resamples, axis=0)
         theta = model.uncentred(refit(model, starts, problems=np.arange(resamples)).theta)
         natural = CHINCHILLA.natural(theta)
         laws.append({name: value[:, None] for name, value in natural.items()})
-    joint = _joint_points(together)
+    joint = joint_points(together)
     model = PowerModel(
         INTERACTION,
         columns=joint.columns,
         loss=joint.loss,
         delta=fits[0].delta,
-        weights=resample(len(joint), resamples=resamples, seed=0),
+        weights=resample(len(joint), resamples=resamples, seed=3 * seed),
         offset=mean_alone((laws[0], laws[1]), together),
     )
     starts = np.repeat(model.centred(found.theta)[None], resamples, axis=0)

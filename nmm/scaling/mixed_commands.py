@@ -11,82 +11,31 @@ import numpy as np
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.scaling import pairs, phenomena
-from nmm.scaling.bootstrap import intervals
-from nmm.scaling.files import Record, write
-from nmm.scaling.laws import INTERACTION
-from nmm.scaling.mixed import Interaction, Pair, barrier, fit_pair
+from nmm.scaling.files import FIT_MIXED, PAIR_POINTS, PHENOMENA, Record, csv_text, write, write_text
+from nmm.scaling.fit import Solver
+from nmm.scaling.pair_record import PairOptions, pair_record
 from nmm.scaling.runs import read_runs
 from nmm.scaling.say import say
-
-FIT_MIXED = "fit_mixed.json"
+from nmm.scaling.words import pair_table
 
 
 def fit_mixed(arguments: argparse.Namespace) -> None:
-    """Two modalities alone and together: their laws and the barrier, and DIR/fit_mixed.json."""
+    """Two modalities alone and together: DIR/fit_mixed.json and DIR/pair_points.csv."""
     found = pairs.read(arguments)
-    pair = fit_pair(
-        found.alone, found.together, delta=arguments.delta, resamples=arguments.bootstrap
+    options = PairOptions(
+        delta=arguments.delta,
+        solver=Solver(arguments.solver),
+        resamples=arguments.bootstrap,
+        seed=arguments.seed,
     )
-    record = pair_record(pair)
-    _print_pair(record)
+    record, rows = pair_record(found.alone, found.together, options=options)
+    say(pair_table(record))
     for name, reason in found.left_out.items():
         say(f"left out: {name}: {reason}")
     source = {"source": str(arguments.runs or arguments.table), "columns": arguments.columns}
-    write(arguments.out / FIT_MIXED, {**record, **source, "left_out": found.left_out})
-
-
-def pair_record(pair: Pair) -> Record:
-    """The laws, the barrier and, of resamples, their intervals."""
-    cheapest = barrier(pair.together.parameters)
-    record: Record = {
-        "law": pair.together.law.name,
-        "alone": [
-            {"parameters": dict(fit.parameters), "objective": fit.objective} for fit in pair.alone
-        ],
-        **_interaction(pair.together),
-        "product_form": _interaction(pair.product),
-        "barrier": None if cheapest is None else asdict(cheapest) | {"flops": cheapest.flops},
-        "tokens_are": "of both modalities together",
-        "intervals": {},
-    }
-    if len(pair.resampled):
-        natural = INTERACTION.natural(pair.resampled)
-        record["intervals"] = intervals(natural)
-        record["synergy_fraction"] = float(np.mean(natural["C"] > 0))
-    return record
-
-
-def _interaction(found: Interaction) -> Record:
-    return {
-        "parameters": dict(found.parameters),
-        "objective": found.objective,
-        "starts": found.starts.count,
-        "agreement": {
-            "at_best_fraction": found.starts.at_best_fraction,
-            "confirmed": found.starts.confirmed,
-        },
-    }
-
-
-def _print_pair(record: Record) -> None:
-    for name, value in record["parameters"].items():
-        spread = record["intervals"].get(name)
-        ends = f"   [{spread[0]:.6g}, {spread[1]:.6g}]" if spread else ""
-        say(f"  {name:<8}{value:>14.7g}{ends}")
-    say(
-        f"objective {record['objective']:.10e}; in the product form "
-        f"{record['product_form']['objective']:.10e}"
-    )
-    if not record["agreement"]["confirmed"]:
-        say("NOT CONFIRMED: hardly any other start ended at this minimum")
-    if record["barrier"] is None:
-        say("no synergy at any scale (C is not above 0)")
-    else:
-        say(
-            f"synergy from N = {record['barrier']['size']:.4g} and D = "
-            f"{record['barrier']['tokens']:.4g} tokens of both modalities on, at the cheapest "
-            f"({record['barrier']['flops']:.4g} FLOPs)"
-        )
+    about = {"pair": found.modalities, **source, "left_out": found.left_out}
+    write_text(arguments.out / PAIR_POINTS, csv_text(rows))
+    write(arguments.out / FIT_MIXED, {**record, **about})
 
 
 def phenomena_command(arguments: argparse.Namespace) -> None:
@@ -109,7 +58,7 @@ def phenomena_command(arguments: argparse.Namespace) -> None:
         record["over_pairs"] = _over_pairs(found)
     for one in found:
         _print_phenomena(one)
-    write(arguments.out / "phenomena.json", record)
+    write(arguments.out / PHENOMENA, record)
 
 
 def _of_pair(folder: Path, *, pair: str, fit: Path | None, settings: phenomena.Settings) -> Record:

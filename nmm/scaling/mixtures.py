@@ -1,8 +1,8 @@
 """The loss as a function of size, tokens and the shares of the data's domains (arXiv 2507.09404).
 
     additive   L = E + 1 / sum_i C_i h_i^gamma_i + A/N^alpha + B/D^beta
-    joint      the same with A_h = A (sum_i a_i h_i)^kappa for A and
-               B_h = B (sum_i b_i h_i)^lambda for B
+    joint      the same with A_h = (sum_i C^A_i h_i)^kappa for A and
+               B_h = (sum_i C^B_i h_i)^lambda for B
 
 h_i is the share of domain i among the tokens; the shares of a point add up to 1, and any may be 0.
 One law holds for one target loss. In the additive form the best shares do not depend on N and D; in
@@ -26,8 +26,8 @@ MIDDLE = {
 class MixtureLaw:
     """theta: E, log A, alpha, log B, beta, then log C_i, log gamma_i; joint: log a_i / a_1, ... .
 
-    In the joint form a_1 and b_1 are 1, because a common factor of the a_i and A would be the same
-    thing twice: A and B are the values at h = (1, 0, ..).
+    The joint form is written as A_h = A (sum_i a_i h_i)^kappa with a_i = C^A_i / C^A_1 and
+    A = (C^A_1)^kappa, so that a_1 = 1 and A is the value at h = (1, 0, ..); likewise B_h.
     """
 
     domains: tuple[str, ...]
@@ -159,13 +159,20 @@ def best_shares(
     size: float,
     tokens: float,
     weights: Sequence[float] | None = None,
+    near: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, float], float]:
     """The shares with the lowest (weighted) mean of the laws' losses, and that loss.
 
-    Searched from the centre and from near every corner of the simplex, by softmax coordinates.
+    Searched from the centre and from near every corner of the simplex, by softmax coordinates; or
+    only from the shares `near`, to three digits.
     """
     domains = laws[0][0].domains
     weights = weights if weights is not None else [1 / len(laws)] * len(laws)
+    if near is None:
+        starts, options = [np.zeros(len(domains)), *(2.0 * np.eye(len(domains)))], _FINE
+    else:
+        starts = [np.log([max(near[name], 1e-4) for name in domains])]
+        options = _COARSE
 
     def mean_loss(logits: np.ndarray) -> float:
         shares = np.exp(logits - logits.max())
@@ -176,11 +183,11 @@ def best_shares(
         predicted = [law.predict(parameters, columns=columns)[0] for law, parameters in laws]
         return float(np.dot(weights, predicted))
 
-    starts = [np.zeros(len(domains)), *(2.0 * np.eye(len(domains)))]
-    ends = [minimize(mean_loss, start, method="Nelder-Mead", options=_FINE) for start in starts]
+    ends = [minimize(mean_loss, start, method="Nelder-Mead", options=options) for start in starts]
     best = min(ends, key=lambda end: end.fun)
     shares = np.exp(best.x - best.x.max())
     return dict(zip(domains, (shares / shares.sum()).tolist(), strict=True)), float(best.fun)
 
 
 _FINE = {"xatol": 1e-8, "fatol": 1e-12, "maxiter": 10_000, "maxfev": 10_000}
+_COARSE = {"xatol": 1e-3, "fatol": 1e-9, "maxiter": 1000, "maxfev": 1000}

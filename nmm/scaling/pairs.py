@@ -20,6 +20,7 @@ class PairPoints:
 
     alone: tuple[Points, Points]
     together: Points
+    modalities: tuple[str, str]
     left_out: dict[str, str]
 
 
@@ -45,6 +46,7 @@ class _Source:
 def read(arguments: argparse.Namespace) -> PairPoints:
     """Rows without tokens of one modality are runs of the other alone."""
     source, left_out = _of_runs(arguments) if arguments.runs else (_of_table(arguments), {})
+    names = _modalities(arguments) if arguments.pair else ("first", "second")
     tokens = source.numbers("N", "D_i", "D_j")
     has_i, has_j = tokens["D_i"] > 0, tokens["D_j"] > 0
     parts = []
@@ -60,7 +62,7 @@ def read(arguments: argparse.Namespace) -> PairPoints:
             )
         parts.append(source.select(chosen))
     alone = _alone(parts[0], side="i"), _alone(parts[1], side="j")
-    return PairPoints(alone, _together(parts[2]), left_out)
+    return PairPoints(alone, _together(parts[2]), names, left_out)
 
 
 def _alone(source: _Source, *, side: str) -> Points:
@@ -87,16 +89,22 @@ def _of_table(arguments: argparse.Namespace) -> _Source:
 
 def _of_runs(arguments: argparse.Namespace) -> tuple[_Source, dict[str, str]]:
     """Tokens and held-out losses by modality."""
-    if arguments.pair is None or arguments.pair.count(",") != 1:
-        raise UserError(f"--pair is {arguments.pair}; name two modalities of the runs: text,image.")
+    modalities = _modalities(arguments)
     runs = read_runs(arguments.runs)
-    modalities = arguments.pair.split(",")
     rows = [_row(run, modalities=modalities) for run in runs.finished]
     names = tuple(str(run.directory) for run in runs.finished)
     return _Source(rows, {}, names, str(arguments.runs)), runs.left_out
 
 
-def _row(run: Run, *, modalities: list[str]) -> dict[str, object]:
+def _modalities(arguments: argparse.Namespace) -> tuple[str, str]:
+    """--pair; of a table it only names the two."""
+    if arguments.pair is None or arguments.pair.count(",") != 1:
+        raise UserError(f"--pair is {arguments.pair}; name two modalities of the runs: text,image.")
+    first, second = arguments.pair.split(",")
+    return first, second
+
+
+def _row(run: Run, *, modalities: tuple[str, str]) -> dict[str, object]:
     row: dict[str, object] = {"N": run.size}
     for side, modality in zip("ij", modalities, strict=True):
         row[f"D_{side}"] = run.end.get(f"tokens/modality/{modality}", 0)

@@ -18,12 +18,13 @@ from nmm.scaling.files import Written
 from nmm.scaling.laws import CHINCHILLA
 from nmm.scaling.rules import (
     GPU_BYTES,
-    PUBLISHED_RATES,
     ROW_TOKENS,
     Model,
     checkpoint_steps,
     choose_model,
     learning_rate,
+    published_rates,
+    sparse_warmup_steps,
     step_rows,
     zero_stage,
 )
@@ -48,6 +49,7 @@ class Plan:
     """A run that spends the budget; `best_*` are the law's optimum, the others the model's."""
 
     budget: Budget
+    family: str
     best_size: float
     best_tokens: float
     best_loss: float
@@ -59,6 +61,7 @@ class Plan:
     rows: int
     learning_rate: float
     phases: Phases
+    warmup_steps: int | None  # where it is not the default of the schedule
     days: float
     zero_stage: int
     checkpoint_steps: int
@@ -84,12 +87,14 @@ class Plan:
 
     @property
     def overrides(self) -> tuple[str, ...]:
+        warmup = f"schedule.warmup_steps={self.warmup_steps}"
         return (
             f"run.name=plan_{self.budget.flops:.3g}".replace("+", ""),
             *self.model.overrides,
             f"data={self.data}",
             f"data.global_rows={self.rows}",
             f"schedule.total_tokens={self.tokens}",
+            *([] if self.warmup_steps is None else [warmup]),
             f"optim.learning_rate={self.learning_rate:.3g}",
             f"engine=zero{self.zero_stage}",
             f"checkpoint.every_steps={self.checkpoint_steps}",
@@ -111,10 +116,13 @@ def make_plan(
     tokens = round(accounting.tokens(flops=flops, size=np.array([float(model.size)]))[0])
     rows = step_rows(tokens, gpus=budget.gpus)
     step_tokens = rows * ROW_TOKENS
-    steps = phases(ScheduleConfig(total_tokens=tokens), tokens_per_step=step_tokens)
+    warmup = sparse_warmup_steps(-(-tokens // step_tokens)) if model.is_sparse else None
+    schedule = ScheduleConfig(total_tokens=tokens, warmup_steps=warmup)
+    steps = phases(schedule, tokens_per_step=step_tokens)
     days = budget.flops / (_peak(budget) * budget.gpus * budget.mfu * SECONDS_PER_DAY)
     return Plan(
         budget=budget,
+        family=family,
         best_size=float(best[0][0]),
         best_tokens=float(best[1][0]),
         best_loss=_loss(parameters, size=best[0][0], tokens=best[1][0]),
@@ -124,8 +132,9 @@ def make_plan(
         tokens=tokens,
         loss=_loss(parameters, size=float(model.size), tokens=float(tokens)),
         rows=rows,
-        learning_rate=learning_rate(model.size),
+        learning_rate=learning_rate(model.size, family=family),
         phases=steps,
+        warmup_steps=warmup,
         days=days,
         zero_stage=zero_stage(model.config, gpus=budget.gpus, gpu=budget.gpu),
         checkpoint_steps=checkpoint_steps(steps.total_steps, days=days),
@@ -185,7 +194,7 @@ def text(plan: Plan) -> str:
     ]
     if plan.beyond > 1:
         lines.append(f"this is {plan.beyond:,.3g} times the FLOPs of the largest run of the fit")
-    if plan.model.size < PUBLISHED_RATES[0][0] * 0.9:
+    if plan.model.size < published_rates(plan.family)[0][0] * 0.9:
         lines.append("the rate is that of the smallest published model, and this one is smaller")
     return "\n".join([*lines, "", plan.command])
 

@@ -63,6 +63,10 @@ class PowerModel:
     def points(self) -> int:
         return self.log_loss.shape[1]
 
+    @property
+    def positive_constant(self) -> bool:
+        return self.law.sign > 0
+
     def centred(self, theta: np.ndarray) -> np.ndarray:
         """The law's theta[S, p] with coefficients in the middle of the data."""
         return self._shifted(theta, sign=-1)

@@ -1,7 +1,7 @@
 """What `fit` writes down: a law, its evidence and what follows from it, as one JSON object."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from nmm.scaling.bootstrap import bootstrap, intervals
 from nmm.scaling.files import Record
 from nmm.scaling.fit import DELTA, AnyLaw, Fit, Solver, fit_law
 from nmm.scaling.laws import EPOCH_GRID, NMM_GRID
-from nmm.scaling.mixtures import MixtureLaw, best_shares
+from nmm.scaling.mixing import best_of_all
+from nmm.scaling.mixtures import MixtureLaw
 from nmm.scaling.points import Points
 
 GRIDS = {"nmm": NMM_GRID, "epoch": EPOCH_GRID}
@@ -29,6 +30,9 @@ class Options:
     holdout: str | None = None
     grid: str = "nmm"
     solver: Solver = Solver.batched
+    spaced: str = "log"
+    vision_coefficient: float | None = None
+    at: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
@@ -43,7 +47,7 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
         "points": len(seen),
         "objective": fit.objective,
         "parameters": dict(fit.parameters),
-        **_allocation(fit, seen),
+        **_allocation(fit, seen, options=options),
         "intervals": {},
         "metrics": fit.metrics(seen),
         "holdout": verdict,
@@ -61,24 +65,23 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
         "grid": options.grid,
         "excluded": excluded,
         "suspects": list(seen.select(fit.suspects(seen)).names),
-        "ranges": {
-            name: [float(column.min()), float(column.max())]
-            for name, column in {**seen.columns, "L": seen.loss}.items()
-        },
+        "ranges": ranges_of(seen),
     }
     if options.resamples:
         _add_intervals(record, fit, seen, options=options)
     if isinstance(law, MixtureLaw):
-        record["best_shares"] = _best_shares(law, fit, seen)
+        record["domains"] = list(law.domains)
+        record["best_shares"] = best_of_all({"loss": record}, weights={}, at=options.at)
     record["rows"] = _rows(kept, fit, unseen=unseen)
     return record
 
 
-def _best_shares(law: MixtureLaw, fit: Fit, points: Points) -> Record:
-    """The mixture with the lowest predicted loss, at the largest N and D of the data."""
-    size, tokens = (float(points.columns[name].max()) for name in "ND")
-    shares, loss = best_shares([(law, fit.parameters)], size=size, tokens=tokens)
-    return {"N": size, "D": tokens, "loss": loss, "shares": shares}
+def ranges_of(points: Points) -> Record:
+    """Least and greatest of every column and of the loss."""
+    return {
+        name: [float(column.min()), float(column.max())]
+        for name, column in {**points.columns, "L": points.loss}.items()
+    }
 
 
 def _rows(points: Points, fit: Fit, *, unseen: np.ndarray) -> list[Record]:
@@ -111,25 +114,29 @@ def _fit(law: AnyLaw, points: Points, *, options: Options) -> Fit:
     )
 
 
-def _allocation(fit: Fit, points: Points) -> Record:
+def _allocation(fit: Fit, points: Points, *, options: Options) -> Record:
     """`exponents` by the closed form, `regression` by the paper's; empty for other laws."""
     if fit.law.name not in ("chinchilla", "mixture"):
         return {"exponents": {}, "regression": None, "tokens_per_parameter": None}
     found = exponents(fit.parameters, points)
     flops = flops_of(points)
     accounting = accounting_of(points)
+    if options.vision_coefficient is not None:
+        accounting = replace(accounting, saved=options.vision_coefficient)
     tokens = points.columns["D"]
     regression = allocation.regression(
         fit.parameters,
         flops=np.unique(flops),
         tokens=(float(tokens.min()), float(tokens.max())),
         accounting=accounting,
+        spaced=options.spaced,
     )
     return {
         "exponents": {name: float(value) for name, value in found.items()},
         "regression": None if regression is None else asdict(regression),
         "tokens_per_parameter": _ratio(fit.parameters, accounting, found, regression, flops=flops),
         "accounting": asdict(accounting),
+        "regression_tokens_spaced": options.spaced,
     }
 
 

@@ -1,29 +1,25 @@
 """What the papers do at a given size: the model, its learning rate, its steps, its stage.
 
-arXiv 2504.07951, table 6 and appendix A: learning rates by size, about 2 million tokens a step,
-depth 24 with the width free. The warmup by the number of steps is in nmm/schedule.py.
+arXiv 2504.07951, table 6 and appendix A: learning rates by size (those of the presets), about 2
+million tokens a step, depth 24 with the width free. The warmup of dense models by the number of
+steps is in nmm/schedule.py.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from nmm.config import DataConfig, ModelConfig, compose, load
+from nmm.config import Config, DataConfig, ModelConfig, compose, load
+from nmm.errors import UserError
 from nmm.flops import memory_bytes, num_parameters
 
-# N and learning rate of the dense early-fusion models, table 6; the last of the sister paper.
-PUBLISHED_RATES = (
-    (274.8e6, 1.5e-3),
-    (464.0e6, 1.5e-3),
-    (931.7e6, 5e-4),
-    (1626.8e6, 4.2e-4),
-    (2279.9e6, 4e-4),
-    (3354.3e6, 3.5e-4),
-    (8129.1e6, 2.4e-4),
-)
-BEYOND = -0.335  # exponent of N that the rates from 932M on follow
+BEYOND = -0.335  # exponent of N that the early rates from 932M on follow
 DEPTH = 24
+ENCODER_WIDTH = 0.5  # of the decoder's: 0.5 for most of table 6, 0.48 once
+SPARSE_SHORT_STEPS, SPARSE_WARMUP_STEPS = 20_000, 2500
 WIDTH_STEP = 32  # 16 heads of an even number of channels
 STEP_TOKENS = 2**21
 ROW_TOKENS = DataConfig().row_tokens
@@ -42,51 +38,86 @@ class Model:
 
     @property
     def size(self) -> int:
-        return num_parameters(self.config).N
+        """N of the laws: what a token passes through, with a vision encoder if there is one."""
+        return num_parameters(self.config).N_active
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.size < num_parameters(self.config).N
 
 
 def choose_model(size: float, *, family: str) -> Model:
-    """The preset of that family with the nearest N; if that is far, a new width at DEPTH.
+    """The preset of that family with the nearest N; if that is far, its recipe at a new width.
 
-    Of models with an encoder it is the nearest preset always: they have two widths.
+    A new model has the paper's depth, and a vision encoder of half its width if the family has one.
+    Raises UserError for a family without presets.
     """
-    presets = {name: _preset(name) for name in _preset_names(family)}
-    if presets:
-        near = min(presets.items(), key=lambda item: _distance(item[1], size))
-        near_enough = _distance(near[1], size) <= np.log1p(NEAR_PRESET)
-        if near_enough or near[1].encoder is not None:
-            return Model((f"model={near[0]}",), near[1])
-    base = "early_275m"  # whose other fields all sizes of the paper share
-    fields = vars(_preset(base))
-    widths = [
-        ModelConfig(**{**fields, "width": width, "depth": DEPTH})
-        for width in range(2 * WIDTH_STEP, 32_768, WIDTH_STEP)
-    ]
-    best = min(widths, key=lambda config: _distance(config, size))
-    return Model((f"model={base}", f"model.width={best.width}"), best)
+    presets = {name: settings.model for name, settings in _presets(family).items()}
+    base, near = min(presets.items(), key=lambda item: _distance(item[1], size))
+    if _distance(near, size) <= np.log1p(NEAR_PRESET):
+        return Model((f"model={base}",), near)
+    step = math.lcm(WIDTH_STEP, 2 * near.heads)
+    best = min(
+        (_widened(near, width=width) for width in range(step, 32_768, step)),
+        key=lambda config: _distance(config, size),
+    )
+    overrides = [f"model={base}", f"model.width={best.width}"]
+    overrides += [f"model.depth={best.depth}"] * (best.depth != near.depth)
+    if best.vision is not None and near.encoder is not None:
+        overrides.append(f"model.vision.width={best.vision.width}")
+    return Model(tuple(overrides), best)
 
 
-def _preset_names(family: str) -> list[str]:
+def _widened(config: ModelConfig, *, width: int) -> ModelConfig:
+    vision = config.vision
+    if config.encoder is not None and vision is not None:
+        step = math.lcm(WIDTH_STEP, 2 * vision.heads)
+        vision = replace(vision, width=max(step, round(ENCODER_WIDTH * width / step) * step))
+    return replace(config, width=width, depth=DEPTH, vision=vision)
+
+
+@cache
+def _presets(family: str) -> dict[str, Config]:
+    """The composed presets conf/model/FAMILY_*.yaml by name; raises UserError without any."""
     folder = Path(__file__).parents[2] / "conf" / "model"
-    return sorted(path.stem for path in folder.glob(f"{family}_*.yaml"))
-
-
-def _preset(name: str) -> ModelConfig:
-    return load(compose([f"model={name}", "schedule.total_steps=1"])).model
+    names = sorted(path.stem for path in folder.glob("*_*.yaml"))
+    found = [name for name in names if name.startswith(f"{family}_")]
+    if not found:
+        families = dict.fromkeys(name.rpartition("_")[0] for name in names)
+        raise UserError(
+            f"--family is {family}, of which conf/model has no preset; choose of: "
+            f"{', '.join(families)}."
+        )
+    return {name: load(compose([f"model={name}", "schedule.total_steps=1"])) for name in found}
 
 
 def _distance(config: ModelConfig, size: float) -> float:
-    return float(abs(np.log(num_parameters(config).N / size)))
+    return float(abs(np.log(num_parameters(config).N_active / size)))
 
 
-def learning_rate(size: float) -> float:
-    """Of table 6, on straight lines between its sizes in the logarithms, and by BEYOND above them.
+def published_rates(family: str) -> list[tuple[int, float]]:
+    """N and learning rate of the family's presets, which are those of their papers, by N."""
+    return sorted(
+        (num_parameters(settings.model).N_active, settings.optim.learning_rate)
+        for settings in _presets(family).values()
+    )
+
+
+def learning_rate(size: float, *, family: str) -> float:
+    """On straight lines in the logarithms between the family's sizes, and by BEYOND above them.
 
     Below the smallest size its rate stays, which nobody has published.
     """
-    sizes, rates = np.log(np.array(PUBLISHED_RATES)).T
+    sizes, rates = np.log(np.array(published_rates(family))).T
     beyond = BEYOND * max(0.0, np.log(size) - sizes[-1])
     return float(np.exp(np.interp(np.log(size), sizes, rates) + beyond))
+
+
+def sparse_warmup_steps(total_steps: int) -> int | None:
+    """Sparse models warm up for longer in short runs; None: as dense ones (appendix A)."""
+    if total_steps >= SPARSE_SHORT_STEPS:
+        return None
+    return min(SPARSE_WARMUP_STEPS, total_steps // 2)
 
 
 def step_rows(tokens: float, *, gpus: int) -> int:

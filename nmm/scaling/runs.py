@@ -86,6 +86,11 @@ def _read(directory: Path) -> Run | str:
         evaluations = [row for row in read_rows(directory / "evals.jsonl") if row["step"] > 0]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable: {error}"
+    parent = manifest.get("parent") or {}
+    if parent.get("mode") == "weights":
+        return (
+            f"it began with weights of {parent.get('run')}, so its tokens are not all it has seen"
+        )
     if end is None or end["step"] < total:
         return f"unfinished: {end['step'] if end else 0} of {total} steps"
     if not evaluations or evaluations[-1]["step"] < total:
@@ -123,8 +128,9 @@ def _divergence(evaluations: Sequence[dict[str, Any]], *, vocabulary: int | None
 def points_of(runs: Sequence[Run], *, loss: str) -> Points:
     """N (active), D, C and one key of the losses; N_v and D_v where some run has a vision encoder.
 
-    S is the fraction of the parameters that a token does not pass through, share/NAME a source's
-    share of the tokens. Raises UserError for a run without that loss, and for copies of a run.
+    S is the fraction of the parameters that a token does not pass through, U the tokens that are
+    not a repetition, where all runs tell how large their sources are. Raises UserError for
+    a run without that loss, and for copies of a run.
     """
     for run in runs:
         if loss not in run.losses:
@@ -142,11 +148,22 @@ def points_of(runs: Sequence[Run], *, loss: str) -> Points:
         columns["D_v"] = [run.end.get("tokens/modality/image", 0) for run in runs]
     if any(run.manifest["N"] != run.size for run in runs):
         columns["S"] = [1 - run.size / run.manifest["N"] for run in runs]
+    if all("source_tokens" in run.manifest for run in runs):
+        columns["U"] = [unique_tokens(run) for run in runs]
     arrays = {name: np.array(values, dtype=float) for name, values in columns.items()}
     measured = np.array([run.losses[loss] for run in runs])
     points = Points(arrays, measured, tuple(str(run.directory) for run in runs))
     refuse_doubtful(points, source="--runs")
     return points
+
+
+def unique_tokens(run: Run) -> int:
+    """Of every source what was drawn of it, but no more than it has; at most all of D."""
+    drawn = (
+        min(tokens, run.end.get(f"tokens/source/{name}", 0))
+        for name, tokens in run.manifest["source_tokens"].items()
+    )
+    return min(run.tokens, sum(drawn))
 
 
 def shares_of(runs: Sequence[Run]) -> dict[str, np.ndarray]:

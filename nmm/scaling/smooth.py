@@ -38,6 +38,7 @@ class SmoothModel:
     """
 
     iterations = 300  # without a Hessian the last digits take long
+    positive_constant = True
 
     def __init__(
         self,

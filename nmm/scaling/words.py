@@ -1,4 +1,4 @@
-"""A fit for people: its parameters, its evidence and its doubts, as lines of text."""
+"""Fits for people: parameters, evidence and doubts, as lines of text."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,81 @@ def table(record: Record, *, title: str) -> str:
     for name, value in {**record["parameters"], **record["exponents"]}.items():
         low_high = f"   [{spread[name][0]:.6g}, {spread[name][1]:.6g}]" if name in spread else ""
         lines.append(f"  {name:<12}{value:>14.7g}{low_high}")
-    agreement = record["agreement"]
-    lines.append(
-        f"objective {record['objective']:.10e} (sum of Huber), found by "
-        f"{agreement['at_best_fraction']:.1%} of {record['starts']:,} starts, largest derivative "
-        f"{record['gradient']:.0e}, {record['seconds']:.2f} s"
-    )
-    if not agreement["confirmed"]:
-        lines.append("NOT CONFIRMED: hardly any other start ended at this minimum")
+    lines += _objective_lines(record)
+    lines.append(f"fitted in {record['seconds']:.2f} s by the solver {record['solver']}")
     if best := record.get("best_shares"):
-        shares = ", ".join(f"{name} {share:.4f}" for name, share in best["shares"].items())
-        lines.append(f"best mixture at N {best['N']:.4g} and D {best['D']:.4g}: {shares}")
+        lines.append(mixture_table(best, title=""))
     lines += [*_metrics_lines(record), *_regression_lines(record), *_doubts(record)]
     return "\n".join(lines)
+
+
+def _objective_lines(record: Record) -> list[str]:
+    """Of a fit or of a part of one."""
+    agreement = record["agreement"]
+    lines = [
+        f"objective {record['objective']:.10e} (sum of Huber), found by "
+        f"{agreement['at_best_fraction']:.1%} of {record['starts']:,} starts, largest derivative "
+        f"{record['gradient']:.0e}"
+    ]
+    if not agreement["confirmed"]:
+        lines.append("NOT CONFIRMED: hardly any other start ended at this minimum")
+    return lines
+
+
+def frontier_table(record: Record, *, title: str) -> str:
+    """The power law along the lowest losses, and the exponent of N by parabolas."""
+    spread = {
+        name: f"   [{low:.6g}, {high:.6g}]" for name, (low, high) in record["intervals"].items()
+    }
+    lines = [f"{title}: L = {record['k']:.6g} * C^{record['c']:.6f}"]
+    lines += [f"  {name:<12}{record[name]:>14.7g}{ends}" for name, ends in spread.items()]
+    if record["isoflop_a"] is not None and "isoflop_a" not in spread:
+        lines.append(f"  N_opt ~ C^{record['isoflop_a']:.4f} by parabolas")
+    return "\n".join(lines)
+
+
+def mixture_table(best: Record, *, title: str) -> str:
+    """The shares with the lowest weighted mean of some losses."""
+    of = ", ".join(f"{name} x {weight:.3g}" for name, weight in best["weights"].items())
+    lines = [
+        f"best mixture{' of ' * bool(title)}{title} at N {best['N']:.4g} and D {best['D']:.4g} "
+        f"for {of}: {best['loss']:.4f}"
+    ]
+    for name, share in best["shares"].items():
+        spread = best["intervals"].get(name)
+        ends = f"   [{spread[0]:.4f}, {spread[1]:.4f}]" if spread else ""
+        lines.append(f"  {name:<12}{share:>14.4f}{ends}")
+    return "\n".join(lines)
+
+
+def pair_table(record: Record) -> str:
+    """Of two modalities: their laws alone, the interaction, and the barrier."""
+    lines = []
+    for which, one in zip(("first", "second"), record["alone"], strict=True):
+        values = "  ".join(f"{name} {value:.6g}" for name, value in one["parameters"].items())
+        lines += [f"== the {which} alone, {one['points']} points", f"  {values}"]
+        lines += _objective_lines(one)
+    lines.append(f"== together, {record['points']} points")
+    for name, value in record["parameters"].items():
+        spread = record["intervals"].get(name)
+        ends = f"   [{spread[0]:.6g}, {spread[1]:.6g}]" if spread else ""
+        lines.append(f"  {name:<12}{value:>14.7g}{ends}")
+    lines += _objective_lines(record)
+    lines.append(f"in the product form {record['product_form']['objective']:.10e}")
+    return "\n".join([*lines, *_metrics_lines(record), *_barrier_lines(record), *_doubts(record)])
+
+
+def _barrier_lines(record: Record) -> list[str]:
+    if record["barrier"] is None:
+        return ["no synergy at any scale (C is not above 0)"]
+    cheapest, spread = record["barrier"], record["barrier_intervals"]
+    lines = [
+        f"synergy from N = {cheapest['size']:.4g} and D = {cheapest['tokens']:.4g} tokens of both "
+        f"modalities on, at the cheapest ({cheapest['flops']:.4g} FLOPs)"
+    ]
+    for name, (low, high) in spread.items():
+        lines.append(f"  {name:<12}{cheapest[name]:>14.7g}   [{low:.6g}, {high:.6g}]")
+    return lines
 
 
 def _metrics_lines(record: Record) -> list[str]:
