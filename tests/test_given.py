@@ -12,6 +12,8 @@ from nmm.errors import UserError
 from nmm.model import Model, build, check_given, load_given
 from tests.family import EARLY, FAMILY, LATE, TEXT
 
+NO_PIXELS = ["~data.sources.caption", "~data.sources.interleaved"]
+
 
 def save(model: Model, path: Path, **changes: torch.Tensor | None) -> str:
     """A file of the model's parameters; with None a name is left out."""
@@ -22,7 +24,7 @@ def save(model: Model, path: Path, **changes: torch.Tensor | None) -> str:
 
 
 def begun_with(config: ModelConfig, given: GivenWeights) -> dict[str, torch.Tensor]:
-    check_given(config, given)
+    check_given(config, given, tokenizer_hash="")
     model = build(config, seed=0)
     load_given(model, given)
     return dict(model.named_parameters())
@@ -77,22 +79,22 @@ def test_a_tied_decoder_is_given_once(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
     path = save(build(TEXT, seed=1), tmp_path / "decoder.safetensors", **changes)
     with pytest.raises(UserError, match=f"weights.decoder is .*decoder.safetensors.*{said}"):
-        check_given(TEXT, GivenWeights(decoder=path))
+        check_given(TEXT, GivenWeights(decoder=path), tokenizer_hash="")
 
 
 def test_many_missing_names_are_counted(tmp_path: Path) -> None:
     path = save(build(TEXT, seed=1), tmp_path / "text.safetensors")
     with pytest.raises(UserError, match=r"weights.vision is .* which lacks .* and 16 more"):
-        check_given(LATE, GivenWeights(vision=path))
+        check_given(LATE, GivenWeights(vision=path), tokenizer_hash="")
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     missing, broken = tmp_path / "none.safetensors", tmp_path / "broken.safetensors"
     broken.write_bytes(b"not tensors at all")
     with pytest.raises(UserError, match=r"which does not exist; give a safetensors file"):
-        check_given(TEXT, GivenWeights(decoder=str(missing)))
+        check_given(TEXT, GivenWeights(decoder=str(missing)), tokenizer_hash="")
     with pytest.raises(UserError, match=r"which cannot be read \(.*\); give a safetensors file"):
-        check_given(TEXT, GivenWeights(decoder=str(broken)))
+        check_given(TEXT, GivenWeights(decoder=str(broken)), tokenizer_hash="")
 
 
 def test_an_encoder_for_a_model_without_one_is_refused() -> None:
@@ -116,6 +118,25 @@ def test_an_encoder_for_a_model_without_one_is_refused() -> None:
             ["model=tiny_late", "+data.units.image=9"],
             "model.image.kind is encoder and data.units has image",
         ),
+        (["+data.units.image=9"], "model.image.kind is patches and data.units has image"),
+        (
+            ["model=tiny_late", *NO_PIXELS],
+            "model.image.kind is encoder and no source of data.sources has images for it; set",
+        ),
+        (
+            ["model.image.kind=none", "model.image_attention=prefix", *NO_PIXELS],
+            "model.image_attention is prefix and model.image.kind is none",
+        ),
+        (
+            ["optim.vision_rate_multiplier=0"],
+            "optim.vision_rate_multiplier is 0.0 and model.image.kind is patches; set .*=0.01.",
+        ),
+        (
+            ["model.positions=learned", "model.max_positions=512", "model.rope_theta=5e5"],
+            "model.rope_theta is 500000.0 and model.positions is learned",
+        ),
+        (["optim=sgd", "optim.beta2=0.9"], "optim.beta2 is 0.9 and optim.name is sgd"),
+        (["optim.weight_decay=1.1"], "optim.weight_decay is 1.1; it is a fraction"),
     ],
 )
 def test_groups_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from nmm.config.check import at_least, positive
+from nmm.config.check import at_least, fraction, positive
 from nmm.errors import UserError
 
 
@@ -31,8 +31,20 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         positive(optim__learning_rate=self.learning_rate, optim__eps=self.eps)
-        at_least(0, optim__weight_decay=self.weight_decay, optim__clip_norm=self.clip_norm)
+        fraction(optim__weight_decay=self.weight_decay)
+        at_least(0, optim__clip_norm=self.clip_norm)
         at_least(0, optim__vision_rate_multiplier=self.vision_rate_multiplier)
         for key, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
                 raise UserError(f"optim.{key} is {value}; set it to at least 0 and below 1.")
+        if self.name is OptimName.sgd:
+            self._check_plain()
+
+    def _check_plain(self) -> None:
+        """Plain gradient descent has no moments."""
+        for key in ("beta1", "beta2", "eps"):
+            if (value := getattr(self, key)) != getattr(OptimConfig, key):
+                raise UserError(
+                    f"optim.{key} is {value} and optim.name is sgd, which has none; leave "
+                    f"optim.{key} out, or set optim.name=adamw."
+                )
