@@ -101,7 +101,7 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     if newest:
         refuse_contradiction(begun.progress.identity, identity, checkpoint=newest)
     elif begun.parent is None:
-        check_given(settings.model, settings.weights)
+        check_given(settings.model, settings.weights, tokenizer_hash=plan.corpus.tokenizer.hash)
     if begun.progress.step:
         refuse_jump(begun, settings, plan=plan)
     return begun

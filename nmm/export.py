@@ -19,6 +19,7 @@ from torch import Tensor
 from data.tokenizer import Tokenizer
 from nmm.config import BlockConfig, ImageKind, ModelConfig, read_yaml, to_yaml
 from nmm.errors import UserError
+from nmm.model.folder import block_keys
 from nmm.rundir import git_commit
 from nmm.trained import CONFIG, FACTS, FORMAT, PIECES, WEIGHTS, Trained, read_run
 
@@ -142,8 +143,8 @@ def hub_keys(model: ModelConfig) -> dict[str, object]:
     """The keys of NmmConfig in nmm/hub/modeling_nmm.py that say what is built."""
     reads_images = model.image.kind is not ImageKind.none
     return {
-        "blocks": _block_keys(model),
-        "vision": None if model.encoder is None else _block_keys(model.encoder),
+        "blocks": _blocks(model),
+        "vision": None if model.encoder is None else _blocks(model.encoder),
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.tied_head,
         "image_attention": model.image_attention.name,
@@ -155,20 +156,8 @@ def hub_keys(model: ModelConfig) -> dict[str, object]:
     }
 
 
-def _block_keys(blocks: BlockConfig) -> dict[str, object]:
-    return {
-        "width": blocks.width,
-        "depth": blocks.depth,
-        "heads": blocks.heads,
-        "norm": blocks.norm.name,
-        "norm_position": blocks.norm_position.name,
-        "norm_eps": blocks.norm_eps,
-        "qk_norm": blocks.qk_norm.name,
-        "ffn": blocks.ffn.name,
-        "ffn_hidden": blocks.hidden,
-        "biases": blocks.biases,
-        "dropout": blocks.dropout,
-    }
+def _blocks(blocks: BlockConfig) -> dict[str, object]:
+    return {**block_keys(blocks), "dropout": blocks.dropout}
 
 
 def _tokenizer_keys(tokenizer: Tokenizer) -> dict[str, object]:

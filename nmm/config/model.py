@@ -154,6 +154,11 @@ class ModelConfig(BlockConfig):
                 f"model.max_positions is {self.max_positions} and model.positions is rope, which "
                 f"has no table; set model.max_positions=null, or model.positions=learned."
             )
+        if not rope and self.rope_theta != ModelConfig.rope_theta:
+            raise UserError(
+                f"model.rope_theta is {self.rope_theta} and model.positions is learned, where "
+                f"nothing is rotated; leave model.rope_theta out, or set model.positions=rope."
+            )
         if not rope and self.max_positions is None:
             raise UserError(
                 "model.positions is learned and model.max_positions is null; set it to "
@@ -176,10 +181,11 @@ class ModelConfig(BlockConfig):
 
 @dataclass
 class GivenWeights:
-    """Safetensors files whose weights a new run begins with, instead of drawing them.
+    """Weights that a new run begins with, instead of drawing them.
 
-    `decoder` gives all but what brings images in, `vision` the encoder of late fusion. Names are
-    those of the parameters of nmm/model/; a file of a whole model serves for either.
+    `decoder` gives all but what brings images in, `vision` the encoder of late fusion. Either is a
+    safetensors file with the names of the parameters of nmm/model/, perhaps of a whole model, or a
+    folder: an export, and for the decoder also a Llama as `transformers` saves it.
     """
 
     decoder: str | None = None

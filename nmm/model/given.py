@@ -1,5 +1,6 @@
-"""Given weights in place of initial ones: a decoder or a vision encoder from a safetensors file."""
+"""Given weights in place of initial ones: a decoder or a vision encoder, of a file or a folder."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,44 +9,76 @@ from torch import nn
 
 from nmm.config import GivenWeights, ModelConfig
 from nmm.errors import UserError
+from nmm.model.folder import Stored, by_our_names, check_folder, weight_files
 from nmm.model.model import Model
 
 # What joins images to the decoder is new in every model, so no file gives it.
 VISION, JOINTS = "vision.", ("patch.", "connector.")
+# An id that a folder's model lacks keeps its initial row: those of images and of data.units.
+BY_ID = {"embedding.weight", "head.weight"}
 FLOATS = ("F64", "F32", "F16", "BF16")
 SHOWN = 3
 
 
-def check_given(config: ModelConfig, given: GivenWeights) -> None:
-    """Refuse files that do not fit the model, by their headers alone; raises UserError."""
+def check_given(config: ModelConfig, given: GivenWeights, *, tokenizer_hash: str) -> None:
+    """Refuse what does not fit the model, by headers alone; raises UserError.
+
+    The ids of a folder must be those of the tokenizer with that sha256.
+    """
     with torch.device("meta"):
         model = Model(config)
-    for key, path in _files(given):
-        names = _names(model, key)
-        with _open(path, key=key) as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            stored = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            dtypes = {name: part.get_dtype() for name, part in slices.items()}
-        _refuse_mismatch(names, _of_part(stored, key), key=key, path=path)
-        if odd := [name for name in names if dtypes[name] not in FLOATS]:
+    for key, path in _places(given):
+        if Path(path).is_dir():
+            check_folder(Path(path), key=key, config=config, tokenizer_hash=tokenizer_hash)
+        names, stored = _names(model, key), _stored(path, key=key, config=config)
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+        if Path(path).is_dir():
+            names |= {
+                name: _with_rows_of(shapes, name, names[name]) for name in BY_ID & names.keys()
+            }
+        _refuse_mismatch(names, _of_part(shapes, key), key=key, path=path)
+        if odd := [name for name in names if stored[name].dtype not in FLOATS]:
             raise UserError(
-                f"{key} is {path}, which has {odd[0]} as {dtypes[odd[0]]}; give floating-point "
-                f"weights ({', '.join(FLOATS)})."
+                f"{key} is {path}, which has {odd[0]} as {stored[odd[0]].dtype}; give "
+                f"floating-point weights ({', '.join(FLOATS)})."
             )
 
 
 def load_given(model: Model, given: GivenWeights) -> None:
-    """Copy the files' tensors over the initial weights, in float32; `check_given` comes first."""
+    """Copy what is given over the initial weights, in float32; `check_given` comes first."""
     parameters = dict(model.named_parameters())
-    for key, path in _files(given):
-        with _open(path, key=key) as file, torch.no_grad():
+    for key, path in _places(given):
+        stored = _stored(path, key=key, config=model.config)
+        with torch.no_grad():
             for name in _names(model, key):
-                parameters[name].copy_(file.get_tensor(name))
+                value = stored[name].read()
+                parameters[name][: len(value)].copy_(value)
 
 
-def _files(given: GivenWeights) -> list[tuple[str, str]]:
-    files = {"weights.decoder": given.decoder, "weights.vision": given.vision}
-    return [(key, path) for key, path in files.items() if path is not None]
+def _stored(path: str, *, key: str, config: ModelConfig) -> dict[str, Stored]:
+    """The tensors by our names; the files are read when a tensor is."""
+    files = weight_files(Path(path), key=key) if Path(path).is_dir() else [Path(path)]
+    stored: dict[str, Stored] = {}
+    for place in files:
+        file = _open(place, key=key)
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            read = partial(file.get_tensor, name)
+            stored[name] = Stored(tuple(part.get_shape()), part.get_dtype(), read)
+    return by_our_names(stored, config=config) if Path(path).is_dir() else stored
+
+
+def _with_rows_of(
+    shapes: dict[str, tuple[int, ...]], name: str, wanted: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The wanted shape, with fewer rows where a folder has fewer ids."""
+    given = shapes.get(name, wanted)
+    return (min(given[0], wanted[0]), *wanted[1:])
+
+
+def _places(given: GivenWeights) -> list[tuple[str, str]]:
+    places = {"weights.decoder": given.decoder, "weights.vision": given.vision}
+    return [(key, path) for key, path in places.items() if path is not None]
 
 
 def _names(model: nn.Module, key: str) -> dict[str, tuple[int, ...]]:
@@ -61,11 +94,11 @@ def _of_part(shapes: dict[str, tuple[int, ...]], key: str) -> dict[str, tuple[in
     return {name: shape for name, shape in shapes.items() if not name.startswith(others)}
 
 
-def _open(path: str, *, key: str) -> safe_open:
+def _open(path: Path, *, key: str) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        problem = "does not exist" if not Path(path).exists() else f"cannot be read ({error})"
+        problem = "does not exist" if not path.exists() else f"cannot be read ({error})"
         raise UserError(f"{key} is {path}, which {problem}; give a safetensors file.") from None
 
 
