@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+from nmm.activations import activation_bytes
 from nmm.config import DataConfig, ModelConfig, compose, load
 from nmm.errors import UserError
 from nmm.flops import memory_bytes, num_parameters
@@ -75,18 +76,6 @@ def rows_in(room_bytes: float, model: ModelConfig, *, recomputes: bool) -> int:
     """How many rows of the default length have their activations in that room."""
     row = activation_bytes(model, tokens=DataConfig().row_tokens, recomputes=recomputes)
     return max(0, int(room_bytes // row))
-
-
-def activation_bytes(model: ModelConfig, *, tokens: int, recomputes: bool) -> int:
-    """What the blocks keep in bf16 for the way back, by `engine.activation_checkpointing`.
-
-    A pre-norm block with SwiGLU and normed queries and keys keeps ten tensors of its width, four of
-    its inner width, and the logarithm of every head's sum in float32.
-    """
-    block = 20 * model.width + 8 * model.hidden + 4 * model.heads
-    if recomputes:  # the inputs of all blocks, and one block at a time
-        return tokens * (2 * model.width * model.depth + block)
-    return tokens * block * model.depth
 
 
 if __name__ == "__main__":

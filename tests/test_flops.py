@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nmm.activations import activation_bytes
 from nmm.batch import NO_LABEL
 from nmm.config import AttentionBackend, ModelConfig, compose
 from nmm.config.root import CONF
@@ -225,6 +226,9 @@ def test_describe_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed["exact_flops_per_token"] == exact_flops_per_token(config, context_tokens=1024)
     (row,) = (r for r in printed["memory"] if (r["zero_stage"], r["gpus"]) == (2, 8))
     assert row["bytes_per_gpu"] == memory_bytes(expected.total, zero_stage=2, gpus=8)
+    kept = activation_bytes(config, tokens=printed["row_tokens"], recomputes=False)
+    assert printed["activation_bytes"]["row"]["all"] == kept
+    assert printed["activation_bytes"]["image"].keys() == printed["activation_bytes"]["row"].keys()
 
 
 def test_describe_of_a_frozen_encoder_needs_less_memory(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +237,9 @@ def test_describe_of_a_frozen_encoder_needs_less_memory(capsys: pytest.CaptureFi
         main(
             ["describe", "model=late_289m", f"optim.vision_rate_multiplier={multiplier}", "--json"]
         )
-        totals.append(json.loads(capsys.readouterr().out)["memory"][0]["bytes_per_gpu"])
+        printed = json.loads(capsys.readouterr().out)
+        totals.append(printed["memory"][0]["bytes_per_gpu"])
+        assert ("image" in printed["activation_bytes"]) == (multiplier != "0")
     assert totals[0] - totals[1] == 12 * num_parameters(preset("late_289m")).vision
 
 

@@ -17,6 +17,7 @@ OUTPUTS = ("runs", "wandb", "outputs")  # and data/corpora
 # Imports point to the same rank or down; parts of rank 2 are islands, none imports another.
 RANKS = {
     "nmm": 0,
+    "nmm.activations": 0,
     "nmm.config": 0,
     "nmm.errors": 0,
     "nmm.schedule": 0,

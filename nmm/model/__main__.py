@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nmm import config
+from nmm.activations import activation_bytes
 from nmm.config import BlockConfig, ImageKind, ModelConfig
 from nmm.errors import UserError
 from nmm.flops import exact_flops_per_token, flops_per_token, memory_bytes, num_parameters
@@ -37,6 +38,7 @@ class Described:
 
     model: ModelConfig
     context_tokens: int
+    row_tokens: int
     vision_is_frozen: bool
 
 
@@ -52,7 +54,12 @@ def describe(overrides: list[str]) -> Described:
     assert isinstance(model, ModelConfig)
     assert isinstance(data, config.DataConfig)
     assert isinstance(optim, config.OptimConfig)
-    return Described(model, data.context_tokens, optim.vision_rate_multiplier == 0)
+    return Described(
+        model,
+        context_tokens=data.context_tokens,
+        row_tokens=data.row_tokens,
+        vision_is_frozen=optim.vision_rate_multiplier == 0,
+    )
 
 
 def facts(described: Described) -> dict[str, object]:
@@ -78,6 +85,26 @@ def facts(described: Described) -> dict[str, object]:
             for stage, row in memory_plan(described).items()
             for gpus, amount in row.items()
         ],
+        "row_tokens": described.row_tokens,
+        "activation_bytes": activations(described),
+    }
+
+
+def activations(described: Described) -> dict[str, dict[str, int]]:
+    """What the blocks keep of a row, and of an image in the encoder: all, and when they recompute.
+
+    A frozen encoder keeps nothing.
+    """
+    model = described.model
+    stacks: dict[str, tuple[BlockConfig, int]] = {"row": (model, described.row_tokens)}
+    if model.encoder is not None and not described.vision_is_frozen:
+        stacks["image"] = (model.encoder, model.image.tokens)
+    return {
+        name: {
+            "all": activation_bytes(blocks, tokens=tokens, recomputes=False),
+            "activation_checkpointing": activation_bytes(blocks, tokens=tokens, recomputes=True),
+        }
+        for name, (blocks, tokens) in stacks.items()
     }
 
 
@@ -158,12 +185,19 @@ def _costs(described: Described) -> list[str]:
 
 def _memory(described: Described) -> list[str]:
     lines = [
-        "GiB per GPU for weights, gradients and Adam's states in bf16 (activations come on top)",
+        "GiB per GPU for weights, gradients and Adam's states in bf16",
         f"{'ZeRO stage':<11}" + "".join(f"{gpus:>8} GPU" for gpus in GPUS),
     ]
     for stage, row in memory_plan(described).items():
         note = "   (fp32: stage 0 does not train in bf16)" if stage == 0 else ""
         lines.append(f"{stage:<11}" + "".join(f"{b / 2**30:>12.3f}" for b in row.values()) + note)
+    lines += [
+        "",
+        "on top, what the blocks keep for the way back; with engine.activation_checkpointing",
+    ]
+    for name, kept in activations(described).items():
+        said = f"each row of {described.row_tokens:,} tokens" if name == "row" else "each image"
+        lines.append(f"{said:<32}" + "".join(f"{b / 2**30:>11.3f}" for b in kept.values()))
     return lines
 
 

@@ -1,0 +1,85 @@
+"""Counted activations are those that autograd keeps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nmm.activations import activation_bytes
+from nmm.config import (
+    FFN,
+    AttentionBackend,
+    ImageKind,
+    ModelConfig,
+    NormPosition,
+    Positions,
+    QKNorm,
+    VisionConfig,
+)
+from nmm.model import build
+from tests.batches import IMAGE, pack, small
+
+TOKENS = 256
+EARLY = replace(small(AttentionBackend.mask), width=256, ffn_hidden=1024)
+DECODERS = {
+    "early": EARLY,
+    "narrower inside": replace(EARLY, ffn_hidden=512),
+    "wider": replace(EARLY, width=512, ffn_hidden=1408),
+    "queries and keys as they are, rotated": replace(EARLY, qk_norm=QKNorm.none),
+    "norms of heads, behind": replace(EARLY, qk_norm=QKNorm.head, norm_position=NormPosition.swin),
+    "gelu, biases": replace(EARLY, ffn=FFN.gelu, biases=True),
+    "metaseq": replace(
+        EARLY,
+        ffn=FFN.relu,
+        biases=True,
+        qk_norm=QKNorm.none,
+        positions=Positions.learned,
+        max_positions=TOKENS,
+    ),
+}
+
+
+def kept_bytes(config: ModelConfig, rows: list) -> int:
+    """What autograd holds after a forward pass in bf16, parameters excluded."""
+    module = build(config, seed=0).to(torch.bfloat16)
+    batch = pack(rows, config=config, row_tokens=TOKENS)
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = module(batch)
+    assert output.loss_sum > 0
+    storages = {key: tensor.untyped_storage() for key, tensor in kept.items()}
+    return sum(storage.nbytes() for key, storage in storages.items() if key not in own)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_block_keeps_what_is_counted(name: str) -> None:
+    """Of one block more, so that what is kept once does not count."""
+    one, two = (replace(DECODERS[name], depth=depth) for depth in (1, 2))
+    counted = activation_bytes(one, tokens=TOKENS, recomputes=False)
+    found = kept_bytes(two, [[(TOKENS,)]]) - kept_bytes(one, [[(TOKENS,)]])
+    assert found == pytest.approx(counted, rel=0.01)
+
+
+def test_so_does_a_block_of_the_encoder() -> None:
+    image = replace(EARLY.image, kind=ImageKind.encoder)
+    vision = VisionConfig(width=128, heads=4, depth=1, qk_norm=QKNorm.none, ffn=FFN.gelu)
+    one, two = (
+        replace(EARLY, image=image, vision=replace(vision, depth=depth)) for depth in (1, 2)
+    )
+    rows = [[(1, *[IMAGE, 1] * 20)]]
+    counted = activation_bytes(vision, tokens=20 * image.tokens, recomputes=False)
+    found = kept_bytes(two, rows) - kept_bytes(one, rows)
+    assert found == pytest.approx(counted, rel=0.01)
+
+
+def test_recomputing_keeps_inputs_and_one_block() -> None:
+    deep = replace(EARLY, depth=9)
+    one = activation_bytes(replace(EARLY, depth=1), tokens=TOKENS, recomputes=False)
+    kept = activation_bytes(deep, tokens=TOKENS, recomputes=True)
+    assert kept == one + 9 * TOKENS * 2 * EARLY.width
