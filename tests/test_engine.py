@@ -243,7 +243,19 @@ def test_late_fusion_equals_plain_torch_with_two_learning_rates(
         assert signals == pytest.approx(plain, rel=1e-5), name
         assert results[name]["losses"] == pytest.approx(expected["losses"], **SAME), name
         assert results[name]["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
-        assert results[name]["weights"] == pytest.approx(expected["weights"], **SAME), name
+        found, weights = (
+            {n: norm for n, norm in of["weights"].items() if not moves_by_rounding(n, optim)}
+            for of in (results[name], expected)
+        )
+        assert found == pytest.approx(weights, **SAME), name
+
+
+def moves_by_rounding(name: str, optim: str) -> bool:
+    """One vector added to all keys changes no attention where nothing is rotated.
+
+    So the gradient is rounding, and AdamW takes steps of full length along it.
+    """
+    return optim == "adamw" and re.fullmatch(r"vision\..*k_norm\.bias", name) is not None
 
 
 def test_a_process_without_images_takes_part(results: dict[str, dict]) -> None:
