@@ -118,18 +118,17 @@ def test_an_encoder_for_a_model_without_one_is_refused() -> None:
             ["model=tiny_late", "+data.units.image=9"],
             "model.image.kind is encoder and data.units has image",
         ),
-        (["+data.units.image=9"], "model.image.kind is patches and data.units has image"),
         (
             ["model=tiny_late", *NO_PIXELS],
             "model.image.kind is encoder and no source of data.sources has images for it; set",
         ),
         (
             ["model.image.kind=none", "model.image_attention=prefix", *NO_PIXELS],
-            "model.image_attention is prefix and model.image.kind is none",
+            "model.image_attention is prefix and no source of data.sources has images",
         ),
         (
             ["optim.vision_rate_multiplier=0"],
-            "optim.vision_rate_multiplier is 0.0 and model.image.kind is patches; set .*=0.01.",
+            "optim.vision_rate_multiplier is 0.0 and model.image.kind is patches, without",
         ),
         (
             ["model.positions=learned", "model.max_positions=512", "model.rope_theta=5e5"],

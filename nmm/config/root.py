@@ -90,6 +90,7 @@ class Config:
         self._check_parent()
         self._check_context()
         self._check_images()
+        self._check_effect()
 
     def _check_parent(self) -> None:
         only_weights = self.parent.run is not None and self.parent.mode is ParentMode.weights
@@ -126,48 +127,47 @@ class Config:
             )
 
     def _check_images(self) -> None:
-        kind = self.model.image.kind
-        with_pixels = {
-            name: source.kind.name
-            for name, source in self.data.sources.items()
-            if source.kind in (Kind.caption, Kind.interleaved) and source.modality is None
-        }
-        if kind is ImageKind.none and with_pixels:
-            name, found = next(iter(with_pixels.items()))
+        for name, source in self.data.sources.items():
+            has_pixels = source.kind in (Kind.caption, Kind.interleaved) and source.modality is None
+            if self.model.image.kind is ImageKind.none and has_pixels:
+                raise UserError(
+                    f"model.image.kind is none and data.sources.{name}.kind is "
+                    f"{source.kind.name}; set model.image.kind=patches, or train on text or units."
+                )
+        if self.model.encoder is not None and UnitModality.image in self.data.units:
             raise UserError(
-                f"model.image.kind is none and data.sources.{name}.kind is {found}; set "
-                f"model.image.kind=patches, or train on text or units."
+                "model.image.kind is encoder and data.units has image, so that an image would be "
+                "both pixels and ids; set model.image.kind=none, or leave data.units.image out."
             )
-        if kind is ImageKind.encoder and not with_pixels:
+        if self.weights.vision is not None and self.model.encoder is None:
+            raise UserError(
+                f"weights.vision is {self.weights.vision} and model.image.kind is "
+                f"{self.model.image.kind.name}; set model.image.kind=encoder, or "
+                f"weights.vision=null."
+            )
+
+    def _check_effect(self) -> None:
+        """Refuse what no image, and no encoder, would ever meet."""
+        kind, rate = self.model.image.kind, self.optim.vision_rate_multiplier
+        has_images = any(
+            source.kind in (Kind.caption, Kind.interleaved) and source.modality is None
+            for source in self.data.sources.values()
+        )
+        if kind is ImageKind.encoder and not has_images:
             raise UserError(
                 "model.image.kind is encoder and no source of data.sources has images for it; set "
                 "model.image.kind=none, or add a source of kind caption or interleaved."
             )
-        if kind is not ImageKind.none and UnitModality.image in self.data.units:
+        if self.model.image_attention is ImageAttention.prefix and not has_images:
             raise UserError(
-                f"model.image.kind is {kind.name} and data.units has image, so that an image would "
-                f"be both pixels and ids; set model.image.kind=none, or leave data.units.image out."
+                "model.image_attention is prefix and no source of data.sources has images that "
+                "could see all of themselves; leave it out, or add a source of kind caption."
             )
-        if kind is ImageKind.none and self.model.image_attention is ImageAttention.prefix:
+        if kind is not ImageKind.encoder and rate != OptimConfig.vision_rate_multiplier:
             raise UserError(
-                "model.image_attention is prefix and model.image.kind is none, so that no image "
-                "sees all of itself; leave model.image_attention out, ids are causal."
+                f"optim.vision_rate_multiplier is {rate} and model.image.kind is {kind.name}, "
+                f"without an encoder; set model.image.kind=encoder, or leave the multiplier out."
             )
-        if kind is not ImageKind.encoder:
-            self._check_no_encoder()
-
-    def _check_no_encoder(self) -> None:
-        """What is said of an encoder would be without effect."""
-        rate = self.optim.vision_rate_multiplier
-        for key, value, unset in (
-            ("weights.vision", self.weights.vision, None),
-            ("optim.vision_rate_multiplier", rate, OptimConfig.vision_rate_multiplier),
-        ):
-            if value != unset:
-                raise UserError(
-                    f"{key} is {value} and model.image.kind is {self.model.image.kind.name}; set "
-                    f"model.image.kind=encoder, or {key}={'null' if unset is None else unset}."
-                )
 
 
 def run_directory(run: RunConfig) -> Path:
