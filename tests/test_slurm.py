@@ -16,6 +16,7 @@ from tests.runs import overrides, run
 from tests.slurm_cluster import Cluster
 
 WHY_NOT = slurm_cluster.missing()
+HIGH = ("--parsable", "--partition=high", "--nodes=2")
 ON_TWO_NODES = ("--nodes=2", "--gpus-per-node=0", "--partition=low", "--time=10:00")
 SHORT = ("schedule.total_steps=3", "schedule.warmup_steps=1", "log.wandb=off", "data.workers=0")
 
@@ -66,7 +67,7 @@ def test_jobs_stop_for_others_go_back_into_the_queue_and_finish(
     wait_until(lambda: last_step(directory) > stopped_at + 3, seconds=100, log=printed)
     first = tmp_path / "first.sh"
     first.write_text("#!/bin/sh\nsleep 1\n")
-    other = cluster.ask("sbatch", "--parsable", "--partition=high", "--nodes=2", str(first))
+    other = cluster.ask("sbatch", f"--output={tmp_path}/first.out", *HIGH, str(first))
     cluster.wait_for_restart(job, times=2)
     cluster.wait_for(other.strip(), "COMPLETED", seconds=60)
     assert stops(directory) == ["stopped", "stopped"]
