@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from data.interleaved import ImagePlace, places
 from data.samples import BadSample
-from data.units import NotUnitsError, Units, read_units
+from data.units import UNITS_EXTENSION, NotUnitsError, Units, read_units
 from nmm.config import Kind, Layout
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif")
-UNITS_EXTENSION = "units.npy"
 LONGEST_NAME = 255  # of a file; an image as base64 is longer
 
 Parts = list[str | bytes | Units]

@@ -1,10 +1,15 @@
-"""Pixels as files inside an HTML page: data URLs."""
+"""Pixels as pictures for people: data URLs inside an HTML page, and rows of pairs."""
 
 import base64
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from data import atomic
+
+GAP_PIXELS = 4
 
 
 def jpeg_url(pixels: np.ndarray, *, most_pixels: int) -> str:
@@ -17,6 +22,33 @@ def jpeg_url(pixels: np.ndarray, *, most_pixels: int) -> str:
 def png_url(pixels: np.ndarray) -> str:
     """uint8[H, W, 3] as a data URL, every pixel as it is."""
     return _url(Image.fromarray(pixels), form="PNG", optimize=True)
+
+
+def pairs(
+    above: np.ndarray, below: np.ndarray, *, across: int = 8, least_pixels: int = 128
+) -> np.ndarray:
+    """uint8[H, W, 3]: every image of uint8[M, S, S, 3] `above` its partner, `across` pairs a row.
+
+    Small images are enlarged by a whole number, so that every pixel stays a square.
+    """
+    count, side = len(above), above.shape[1]
+    scale = max(1, -(-least_pixels // side))
+    cell, rows = side * scale + GAP_PIXELS, -(-count // across)
+    height = 2 * cell + GAP_PIXELS
+    page = np.full((rows * height, min(count, across) * cell, 3), 255, np.uint8)
+    for number, pair in enumerate(zip(above, below, strict=True)):
+        row, column = divmod(number, across)
+        for half, image in enumerate(pair):
+            large = image.repeat(scale, axis=0).repeat(scale, axis=1)
+            top, left = row * height + half * cell, column * cell
+            page[top : top + len(large), left : left + len(large)] = large
+    return page
+
+
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """A file that appears whole."""
+    with atomic.writing(path) as file:
+        Image.fromarray(pixels).save(file, "PNG", optimize=True)
 
 
 def _url(image: Image.Image, *, form: str, **options: object) -> str:

@@ -1,13 +1,13 @@
 """Writing shards: how a document of each kind lies in a tar (docs/data-format.md)."""
 
 import json
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 from webdataset.writer import TarWriter
+
+from data.units import UNITS_EXTENSION, Units, npy
 
 CAPTION_FIELD = "caption"  # of KEY.json, where an image has several captions
 IMAGE_SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif"}
@@ -44,8 +44,11 @@ class ShardWriter:
         layout = json.dumps({CAPTION_FIELD: texts})
         self._write(key, {image_extension(image): image, "json": layout.encode()})
 
-    def interleaved(self, key: str, parts: list[str | bytes]) -> None:
-        """Texts and images in reading order, as parallel lists in KEY.json beside KEY.N.jpg."""
+    def interleaved(self, key: str, parts: Sequence[str | bytes | Units]) -> None:
+        """Texts and images in reading order, as parallel lists in KEY.json beside KEY.N.jpg.
+
+        Units are in the place of an image as KEY.N.units.npy.
+        """
         sample: dict = {}
         texts: list[str | None] = []
         images: list[str | None] = []
@@ -54,8 +57,10 @@ class ShardWriter:
                 texts.append(part)
                 images.append(None)
             else:
-                member = f"{len(sample)}.{image_extension(part)}"
-                sample[member] = part
+                is_image = isinstance(part, bytes)
+                extension = image_extension(part) if is_image else UNITS_EXTENSION
+                member = f"{len(sample)}.{extension}"
+                sample[member] = part if is_image else npy(part.values)
                 texts.append(None)
                 images.append(member)
         sample["json"] = json.dumps({"texts": texts, "images": images}).encode()
@@ -63,9 +68,7 @@ class ShardWriter:
 
     def units(self, key: str, units: Sequence[int], *, text: str | None = None) -> None:
         """A run of units; with a `text`, a caption whose units stand in the place of an image."""
-        buffer = BytesIO()
-        np.save(buffer, np.asarray(units), allow_pickle=False)
-        sample: dict = {"units.npy": buffer.getvalue()}
+        sample: dict = {UNITS_EXTENSION: npy(units)}
         if text is not None:
             sample["txt"] = text.encode()
         self._write(key, sample)
@@ -73,6 +76,10 @@ class ShardWriter:
     def text(self, key: str, text: str) -> None:
         """One document of text."""
         self._write(key, {"txt": text.encode()})
+
+    def members(self, key: str, members: Mapping[str, bytes]) -> None:
+        """A document of any kind from its members by extension."""
+        self._write(key, dict(members))
 
     def close(self) -> None:
         if self._tar is not None:

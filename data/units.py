@@ -1,12 +1,14 @@
 """Units: whole numbers of a modality other than text, such as speech units or image codes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from tokenize import TokenError
 
 import numpy as np
 
+UNITS_EXTENSION = "units.npy"
 LARGEST = 2**31 - 1
 # What numpy raises on headers that are none; it reads them as Python literals, token by token.
 HEADER_ERRORS = (
@@ -56,3 +58,10 @@ def read_units(data: bytes) -> Units:
     if values.min() < 0 or values.max() > LARGEST:
         raise NotUnitsError("a number outside of 0 .. 2**31 - 1")
     return Units(values.astype(np.int64))
+
+
+def npy(values: Sequence[int] | np.ndarray) -> bytes:
+    """The .npy file of a run of units."""
+    buffer = BytesIO()
+    np.save(buffer, np.asarray(values), allow_pickle=False)
+    return buffer.getvalue()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
-from nmm.config import BlockConfig, ImageKind, ModelConfig, read_yaml, to_yaml
+from nmm.config import BlockConfig, ModelConfig, read_yaml, to_yaml
 from nmm.errors import UserError
 from nmm.model.folder import block_keys
 from nmm.rundir import git_commit
@@ -141,7 +141,6 @@ def _write_hub(trained: Trained, directory: Path, *, dtype: str) -> None:
 
 def hub_keys(model: ModelConfig) -> dict[str, object]:
     """The keys of NmmConfig in nmm/hub/modeling_nmm.py that say what is built."""
-    reads_images = model.image.kind is not ImageKind.none
     return {
         "blocks": _blocks(model),
         "vision": None if model.encoder is None else _blocks(model.encoder),
@@ -151,7 +150,7 @@ def hub_keys(model: ModelConfig) -> dict[str, object]:
         "positions": model.positions.name,
         "rope_theta": model.rope_theta,
         "max_positions": model.max_positions,
-        "side_pixels": model.image.side_pixels if reads_images else 0,
+        "side_pixels": model.image.side_pixels if model.image.reads_pixels else 0,
         "patch_pixels": model.image.patch_pixels,
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data.prepare import alone
 from data.prepare.convert import command, workspace
 from data.prepare.convert.run import _do_tasks
 from nmm.config import Kind
@@ -144,7 +145,7 @@ def test_another_command_or_process_is_refused_and_other_input_is_read_again(
     source.write_bytes(lines.read_bytes())
     process = begin(source, out)
     wait_for_receipts(process, out, number=2)
-    monkeypatch.setattr(workspace, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(alone, "WAIT_SECONDS", 0.1)
     arguments = ("text", "--input", source, "--out", out)
     assert "where another process converts" in refused(capsys, *arguments, *FLAGS)
     monkeypatch.undo()

@@ -136,6 +136,19 @@ def test_an_encoder_for_a_model_without_one_is_refused() -> None:
         ),
         (["optim=sgd", "optim.beta2=0.9"], "optim.beta2 is 0.9 and optim.name is sgd"),
         (["optim.weight_decay=1.1"], "optim.weight_decay is 1.1; it is a fraction"),
+        (["+data.units.image=9"], "model.image.kind is patches and data.units has image"),
+        (
+            ["model.image.kind=none", "data=demo_codes"],
+            "model.image.kind is none and data.units has image",
+        ),
+        (
+            ["model.image.kind=codes", "+data.units.image=9"],
+            "model.image.kind is codes and data.sources.caption.kind is caption, whose images",
+        ),
+        (
+            ["model=chameleon_7b", "~data.sources.caption", "~data.sources.interleaved"],
+            "model.image.kind is codes and data.units does not say how many",
+        ),
     ],
 )
 def test_groups_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:

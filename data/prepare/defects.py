@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from data import container, documents, images, tar
-from data.documents import IMAGE_EXTENSIONS, UNITS_EXTENSION
+from data.documents import IMAGE_EXTENSIONS
 from data.prepare import beside
 from data.prepare.findings import Finding
 from data.samples import BadSample, Contents, NotAShardError, Sample
 from data.store import LOCAL
+from data.units import UNITS_EXTENSION
 from nmm.config import Kind, Layout
 
 DECODE_SIDE_PIXELS = 64  # every bit is read at any side; small squares are cheap to resize

@@ -1,8 +1,12 @@
 """Flags that several tools share."""
 
 import argparse
+from collections.abc import Sequence
 
+from data.corpus import find_shards
+from data.store import LOCAL
 from nmm.config import Kind, Layout, UnitModality
+from nmm.errors import UserError
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
@@ -32,3 +36,28 @@ def read_layout(options: argparse.Namespace) -> Layout:
     layout = Layout(Kind(options.kind), options.text_field, modality)
     layout.check("--text-field", modality_key="--modality")
     return layout
+
+
+def read_sources(
+    arguments: Sequence[str], *, kinds: Sequence[Kind]
+) -> list[tuple[Layout, list[str]]]:
+    """Layout and shards of every --source KIND=GLOB, KIND:FIELD=GLOB or KIND:FIELD:MODALITY=GLOB.
+
+    Raises UserError.
+    """
+    known = [kind.name for kind in kinds]
+    found: list[tuple[Layout, list[str]]] = []
+    for argument in arguments:
+        name, _, pattern = argument.partition("=")
+        kind, field, modality, *more = (*name.split(":"), "", "")
+        wrong = modality and modality not in UnitModality.__members__
+        if kind not in known or wrong or any(more) or not pattern:
+            raise UserError(
+                f"--source is {argument}; write KIND='GLOB', KIND:FIELD='GLOB' or "
+                f"KIND:FIELD:MODALITY='GLOB' with a KIND of {', '.join(known)}."
+            )
+        named = field if field or name.endswith(f"{kind}:") else None
+        layout = Layout(Kind[kind], named, UnitModality[modality] if modality else None)
+        layout.check(f"FIELD of --source {name}", modality_key=f"--source {name}")
+        found.append((layout, find_shards(pattern, key=f"--source {name}", store=LOCAL)))
+    return found

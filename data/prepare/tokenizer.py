@@ -24,16 +24,16 @@ from random import Random
 import sentencepiece
 
 from data import container
-from data.corpus import find_shards
 from data.documents import parse, variants
+from data.prepare.flags import read_sources
 from data.samples import BadSample
 from data.store import LOCAL
-from nmm.config import Kind, Layout, UnitModality
+from nmm.config import Kind, Layout
 from nmm.errors import UserError
 
 LEAST_PER_SHARD = 50_000
 LONGEST_LINE_BYTES = 1 << 24
-KINDS = [kind.name for kind in Kind if kind is not Kind.units]
+KINDS = [kind for kind in Kind if kind is not Kind.units]
 
 Sources = Sequence[tuple[Layout, Sequence[Path | str]]]
 
@@ -136,25 +136,6 @@ def _texts(layout: Layout, shard: Path | str) -> Iterator[str]:
                 yield "\n".join(part for part in parts if isinstance(part, str))
 
 
-def _sources(arguments: list[str]) -> list[tuple[Layout, list[str]]]:
-    """Layout and shards of every KIND=GLOB, KIND:FIELD=GLOB or KIND:FIELD:MODALITY=GLOB."""
-    found: list[tuple[Layout, list[str]]] = []
-    for argument in arguments:
-        name, _, pattern = argument.partition("=")
-        kind, field, modality, *more = (*name.split(":"), "", "")
-        wrong = modality and modality not in UnitModality.__members__
-        if kind not in KINDS or wrong or any(more) or not pattern:
-            raise UserError(
-                f"--source is {argument}; write KIND='GLOB', KIND:FIELD='GLOB' or "
-                f"KIND:FIELD:MODALITY='GLOB' with a KIND of {', '.join(KINDS)}."
-            )
-        named = field if field or name.endswith(f"{kind}:") else None
-        layout = Layout(Kind[kind], named, UnitModality[modality] if modality else None)
-        layout.check(f"FIELD of --source {name}", modality_key=f"--source {name}")
-        found.append((layout, find_shards(pattern, key=f"--source {name}", store=LOCAL)))
-    return found
-
-
 def _collect(
     sources: Sources, *, characters: int, seed: int, weights: Sequence[float]
 ) -> list[str]:
@@ -213,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.characters < 1:
             raise UserError(f"--characters is {options.characters}; set it above 0.")
         make(
-            _sources(options.source),
+            read_sources(options.source, kinds=KINDS),
             vocab_size=options.vocab_size,
             characters=options.characters,
             seed=options.seed,

@@ -28,11 +28,13 @@ class ImageKind(Enum):
 
     patches  one linear layer on raw patches: early fusion
     encoder  a vision transformer (model.vision) and a linear connector: late fusion
-    none     the model reads text only
+    codes    it is a run of ids, data.units.image of them, which the model reads and writes
+    none     the model reads no images
     """
 
     patches = "patches"
     encoder = "encoder"
+    codes = "codes"
     none = "none"
 
 
@@ -87,8 +89,13 @@ class ImageConfig:
             )
 
     @property
+    def reads_pixels(self) -> bool:
+        """Do pixels come into the model? Else side and patches mean nothing."""
+        return self.kind in (ImageKind.patches, ImageKind.encoder)
+
+    @property
     def tokens(self) -> int:
-        """Tokens that one image takes in a row."""
+        """Tokens that the pixels of one image take in a row."""
         return (self.side_pixels // self.patch_pixels) ** 2
 
     @property

@@ -108,7 +108,7 @@ class Config:
                 f"data.context_tokens is {context} and model.max_positions is {limit}, so the end "
                 f"of a document has no position; raise model.max_positions."
             )
-        if self.model.image.kind is ImageKind.none:
+        if not self.model.image.reads_pixels:
             return
         needed = self.model.image.tokens + 2
         if context < needed:
@@ -127,17 +127,27 @@ class Config:
             )
 
     def _check_images(self) -> None:
+        kind = self.model.image.kind
         for name, source in self.data.sources.items():
             has_pixels = source.kind in (Kind.caption, Kind.interleaved) and source.modality is None
-            if self.model.image.kind is ImageKind.none and has_pixels:
+            if has_pixels and not self.model.image.reads_pixels:
                 raise UserError(
-                    f"model.image.kind is none and data.sources.{name}.kind is "
-                    f"{source.kind.name}; set model.image.kind=patches, or train on text or units."
+                    f"model.image.kind is {kind.name} and data.sources.{name}.kind is "
+                    f"{source.kind.name}, whose images are pixels; set model.image.kind=patches, "
+                    f"make codes of them with `python -m data.prepare.image_codes`, or train on "
+                    f"text or units."
                 )
-        if self.model.encoder is not None and UnitModality.image in self.data.units:
+        has_codes = UnitModality.image in self.data.units
+        if has_codes and kind is not ImageKind.codes:
             raise UserError(
-                "model.image.kind is encoder and data.units has image, so that an image would be "
-                "both pixels and ids; set model.image.kind=none, or leave data.units.image out."
+                f"model.image.kind is {kind.name} and data.units has image, so that images would "
+                f"be {kind.name} and codes; set model.image.kind=codes, or leave data.units.image "
+                f"out."
+            )
+        if kind is ImageKind.codes and not has_codes:
+            raise UserError(
+                "model.image.kind is codes and data.units does not say how many there are; set "
+                "data.units.image to the size of the codebook, or another model.image.kind."
             )
         if self.weights.vision is not None and self.model.encoder is None:
             raise UserError(

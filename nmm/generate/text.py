@@ -14,7 +14,7 @@ from data import images, sequences
 from data.documents import Parts
 from data.tokenizer import IdTable, Tokenizer
 from nmm.batch import NO_LABEL, PackedBatch
-from nmm.config import ImageConfig, ImageKind, ModelConfig
+from nmm.config import ImageConfig, ModelConfig
 from nmm.errors import UserError
 from nmm.generate.loop import Prompts, Rule, continue_prompts
 from nmm.generate.sampling import Sampling
@@ -78,10 +78,10 @@ def check_prompts(
     Raises UserError.
     """
     for number, parts in enumerate(prompts, start=1):
-        if model.image.kind is ImageKind.none and any(isinstance(part, bytes) for part in parts):
+        if not model.image.reads_pixels and any(isinstance(part, bytes) for part in parts):
             raise UserError(
-                f"prompt {number} has an image but model.image.kind is none, so the model reads "
-                f"text only; leave --image out."
+                f"prompt {number} has an image but model.image.kind is {model.image.kind.name}, so "
+                f"the model reads no pixels; leave --image out."
             )
         length = len(_tokens(parts, tokenizer, image=model.image).tokens) - 1
         if length + max_tokens > context_tokens:

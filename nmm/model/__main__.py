@@ -133,8 +133,8 @@ def _shape(model: ModelConfig) -> list[str]:
     lines = [f"decoder: {_blocks(model)}, {model.vocab_size:,} ids"]
     if model.encoder:
         lines.append(f"encoder: {_blocks(model.encoder)}")
-    if image.kind is ImageKind.none:
-        return [*lines, "no images"]
+    if not image.reads_pixels:
+        return [*lines, "images are ids" if image.kind is ImageKind.codes else "no images"]
     return [
         *lines,
         f"images:  {image.tokens} tokens for {image.side_pixels} pixels in patches of "
@@ -171,7 +171,7 @@ def _costs(described: Described) -> list[str]:
     model, context = described.model, described.context_tokens
     lines = [f"{'training FLOPs of':<18}{'convention':>18}{'exact':>18}"]
     for name, is_image in (("a text token", False), ("an image token", True)):
-        if is_image and model.image.kind is ImageKind.none:
+        if is_image and not model.image.reads_pixels:
             continue
         by_convention = flops_per_token(model, is_image=is_image)
         exact = exact_flops_per_token(model, context_tokens=context, is_image=is_image)

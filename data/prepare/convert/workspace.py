@@ -10,12 +10,8 @@ At the end the shards get their final names in OUT and the folder goes away. The
 repeats or continues each of these steps, wherever it was killed.
 """
 
-import errno
-import fcntl
 import json
-import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +20,13 @@ from enum import Enum
 from pathlib import Path
 
 from data import atomic
+from data.prepare.alone import alone
 from data.prepare.convert import left_out
 from data.prepare.convert.left_out import Found
 from data.prepare.convert.options import Reading, Writing
 from nmm.errors import UserError
 
 FOLDER, FINISHED = ".convert", ".convert-finished"
-WAIT_SECONDS = 10.0  # for the orphans of a killed command to see that they are
 FLAGS = {"form": "FORM", "text_from": "--text"}
 
 
@@ -164,7 +160,7 @@ def opened(reading: Reading, writing: Writing) -> Iterator[Workspace]:
     """
     writing.out.mkdir(parents=True, exist_ok=True)
     workspace = Workspace(writing.out)
-    with _locked(writing.out):
+    with alone(writing.out, doing="converts"):
         shutil.rmtree(writing.out / FINISHED, ignore_errors=True)
         _compare(workspace.root / "command.json", _command(reading, writing))
         if not workspace.is_complete:
@@ -177,31 +173,6 @@ def opened(reading: Reading, writing: Writing) -> Iterator[Workspace]:
 def _write(path: Path, text: str) -> None:
     with atomic.writing(path) as file:
         file.write(text.encode())
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the folder, with the processes that are forked meanwhile, until all have ended."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        patience = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    raise UserError(
-                        f"--out is {out}, where another process converts; wait until it ends."
-                    ) from None
-                time.sleep(0.05)
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
-                    raise
-                break  # a shared file system without locks: two commands are not told apart
-        yield
-    finally:
-        os.close(folder)
 
 
 def _command(reading: Reading, writing: Writing) -> dict:
