@@ -195,8 +195,10 @@ def test_the_architecture_tells_ranks_and_homes_as_they_are_tested() -> None:
     text = ARCHITECTURE.read_text()
     (sentence,) = re.findall(r"^Homes of libraries: (.*?entry points)\.", text, re.DOTALL | re.M)
     homes = {
-        library: home.rstrip("/").removesuffix(".py").replace("/", ".")
-        for libraries, home in re.findall(r"((?:`\w+`(?: and )?)+) in\s+`([\w./]+)`", sentence)
+        library: tuple(h.rstrip("/").removesuffix(".py").replace("/", ".") for h in named(home))
+        for libraries, home in re.findall(
+            r"((?:`\w+`(?: and )?)+) in\s+((?:`[\w./]+`(?: and )?)+)", sentence
+        )
         for library in named(libraries)
     }
     assert homes == HOMES

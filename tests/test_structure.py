@@ -29,6 +29,7 @@ RANKS = {
     "nmm.plot": 1,
     "nmm.rundir": 1,
     "nmm.signals": 1,
+    "nmm.codes": 2,
     "nmm.model": 2,
     "nmm.scaling": 2,
     "data": 2,
@@ -55,21 +56,21 @@ ISLAND_RANK = 2
 
 # Only these modules, and those below them, import the library. Entry points may import Hydra too.
 HOMES = {
-    "deepspeed": "nmm.engine",
-    "liger_kernel": "nmm.model.loss",
-    "webdataset": "data",
-    "fsspec": "data.remote",
-    "aiohttp": "data.remote",
-    "pyarrow": "data.prepare.convert",
-    "selectolax": "data.prepare.convert",
-    "markdown_it": "data.prepare.convert",
-    "mdit_py_plugins": "data.prepare.convert",
-    "wandb": "nmm.log",
-    "matplotlib": "nmm.plot",
-    "transformers": "nmm.hub",
-    "scipy": "nmm.scaling",
-    "hydra": "nmm.config",
-    "omegaconf": "nmm.config",
+    "deepspeed": ("nmm.engine",),
+    "liger_kernel": ("nmm.model.loss",),
+    "webdataset": ("data",),
+    "fsspec": ("data.remote",),
+    "aiohttp": ("data.remote",),
+    "pyarrow": ("data.prepare.convert",),
+    "selectolax": ("data.prepare.convert",),
+    "markdown_it": ("data.prepare.convert",),
+    "mdit_py_plugins": ("data.prepare.convert",),
+    "wandb": ("nmm.log",),
+    "matplotlib": ("nmm.plot",),
+    "transformers": ("nmm.hub", "nmm.codes"),
+    "scipy": ("nmm.scaling",),
+    "hydra": ("nmm.config",),
+    "omegaconf": ("nmm.config",),
 }
 WITHOUT_TORCH = ("nmm.config", "nmm.errors", "nmm.schedule", "nmm.flops", "nmm.scaling")
 
@@ -174,11 +175,11 @@ def home_faults(modules: Modules) -> list[str]:
     for module, tree in modules.items():
         for name in imports(module, tree):
             library = name.partition(".")[0]
-            home = HOMES.get(library)
-            at_home = home is None or f"{module}.".startswith((f"{home}.", "bench."))
+            homes = HOMES.get(library, ())
+            at_home = not homes or f"{module}.".startswith((*(f"{h}." for h in homes), "bench."))
             composes = library in ("hydra", "omegaconf") and is_entry_point(module, tree)
             if not at_home and not composes:
-                faults.append(f"{module} imports {library}, whose home is {home}")
+                faults.append(f"{module} imports {library}, whose home is {' or '.join(homes)}")
     return faults
 
 
