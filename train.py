@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import NoReturn
 
 import hydra
@@ -46,6 +47,7 @@ from nmm.flops import flops, num_parameters, peak_flops_per_second
 from nmm.log import Row, RunLog
 from nmm.model import build, load_given
 from nmm.parallel import World
+from nmm.pieces import Written
 from nmm.schedule import at_interval, due
 from nmm.stop import Stopped, Stops
 from nmm.tally import LABELS, TOKENS, loss_keys, token_keys
@@ -63,10 +65,7 @@ def train(
     progress = begun.progress
     engine = build_engine(plan, begun, settings, world=world)
     parallel.limit_waiting(settings.run.timeout_minutes)
-    if begun.whole:
-        remedy = checkpoint.DELETE if begun.own else parent.GIVE_ANOTHER
-        with naming_process(world):
-            checkpoint.load(engine, begun.whole, remedy=remedy)
+    written = load(engine, begun, world=world) if begun.whole else None
     loader = Loader(
         plan.corpus,
         settings.data,
@@ -77,7 +76,7 @@ def train(
         state=progress.stream,
     )
     with closing(open_log(plan, progress, settings, world=world)) as log:
-        log.say(opening(plan, begun))
+        log.say(opening(plan, begun, written))
         try:
             loop(plan, progress, engine, loader, log, settings=settings, stops=stops, world=world)
         except Stopped as stopped:
@@ -143,12 +142,24 @@ def loop(
             save(plan, progress, engine, settings, world=world)
 
 
-def opening(plan: RunPlan, begun: Beginning) -> str:
+def load(engine: Engine, begun: Beginning, *, world: World) -> Written:
+    """Put the checkpoint that the run goes on from into the engine, however it was written."""
+    assert begun.whole is not None
+    remedy = checkpoint.DELETE if begun.own else parent.GIVE_ANOTHER
+    say = partial(print, flush=True) if world.is_main else lambda _: None
+    with naming_process(world):
+        return checkpoint.load(engine, begun.whole, say=say, remedy=remedy)
+
+
+def opening(plan: RunPlan, begun: Beginning, written: Written | None) -> str:
     """What the run says first: where it stands, and what it begins from."""
     progress, came_from = begun.progress, ""
     if begun.parent and progress.parent:
         taken = "of" if begun.whole else "with the weights of"
         came_from = f", {taken} {begun.parent} ({progress.parent['tokens']:,} tokens)"
+    if written:
+        writers = f"{written.processes} process{'' if written.processes == 1 else 'es'}"
+        came_from += f", written by {writers} with ZeRO {written.zero_stage}"
     return (
         f"{'continuing' if begun.own else 'starting'} {plan.directory} after step {progress.step} "
         f"of {plan.phases.total_steps}{came_from}"

@@ -87,9 +87,7 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     """Its own newest complete checkpoint, else its parent's, else step 0; raises UserError."""
     newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
     checkpoint.check_resume(newest, settings.run.resume, directory=plan.directory)
-    identity = identity_of(
-        settings, corpus=plan.corpus, held_out=plan.held_out, processes=world.size
-    )
+    identity = identity_of(settings, corpus=plan.corpus, held_out=plan.held_out)
     if newest:
         begun = Beginning(checkpoint.read_progress(newest), own=newest)
     elif settings.parent.run:

@@ -2,14 +2,14 @@
 
 A marker is written last, and only a checkpoint that has it is found.
 checkpoints/step_00001000/state.json    step, place in the data, cumulative counters, identity
-                         /*.pt          weights and optimizer state, written by the engine
+                         /pieces.json, /*.pt   weights and optimizer state (nmm/pieces.py)
                          /COMPLETE      empty; its presence says that all the rest is there
 """
 
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from nmm.config import CheckpointConfig, Resume
 from nmm.engine import Engine
 from nmm.errors import UserError
 from nmm.parallel import World, barrier
+from nmm.pieces import Written
 from nmm.schedule import at_interval, due
 
 MARKER = "COMPLETE"
@@ -37,7 +38,7 @@ DAMAGE = (
     ValueError,
     UnpicklingError,
 )
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass
@@ -148,7 +149,7 @@ def save(
             f"{checkpoint} was made by the main process but process {world.rank} does not see it; "
             f"put run.dir on a file system that all machines share."
         )
-    engine.save(checkpoint.parent, tag=tag)
+    engine.save(checkpoint)
     barrier()
     if world.is_main:
         (checkpoint / MARKER).touch()
@@ -170,10 +171,12 @@ def is_kept(step: int, config: CheckpointConfig) -> bool:
 DELETE = "delete it, and the same command continues from the checkpoint before it"
 
 
-def load(engine: Engine, checkpoint: Path, *, remedy: str = DELETE) -> None:
+def load(
+    engine: Engine, checkpoint: Path, *, say: Callable[[str], None], remedy: str = DELETE
+) -> Written:
     """Weights and optimizer state of a complete checkpoint, into the engine."""
     with damage_of(checkpoint, remedy=remedy):
-        engine.load(checkpoint.parent, tag=checkpoint.name)
+        return engine.load(checkpoint, say=say)
 
 
 @contextmanager

@@ -1,13 +1,13 @@
-"""The DeepSpeed engine behind four verbs: train a step, save, load, read weights.
+"""The DeepSpeed engine behind three verbs: train a step, save, load.
 
 The only importer of deepspeed.
 """
 
 import logging
 import os
+import time
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 
 from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
@@ -28,6 +27,8 @@ from nmm.errors import UserError
 from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists
+from nmm.pieces import Stored, Written, write_pieces, write_shares
+from nmm.shares import held, publish, shapes, written_by
 from nmm.signals import Signals, part
 from nmm.tally import Tally
 
@@ -45,6 +46,8 @@ warnings.filterwarnings(
 )
 # An inference collective; the first start on a CPU would compile it for a quarter of a minute.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+SECONDS_BETWEEN_LINES = 10.0  # while a checkpoint is read
 
 
 @dataclass(frozen=True)
@@ -254,14 +257,39 @@ class Engine:
                 norm = torch.linalg.vector_norm(piece, dtype=torch.float32)
                 signals.add_gradient(part(name), norm.double().square())
 
-    def save(self, directory: Path, *, tag: str) -> None:
-        """Write weights and optimizer state under `directory/tag`, every process its part."""
-        self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+    def save(self, checkpoint: Path) -> None:
+        """Write weights and optimizer state into a folder that is there, every process its part."""
+        mine = held(self._engine, world=self.world)
+        shares = [each.share() for each in mine if each.writes]
+        write_shares(checkpoint, shares, process=self.world.rank)
+        files = gather_lists([[share.pieces for share in shares]])
+        if not self.world.is_main:
+            return
+        updates, kinds = written_by(mine)
+        about = Written(
+            step=self._engine.global_steps,
+            updates=updates,
+            kinds=kinds,
+            processes=self.world.size,
+            zero_stage=self._zero_stage,
+            shapes=shapes(self._engine, world=self.world),
+            files=files,
+        )
+        write_pieces(checkpoint, about)
 
-    def load(self, directory: Path, *, tag: str) -> None:
-        """Read what `save` wrote, with the same number of processes and the same ZeRO stage."""
-        path, _ = self._engine.load_checkpoint(str(directory), tag=tag)
-        assert path is not None, (directory, tag)
+    def load(self, checkpoint: Path, *, say: Callable[[str], None] = print) -> Written:
+        """Take what `save` wrote, with any number of processes and in any ZeRO stage."""
+        stored = Stored(checkpoint)
+        said_at, done = time.monotonic(), 0
+        for each in held(self._engine, world=self.world):
+            for num_bytes in each.fill(stored):
+                done += num_bytes
+                if time.monotonic() - said_at > SECONDS_BETWEEN_LINES:
+                    said_at = time.monotonic()
+                    say(f"read {done / 2**30:.1f} GiB for process {self.world.rank}")
+        publish(self._engine)
+        self._engine.global_steps = stored.about.step
+        return stored.about
 
 
 def _gradient_piece(parameter: Any, *, zero_stage: int, world: World) -> Tensor | None:
@@ -285,18 +313,3 @@ def _gradient_piece(parameter: Any, *, zero_stage: int, world: World) -> Tensor 
 
 def _gradient_norm(model: nn.Module) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-
-
-def read_weights(directory: Path, *, tag: str) -> dict[str, Tensor]:
-    """The fp32 weights of a checkpoint on the CPU, for any ZeRO stage and number of processes."""
-    plain = directory / tag / "mp_rank_00_model_states.pt"
-    module: dict[str, Tensor] = {}
-    if plain.exists():  # not in stage 3
-        module = torch.load(plain, map_location="cpu", weights_only=False)["module"]
-    if not list((directory / tag).glob("*_optim_states.pt")):  # stage 0 keeps all in one file
-        return module
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=tag)
-    assert weights is not None, (directory, tag)
-    # Stage 1 keeps frozen weights in the module alone.
-    return {**{name: tensor.float() for name, tensor in module.items()}, **weights}

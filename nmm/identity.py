@@ -27,11 +27,10 @@ DATA_KEYS = (
 HOW_IT_IS_COMPUTED = ("attention", "loss")  # of the model, and not what
 
 
-def identity_of(
-    config: Config, *, corpus: Corpus, held_out: Corpus, processes: int
-) -> dict[str, Any]:
+def identity_of(config: Config, *, corpus: Corpus, held_out: Corpus) -> dict[str, Any]:
     """What must not change over the life of a run, by the key that the user sets it with.
 
+    How a step is spread over processes is not part of it: the rows of a step stay the same.
     The schedule may change for the steps to come; train.py holds it to the rate of the last step.
     """
     data = asdict(config.data)
@@ -43,7 +42,7 @@ def identity_of(
             "units": [f"{unit.value}={count}" for unit, count in config.data.units.items()],
         },
         "optim": asdict(config.optim),
-        "engine": {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision},
+        "engine": {"precision": config.engine.precision},
         "run": {"seed": config.run.seed},
         "evaluation": {"rows_per_source": config.evaluation.rows_per_source},
         "parent": _parent(config.parent),
@@ -62,7 +61,6 @@ def identity_of(
         **_dotted(values),
         CORPUS: corpus.fingerprint,
         HELD_OUT: held_out.fingerprint,
-        "number of processes": processes,
     }
 
 

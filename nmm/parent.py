@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nmm.checkpoint import (
     Progress,
@@ -18,11 +17,11 @@ from nmm.checkpoint import (
     step_of,
 )
 from nmm.config import ParentConfig, ParentMode
-from nmm.engine import read_weights
 from nmm.errors import UserError
 from nmm.identity import HELD_OUT, TOKENIZER, refuse_contradiction
 from nmm.model import Model
 from nmm.parallel import World, copy_from_main
+from nmm.pieces import WEIGHT, Stored
 from nmm.rundir import MANIFEST
 
 # What a branch may have otherwise: where its parent came from, and what it is evaluated on.
@@ -82,14 +81,11 @@ def begun_from(
 
 def load_weights(model: Model, checkpoint: Path, *, world: World) -> None:
     """Copy a checkpoint's weights over the initial ones; the main process reads for all."""
-    weights: dict[str, Tensor] = {}
-    if world.is_main:
-        with damage_of(checkpoint, remedy=GIVE_ANOTHER):
-            weights = read_weights(checkpoint.parent, tag=checkpoint.name)
-    with torch.no_grad():
+    with torch.no_grad(), damage_of(checkpoint, remedy=GIVE_ANOTHER):
+        stored = Stored(checkpoint) if world.is_main else None
         for name, parameter in model.named_parameters():
-            if world.is_main:
-                parameter.copy_(weights.pop(name))
+            if stored:
+                stored.copy(parameter.view(-1), name=name, kind=WEIGHT)
             copy_from_main(parameter, world=world)
 
 

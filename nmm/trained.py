@@ -21,10 +21,10 @@ from torch import Tensor
 from data.tokenizer import Tokenizer
 from nmm.checkpoint import DAMAGE, complete, damage_of, newest, read_progress
 from nmm.config import Config, DataConfig, ModelConfig, read_yaml
-from nmm.engine import read_weights
 from nmm.errors import UserError
 from nmm.identity import TOKENIZER
 from nmm.model import Model
+from nmm.pieces import Stored
 
 FORMAT = 1
 WEIGHTS, CONFIG, PIECES, FACTS = (
@@ -57,7 +57,7 @@ def read_run(directory: Path, *, device: torch.device, step: int | None = None) 
     progress = read_progress(found)
     tokenizer = _tokenizer(config.data, sha256=progress.identity.get(TOKENIZER))
     with damage_of(found):
-        model = _model(config.model, read_weights(found.parent, tag=found.name), device=device)
+        model = _model(config.model, dict(Stored(found).weights()), device=device)
     return Trained(
         config=config,
         model=model,

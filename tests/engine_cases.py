@@ -30,10 +30,11 @@ from nmm.config import (
     Precision,
     VisionConfig,
 )
-from nmm.engine import Engine, Split, read_weights, split_step
+from nmm.engine import Engine, Split, split_step
 from nmm.evaluate import held_out_row
 from nmm.model import build
 from nmm.parallel import World
+from nmm.pieces import Stored
 from nmm.tally import LABELS, TOKENS
 from tests import corpora
 
@@ -116,10 +117,9 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         if case["blind_rank"] == world.rank:
             batches = [blind(batch) for batch in batches]
         if step == case.get("resume_at"):
-            engine.save(directory, tag="middle")
-            parallel.barrier()
+            save(engine, directory / "middle")
             engine = new_engine()
-            engine.load(directory, tag="middle")
+            engine.load(directory / "middle")
         for batch in batches:  # a number whose sum no split may change
             batch.counts = dict.fromkeys(COUNTS, len(batch.pixels))
         watch = step in WATCHED
@@ -137,9 +137,8 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
     found["signals"] = signals
     if case["switches"]:
         return found
-    engine.save(directory, tag="end")
-    parallel.barrier()
-    weights = read_weights(directory, tag="end")
+    save(engine, directory / "end")
+    weights = dict(Stored(directory / "end").weights())
     return {
         **found,
         "weights": {name: tensor.double().norm().item() for name, tensor in weights.items()},
@@ -147,6 +146,13 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         if case["model"] == "early"
         else None,
     }
+
+
+def save(engine: Engine, checkpoint: Path) -> None:
+    """Into a new folder, and whole when this returns."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    engine.save(checkpoint)
+    parallel.barrier()
 
 
 def blind(batch: PackedBatch) -> PackedBatch:

@@ -19,10 +19,11 @@ from data.shards import ShardWriter
 from nmm import begin, checkpoint, parallel, stop
 from nmm.checkpoint import Progress
 from nmm.config import Config, Kind, Layout, compose, load
-from nmm.engine import Engine, read_weights
+from nmm.engine import Engine
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.parallel import World
+from nmm.pieces import Stored
 from tests import corpora, runs
 
 BAD, LAST = 3, 5
@@ -90,7 +91,7 @@ def run_here(asked: Config, progress: Progress, *, world: World, poisoned: bool 
 
 
 def weights(directory: Path, *, step: int) -> dict[str, Tensor]:
-    return read_weights(directory / "checkpoints", tag=f"step_{step:08d}")
+    return dict(Stored(directory / "checkpoints" / f"step_{step:08d}").weights())
 
 
 def test_zero_0_stops_before_the_state_advances(world: World, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ RANKS = {
     "nmm.elastic": 3,
     "nmm.needs": 3,
     "nmm.parallel": 3,
+    "nmm.pieces": 3,
+    "nmm.shares": 3,
     "nmm.stop": 3,
     "nmm.engine": 4,
     "nmm.begin": 5,
