@@ -77,12 +77,16 @@ class Cluster:
             time.sleep(0.2)
 
     def wait_for_restart(self, job: str, *, times: int) -> None:
-        """Until the job is in the queue again, where Slurm would leave it for two minutes."""
-        deadline = time.monotonic() + 60
-        while (now := self.state(job))["Restarts"] != f"{times}" or now["Reason"] != "BeginTime":
+        """Until the job runs again, which Slurm would delay by two minutes.
+
+        It is asked again and again: while the last processes end, it sets the delay anew.
+        """
+        deadline = time.monotonic() + 100
+        while (now := self.state(job))["Restarts"] != f"{times}" or now["JobState"] != "RUNNING":
             assert time.monotonic() < deadline, now
+            if now["Reason"] == "BeginTime":
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.2)
-        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 @contextmanager
