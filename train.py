@@ -20,11 +20,13 @@ from nmm import (
     checkpoint,
     config,
     evaluate,
+    fault,
     parallel,
     parent,
     quarantine,
     rundir,
     schedule,
+    skipped,
     stop,
 )
 from nmm.batch import Modality, PackedBatch
@@ -43,6 +45,7 @@ from nmm.config import Config
 from nmm.engine import Engine, StepResult
 from nmm.errors import UserError
 from nmm.flops import flops, num_parameters, peak_flops_per_second
+from nmm.heartbeat import Heartbeat, Phase
 from nmm.log import Row, RunLog
 from nmm.model import build, load_given
 from nmm.parallel import World
@@ -57,6 +60,7 @@ def train(
     *,
     settings: Config,
     stops: Stops,
+    heartbeat: Heartbeat,
     world: World,
 ) -> None:
     """Train from where the run stands to the last step; raises Stopped when asked to stop."""
@@ -76,12 +80,13 @@ def train(
         workers=settings.data.workers,
         state=progress.stream,
     )
-    with closing(open_log(plan, progress, settings, world=world)) as log:
+    with closing(open_log(plan, progress, settings, heartbeat=heartbeat, world=world)) as log:
         log.say(opening(plan, begun))
         try:
             loop(plan, progress, engine, loader, log, settings=settings, stops=stops, world=world)
         except Stopped as stopped:
             if not is_saved(plan, progress, world=world):
+                heartbeat.enter(Phase.checkpoint)
                 save(plan, progress, engine, settings, world=world)
             log.say(
                 f"stopped {plan.directory} after step {progress.step} of "
@@ -110,19 +115,27 @@ def loop(
     if owes_evaluation(plan, progress, settings, world=world):
         evaluation(engine, plan, progress, log, settings=settings, stops=stops, world=world)
     while progress.step < total_steps:
+        log.heartbeat.enter(Phase.between)
         stops.check()
         started = time.perf_counter()
         step = progress.step + 1
         rate = schedule.learning_rate(
             settings.schedule, phases=plan.phases, peak=settings.optim.learning_rate, step=step
         )
+        log.heartbeat.enter(Phase.data, step=step)
         with naming_process(world):
             micro_batches, stream = next(batches)
+        log.heartbeat.hold([batch.flat_keys for batch in micro_batches])
         watch = at_interval(step, every=settings.log.signals_every_steps)
-        result = engine.train_step(micro_batches, learning_rate=rate, watch=watch)
-        refuse_not_finite(result, step=step, micro_batches=micro_batches)
+        result = engine.train_step(
+            micro_batches, learning_rate=rate, watch=watch, enter=log.heartbeat.enter
+        )
+        log.heartbeat.enter(Phase.between)
         progress.step, progress.stream, progress.learning_rate = step, stream, rate
         count(progress.totals, result, settings=settings, sources=sources)
+        skipped.count(progress, result)
+        if not result.applied:
+            log.skipped(skipped.row(progress, result))
         for document in result.dropped:
             log.quarantine({"step": step, "split": "train", **vars(document)})
         quarantine.refuse_bad_windows(
@@ -132,14 +145,19 @@ def loop(
             directory=plan.directory,
         )
 
-        if watch or due(step, every=settings.log.every_steps, last=total_steps):
+        is_due = due(step, every=settings.log.every_steps, last=total_steps)
+        if watch or is_due or not result.applied:
             rows = loss_row(progress, result, settings, sources=sources)
             timing = speed(result, settings, started=started, world=world)
             log.losses({**now(plan, progress), **rows, **timing})
             progress.logged_step = step
+        skipped.refuse_many(
+            progress, result, limit=settings.engine.max_skipped_in_a_row, directory=plan.directory
+        )
         if due(step, every=settings.evaluation.every_steps, last=total_steps):
             evaluation(engine, plan, progress, log, settings=settings, stops=stops, world=world)
         if checkpoint.is_due(step, settings.checkpoint, last=total_steps):
+            log.heartbeat.enter(Phase.checkpoint)
             save(plan, progress, engine, settings, world=world)
 
 
@@ -189,7 +207,9 @@ def build_engine(plan: RunPlan, begun: Beginning, settings: Config, *, world: Wo
     )
 
 
-def open_log(plan: RunPlan, progress: Progress, settings: Config, *, world: World) -> RunLog:
+def open_log(
+    plan: RunPlan, progress: Progress, settings: Config, *, heartbeat: Heartbeat, world: World
+) -> RunLog:
     return RunLog(
         plan.directory,
         settings.log,
@@ -197,25 +217,7 @@ def open_log(plan: RunPlan, progress: Progress, settings: Config, *, world: Worl
         settings=config.to_dict(settings),
         first_step=progress.step,
         total_steps=plan.phases.total_steps,
-    )
-
-
-def refuse_not_finite(
-    result: StepResult, *, step: int, micro_batches: Sequence[PackedBatch]
-) -> None:
-    """Stop at an update that was no number; the checkpoints on disk are from before it.
-
-    ZeRO 1 to 3 leave such an update out by themselves (skipped_steps); ZeRO 0 applies it.
-    """
-    loss = result.tally.loss()
-    loss_is_finite = loss is None or math.isfinite(loss)
-    if loss_is_finite and (math.isfinite(result.grad_norm) or not result.applied):
-        return
-    keys = [key for batch in micro_batches for row in batch.keys for key in row]
-    raise UserError(
-        f"step {step} has the loss {loss} and the gradient norm {result.grad_norm}; start another "
-        f"run (run.name=NEW) with a lower optim.learning_rate, or look at the documents of the "
-        f"step ({len(keys)} here, the first are {', '.join(keys[:5])})."
+        heartbeat=heartbeat,
     )
 
 
@@ -230,7 +232,6 @@ def count(
     )
     if result.applied:
         counted["flops"] = step_flops(result, settings)
-    counted["skipped_steps"] = 0 if result.applied else 1
     counted |= result.counts
     for document in result.dropped:
         key = f"dropped/{document.reason}"
@@ -279,6 +280,12 @@ def evaluation(
 
     Raises Stopped, and then logs nothing.
     """
+
+    def between(batch: PackedBatch) -> None:
+        log.heartbeat.hold([batch.flat_keys])
+        log.heartbeat.enter(Phase.evaluation)
+        stops.check()
+
     losses, dropped = evaluate.held_out_row(
         engine.model,
         plan.held_out,
@@ -286,7 +293,7 @@ def evaluation(
         rows_per_source=settings.evaluation.rows_per_source,
         micro_batch=plan.split.micro_batch,
         world=world,
-        between=stops.check,
+        between=between,
     )
     for document in dropped:
         log.quarantine({"step": progress.step, "split": "held_out", **vars(document)})
@@ -374,7 +381,7 @@ def run(settings: Config, *, overrides: list[str]) -> None:
 def run_in(world: World, settings: Config, *, overrides: list[str], stops: Stops) -> bool:
     """The run among processes that have met already; False when it was asked to stop."""
     directory, progress = config.run_directory(settings.run).absolute(), Progress()
-    with parallel.ending_together(world, where=lambda: f"after step {progress.step}"):
+    with fault.ending_together(world, directory, where=lambda: after(progress)):
         plan = agreed(lambda: make_plan(settings, world=world), world=world)
         with agreed(lambda: rundir.lock(directory, is_main=world.is_main), world=world):
             begun = agreed(lambda: begin(plan, settings, world=world), world=world)
@@ -391,13 +398,31 @@ def run_in(world: World, settings: Config, *, overrides: list[str], stops: Stops
             )
             how = "finished"
             try:
-                train(plan, begun, settings=settings, stops=stops, world=world)
+                with fault.watched(
+                    directory,
+                    timeout_minutes=settings.run.timeout_minutes,
+                    world=world,
+                    where=lambda: after(progress),
+                ) as heartbeat:
+                    train(
+                        plan,
+                        begun,
+                        settings=settings,
+                        stops=stops,
+                        heartbeat=heartbeat,
+                        world=world,
+                    )
             except Stopped:
                 how = "stopped"
             stops.obeyed()
             rundir.end(directory, how=how, step=progress.step, is_main=world.is_main)
             parallel.barrier()  # launchers of other machines read the note when we have left
             return how == "finished"
+
+
+def after(progress: Progress) -> str:
+    """Where a run was, for what is said about its end."""
+    return f"after step {progress.step}"
 
 
 def leave(error: Exception) -> NoReturn:

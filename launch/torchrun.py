@@ -185,9 +185,10 @@ def supervise(words: list[str], *, directory: Path) -> int:
     before = len(starts(directory))
     from nmm import elastic  # here, because it imports torch, which takes seconds
 
-    said = elastic.torchrun(words)
+    failure = elastic.torchrun(words)
     if asked:
         stop.unlink(missing_ok=True)  # left when the run ended before it looked
+    said = failure.told(directory) if failure else None
     return exit_code(starts(directory)[before:], said=said, asked=bool(asked))
 
 

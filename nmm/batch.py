@@ -90,6 +90,11 @@ class PackedBatch:
     dropped: list[Dropped] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
+    @property
+    def flat_keys(self) -> list[str]:
+        """`keys` of all rows."""
+        return [key for row in self.keys for key in row]
+
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with its tensors on `device`."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -2,14 +2,33 @@
 
 import logging
 import signal
+from pathlib import Path
+from typing import NamedTuple
 
 from torch.distributed import run as torch_run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from nmm import heartbeat
 
-def torchrun(arguments: list[str]) -> str | None:
-    """Run torchrun to its end: None if all processes succeeded, else what it has to say.
+
+class Failure(NamedTuple):
+    """What torchrun has to say, and the process that was killed, if one was."""
+
+    said: str
+    rank: int | None = None
+    pid: int | None = None
+
+    def told(self, directory: Path) -> str:
+        """With what the process was doing; its file may be one of an earlier start."""
+        place = None if self.rank is None else heartbeat.read(directory, self.rank)
+        if place is None or place.pid != self.pid:
+            return self.said
+        return f"{self.said} {place.sentence()}"
+
+
+def torchrun(arguments: list[str]) -> Failure | None:
+    """Run torchrun to its end: None if all processes succeeded.
 
     Processes that could say a sentence have said it; what is said here is that they failed.
     """
@@ -19,11 +38,14 @@ def torchrun(arguments: list[str]) -> str | None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        return f"process {rank} {how}"
+        if code >= 0:
+            return Failure(f"process {rank} ended with {code}")
+        how = f"process {rank} was killed by {signal.Signals(-code).name}"
+        return Failure(how, rank=rank, pid=failure.pid)
     except SignalException as error:
-        return f"{signal.Signals(error.sigval).name} was received"
+        return Failure(f"{signal.Signals(error.sigval).name} was received")
     except Exception as error:
         # RendezvousTimeoutError and others, whose message may be empty.
-        return f"torchrun failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return Failure(f"torchrun failed: {said}")
     return None

@@ -4,9 +4,10 @@ The only importer of deepspeed.
 """
 
 import logging
+import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
 from nmm.errors import UserError
+from nmm.heartbeat import Phase
 from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists
@@ -136,7 +138,11 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did, summed over all processes and micro-batches."""
+    """What one optimizer step did, summed over all processes and micro-batches.
+
+    `applied` is False when the loss or the gradient was no number: nothing has changed then, and
+    `suspects` are the documents of the micro-batches whose loss was none, or of all if none was.
+    """
 
     tally: Tally
     grad_norm: float
@@ -144,6 +150,7 @@ class StepResult:
     dropped: list[Dropped]
     counts: dict[str, int]
     signals: Signals | None
+    suspects: list[str]
 
 
 class Engine:
@@ -173,6 +180,8 @@ class Engine:
         # By their order, because DeepSpeed does not keep the names in every stage.
         self._rate_multipliers = [rate_multiplier(Group[g["name"]], optim) for g in groups]
         optimizer = build_optimizer(groups, optim)
+        if config.zero_stage == 0:  # the other stages leave such an update out by themselves
+            optimizer.register_step_pre_hook(_forget_bad_gradients)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -187,12 +196,18 @@ class Engine:
         return self._engine
 
     def train_step(
-        self, batches: Sequence[PackedBatch], *, learning_rate: float, watch: bool = False
+        self,
+        batches: Sequence[PackedBatch],
+        *,
+        learning_rate: float,
+        watch: bool = False,
+        enter: Callable[[Phase, int], None] = lambda phase, place: None,
     ) -> StepResult:
         """One update from this process's micro-batches; with `watch` the result has signals.
 
         Losses are summed over tokens and divided by the step's labelled tokens over all processes
         and micro-batches. The factor `world.size` undoes DeepSpeed's averaging over processes.
+        `enter` is told what is done next, and with which micro-batch.
         """
         device = self.world.device
         groups = self._engine.optimizer.param_groups
@@ -206,32 +221,42 @@ class Engine:
         tally = Tally.zeros(self.num_sources, device=device)
         signals = self._no_signals() if watch else None
         self._engine.train()
-        norm = None
+        norm, losses = None, []
         for place, batch in enumerate(batches):
+            enter(Phase.forward, place)
             self._seed_dropout(place)
             on_device = batch.to(device)
             output = self._engine(on_device, watch=watch)
             scale = self.world.size / max(step_labels, 1)
-            self._engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
+            losses.append(output.loss_sum.detach())
+            # A loss that is no number makes a gradient that is none, on every process in the end.
+            sound = torch.where(losses[-1].isfinite(), 1.0, torch.nan)
+            enter(Phase.backward, place)
+            self._engine.backward(output.loss_sum * scale * sound, scale_wrt_gas=False)
+            enter(Phase.optimizer, place)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 norm = _gradient_norm(self._engine.module)  # stage 0 does not report it
             if signals:
                 signals.add(layer_squares=output.layer_squares, log_partition=output.log_partition)
             if signals and self._engine.is_gradient_accumulation_boundary():
                 self._add_gradient(signals)
+            if norm is not None:
+                self._engine.optimizer.overflow = not math.isfinite(norm)
             self._engine.step()
             tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
         add_over_ranks(tally.tables)
         if signals:
             add_over_ranks(signals.sums)
         norm = self._engine.get_global_grad_norm() if norm is None else norm
+        applied = self._engine.was_step_applied()
         return StepResult(
             tally=Tally(tally.tables.cpu()),  # once, not at each number that is read off it
             grad_norm=float(norm),
-            applied=self._engine.was_step_applied(),
+            applied=applied,
             dropped=gather_lists(dropped) if step_dropped else [],
             counts=dict(zip(COUNTS, counted, strict=True)),
             signals=signals,
+            suspects=[] if applied else _suspects(batches, losses),
         )
 
     def _seed_dropout(self, place: int) -> None:
@@ -283,8 +308,30 @@ def _gradient_piece(parameter: Any, *, zero_stage: int, world: World) -> Tensor 
     return None if place is None else place.get_lp_grad_fragment(parameter._index_in_param_group)
 
 
-def _gradient_norm(model: nn.Module) -> Tensor:
-    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+def _forget_bad_gradients(optimizer: Any, *_: object) -> None:
+    """Without gradients an optimizer changes neither weights nor state.
+
+    `overflow` is what DeepSpeed reads to count such a step.
+    """
+    if optimizer.overflow:
+        optimizer.zero_grad()
+
+
+def _gradient_norm(model: nn.Module) -> float:
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return float(nn.utils.get_total_norm(grads))
+
+
+def _suspects(batches: Sequence[PackedBatch], losses: Sequence[Tensor]) -> list[str]:
+    """The documents of the micro-batches whose loss is no number; of all if none is, anywhere."""
+    found = gather_lists(
+        [
+            (bool(loss.isfinite()), batch.flat_keys)
+            for batch, loss in zip(batches, losses, strict=True)
+        ]
+    )
+    blamed = [keys for sound, keys in found if not sound] or [keys for _, keys in found]
+    return [key for keys in blamed for key in keys]
 
 
 def read_weights(directory: Path, *, tag: str) -> dict[str, Tensor]:

@@ -30,12 +30,12 @@ def held_out_row(
     rows_per_source: int,
     micro_batch: int,
     world: World,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[PackedBatch], None] = lambda batch: None,
 ) -> tuple[Row, list[Dropped]]:
     """The loss keys of evals.jsonl (docs/scaling.md), and the documents that could not be read.
 
-    Every process takes part and gets both. Each calls `between` before each of its micro-batches,
-    as often as all others; what it raises ends the evaluation.
+    Every process takes part and gets both. Each gives every micro-batch to `between`
+    first, as often as all others; what that raises ends the evaluation.
     """
     model.eval()
     dropped: list[Dropped] = []
@@ -49,7 +49,7 @@ def held_out_row(
         world=world.size,
     ):
         for batch in batches:
-            between()
+            between(batch)
             dropped += add_losses(tally, model, [batch], device=world.device)
     add_over_ranks(tally.tables)
     model.train()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nmm.config import LogConfig, WandbMode
 from nmm.errors import UserError
+from nmm.heartbeat import Heartbeat
 
 Row = dict[str, Any]
 LINES_AT_ONCE = 100  # of a log that is read
@@ -232,7 +233,10 @@ def _number(value: float | None) -> str:
 
 
 class RunLog:
-    """All outlets of a run, on the main process; on the others every call does nothing."""
+    """All outlets of a run, on the main process; on the others every call does nothing.
+
+    Each process has its `heartbeat`, though.
+    """
 
     def __init__(
         self,
@@ -243,15 +247,16 @@ class RunLog:
         settings: Row,
         first_step: int,
         total_steps: int,
+        heartbeat: Heartbeat,
     ) -> None:
-        self._is_main = is_main
+        self._is_main, self.heartbeat = is_main, heartbeat
         if not is_main:
             return
         # A run from scratch also writes its evaluation of step 0 anew.
         keep_until_step = first_step if first_step > 0 else -1
-        self._losses, self._evals, self._quarantine = (
+        self._losses, self._evals, self._quarantine, self._skipped = (
             JsonLog(directory / f"{name}.jsonl", keep_until_step=keep_until_step)
-            for name in ("losses", "evals", "quarantine")
+            for name in ("losses", "evals", "quarantine", "skipped")
         )
         self._wandb = WandbMirror(
             config, directory=directory, name=directory.name, settings=settings
@@ -281,6 +286,13 @@ class RunLog:
         if self._is_main:
             self._quarantine.write(row)
 
+    def skipped(self, row: Row) -> None:
+        """An update that was left out because it was no number (docs/scaling.md)."""
+        if self._is_main:
+            self._skipped.write(row)
+            numbers = f"loss {_number(row['loss'])}, gradient norm {row['grad_norm']}"
+            self.say(f"the update of step {row['step']} was left out: {numbers}")
+
     def say(self, text: str) -> None:
         """A sentence for the person who watches."""
         if self._is_main:
@@ -288,5 +300,6 @@ class RunLog:
 
     def close(self) -> None:
         if self._is_main:
-            for outlet in (self._losses, self._evals, self._quarantine, self._wandb, self._console):
+            files = (self._losses, self._evals, self._quarantine, self._skipped)
+            for outlet in (*files, self._wandb, self._console):
                 outlet.close()

@@ -2,14 +2,10 @@
 
 import os
 import socket
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Thread
 from typing import TypeVar
 
 import torch
@@ -37,6 +33,10 @@ class World:
         return self.rank == 0
 
 
+# NCCL ends the process when a collective takes too long; nmm/fault.py speaks before that.
+NCCL_PATIENCE = 1.5
+
+
 def start(*, timeout_minutes: float = 30) -> World:
     """Join the process group: nccl on GPUs, gloo on CPUs; a lone process opens no port.
 
@@ -62,7 +62,7 @@ def start(*, timeout_minutes: float = 30) -> World:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    timeout = timedelta(minutes=timeout_minutes)
+    timeout = _limit(timeout_minutes)
     if size == 1:
         store = HashStore()
     else:
@@ -82,7 +82,7 @@ def start(*, timeout_minutes: float = 30) -> World:
         )
     except RuntimeError as error:
         raise UserError(
-            f"process {rank} of {size} cannot reach the others ({_reason(error)}); see that all "
+            f"process {rank} of {size} cannot reach the others ({reason(error)}); see that all "
             f"machines are up, and name their common network interface in "
             f"{'NCCL' if cuda else 'GLOO'}_SOCKET_IFNAME."
         ) from None
@@ -96,7 +96,11 @@ def limit_waiting(timeout_minutes: float) -> None:
     They have torch's own, 10 minutes with NCCL and 30 with gloo, and torch has no public way.
     """
     for group in dist.distributed_c10d._world.pg_map:
-        dist.distributed_c10d._set_pg_timeout(timedelta(minutes=timeout_minutes), group)
+        dist.distributed_c10d._set_pg_timeout(_limit(timeout_minutes), group)
+
+
+def _limit(timeout_minutes: float) -> timedelta:
+    return timedelta(minutes=timeout_minutes * (NCCL_PATIENCE if torch.cuda.is_available() else 1))
 
 
 def stop() -> None:
@@ -144,79 +148,7 @@ def barrier() -> None:
     dist.barrier()
 
 
-SECONDS_TO_ANSWER = 5.0  # a process whose collective failed answers the roll at once
-
-
-@contextmanager
-def ending_together(world: World, *, where: Callable[[], str]) -> Iterator[None]:
-    """One sentence for a run in which a process fails, whichever it is; then all exit with 1.
-
-    The first process with an error of its own says it. In the others a collective fails, because
-    that one has left: they leave without a word. When nobody could say why, because a process was
-    killed, hangs, or its machine is out of reach, the others name it.
-    """
-    try:
-        yield
-    except UserError as error:
-        sys.exit(f"error: {error}" if _is_first(world) else 1)
-    except Exception as error:
-        if world.size == 1 or not _is_of_a_collective(error):
-            _is_first(world)
-            raise
-        traceback.clear_frames(error.__traceback__)  # ends helper processes, which are waited for
-        sys.exit(_farewell(error, where=where(), world=world))
-
-
-def _is_first(world: World) -> bool:
-    """Does this process tell of the fault? Only the first one does."""
-    return world.store.add("nmm/fault", 1) == 1
-
-
-def _is_of_a_collective(error: Exception) -> bool:
-    """gloo's errors have no class of their own."""
-    return isinstance(error, dist.DistError) or "gloo" in f"{error}".lower()
-
-
-def _farewell(error: Exception, *, where: str, world: World) -> str | int:
-    """What to say, or 1 when others say it, after a collective that failed without our doing."""
-    answers: list[tuple[list[int], set[str]]] = []
-    # The store lives with process 0. Where that cannot be reached, asking may take for ever.
-    asking = Thread(target=lambda: answers.append(_call_the_roll(world)), daemon=True)
-    asking.start()
-    asking.join(3 * SECONDS_TO_ANSWER)
-    lost, hosts = answers[0] if answers else ([0], {os.environ["MASTER_ADDR"]})
-    if not lost:
-        return 1
-    named = ", ".join(map(str, lost[:8])) + (f" and {len(lost) - 8} more" if lost[8:] else "")
-    return (
-        f"error: process {named} of {world.size} no longer answers {where} (on "
-        f"{', '.join(sorted(hosts))[:80]}): {_reason(error)}; look there for the cause; the same "
-        "command continues from the last checkpoint."
-    )
-
-
-def _call_the_roll(world: World) -> tuple[list[int], set[str]]:
-    """The processes that are not here, and their machines; nothing when another process tells it.
-
-    They have left, were killed, hang, or are out of reach.
-    """
-    keys = [f"nmm/{rank} is here" for rank in range(world.size)]
-    try:
-        world.store.set(keys[world.rank], "")
-        deadline = time.monotonic() + SECONDS_TO_ANSWER
-        while time.monotonic() < deadline and not world.store.check(keys):
-            if world.store.check(["nmm/fault"]):
-                return [], set()
-            time.sleep(0.1)
-        lost = [rank for rank, key in enumerate(keys) if not world.store.check([key])]
-        if not _is_first(world):
-            return [], set()
-        return lost, {world.store.get(f"nmm/host of {rank}").decode() for rank in lost}
-    except dist.DistError:
-        return ([0], {os.environ["MASTER_ADDR"]}) if world.rank == 1 else ([], set())
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What gloo or NCCL say, without the place in their code and advice for programmers."""
     first = f"{error}".strip().partition("\n")[0]
     return first.partition(". This is")[0].rpartition(".cc:")[2].partition("] ")[2] or first

@@ -3,9 +3,9 @@
     python -m tests.engine_cases CASES.json OUT.json     (one launch runs all cases)
 
 A case is {"model", "zero_stage", "optim", "micro_batch", "precision", "resume_at", "switches",
-"steps", "blind_rank"}, its switches are further fields of EngineConfig; its result holds the loss
-and gradient norm of every step, the signals of some, and without switches a checksum of the weights
-afterwards and, for the early model, the held-out losses.
+"steps", "blind_rank", "poison"}, its switches are further fields of EngineConfig; its result holds
+the loss and gradient norm of every step, the signals of some, and without switches a checksum of
+the weights afterwards and, for the early model, the held-out losses.
 """
 
 import json
@@ -32,13 +32,14 @@ from nmm.config import (
 )
 from nmm.engine import Engine, Split, read_weights, split_step
 from nmm.evaluate import held_out_row
-from nmm.model import build
+from nmm.model import Model, Output, build
 from nmm.parallel import World
 from nmm.tally import LABELS, TOKENS
 from tests import corpora
 
 STEPS = 20
 WATCHED = (0, 5, 13)  # the steps with signals
+POISONED = 2  # the step that goes wrong in a poisoned case
 MODEL = ModelConfig(width=32, depth=2, heads=2, vocab_size=corpora.VOCAB_SIZE, image=corpora.IMAGE)
 MODELS = {
     "early": MODEL,
@@ -111,7 +112,10 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         micro_batch=split.micro_batch,
         workers=0,
     )
-    losses, norms, sources, counts, signals = [], [], [], [], []
+    losses, norms, sources, counts, signals, applied = [], [], [], [], [], []
+    suspects: list[str] = []
+    if case["poison"]:
+        poison(engine, case["poison"], micro_batches=split.accumulation_steps, world=world)
     for step, (batches, _) in zip(range(case["steps"]), loader, strict=False):
         if case["blind_rank"] == world.rank:
             batches = [blind(batch) for batch in batches]
@@ -128,13 +132,15 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
             assert result.signals is not None
             tokens, labels = result.tally.count(TOKENS), result.tally.count(LABELS)
             signals.append(result.signals.keys(tokens=tokens, labels=labels))
+        applied.append(parallel.gather_lists([result.applied]))
+        suspects += result.suspects
         counts.append(result.counts)
         losses.append(result.tally.loss())
         norms.append(result.grad_norm)
         by_source = [result.tally.loss(source=i) for i in range(len(corpus.sources))]
         sources.append([-1.0 if loss is None else loss for loss in by_source])
     found = {"losses": losses, "norms": norms, "sources": sources, "counts": counts}
-    found["signals"] = signals
+    found |= {"signals": signals, "applied": applied, "suspects": suspects}
     if case["switches"]:
         return found
     engine.save(directory, tag="end")
@@ -147,6 +153,39 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         if case["model"] == "early"
         else None,
     }
+
+
+def poison(engine: Engine, what: str, *, micro_batches: int, world: World) -> None:
+    """In the first micro-batch of one step, on the last process only.
+
+    loss      is infinite, and all gradients are finite
+    gradient  has one number that is none, and the loss is finite
+    """
+    model = engine.model.module
+    assert isinstance(model, Model)
+    forwards = 0
+
+    def is_now() -> bool:
+        last = world.rank == world.size - 1
+        return last and forwards == POISONED * micro_batches + 1
+
+    def spoil_loss(module: Model, given: tuple, output: Output) -> Output:
+        nonlocal forwards
+        forwards += 1
+        if what != "loss" or not is_now():
+            return output
+        losses = (output.loss_sum + torch.inf, output.token_losses + torch.inf)
+        return output._replace(loss_sum=losses[0], token_losses=losses[1])
+
+    def spoil_gradient(gradient: torch.Tensor) -> torch.Tensor:
+        if what != "gradient" or not is_now():
+            return gradient
+        spoiled = gradient.clone()
+        spoiled.view(-1)[7] = torch.nan
+        return spoiled
+
+    model.register_forward_hook(spoil_loss)
+    model.get_parameter("blocks.0.ffn.down.weight").register_hook(spoil_gradient)
 
 
 def blind(batch: PackedBatch) -> PackedBatch:

@@ -21,6 +21,7 @@ from nmm.checkpoint import Progress
 from nmm.config import Config, Kind, Layout, compose, load
 from nmm.engine import Engine, read_weights
 from nmm.errors import UserError
+from nmm.heartbeat import Heartbeat
 from nmm.log import read_rows
 from nmm.parallel import World
 from tests import corpora, runs
@@ -47,8 +48,8 @@ def settings(directory: Path, *more: str) -> Config:
     return load(compose(arguments))
 
 
-def poison(engine: Engine) -> None:
-    """From now on make one number of one gradient of step BAD not a number."""
+def poison(engine: Engine, *, steps: tuple[int, ...]) -> None:
+    """From now on make one number of one gradient of some steps not a number."""
     model = engine.model.module
     assert isinstance(model, torch.nn.Module)
     forwards = 0
@@ -58,7 +59,7 @@ def poison(engine: Engine) -> None:
         forwards += 1
 
     def spoil(gradient: Tensor) -> Tensor:
-        if (forwards + 1) // 2 != BAD:  # a step has two micro-batches
+        if (forwards + 1) // 2 not in steps:  # a step has two micro-batches
             return gradient
         spoiled = gradient.clone()
         spoiled.view(-1)[7] = torch.nan
@@ -68,13 +69,15 @@ def poison(engine: Engine) -> None:
     model.get_parameter("blocks.0.ffn.down.weight").register_hook(spoil)
 
 
-def run_here(asked: Config, progress: Progress, *, world: World, poisoned: bool = False) -> Path:
-    """The directory of a run in this process; of a poisoned one, step BAD goes wrong."""
+def run_here(
+    asked: Config, progress: Progress, *, world: World, poisoned: tuple[int, ...] = ()
+) -> Path:
+    """The directory of a run in this process, in which the `poisoned` steps go wrong."""
     plan = begin.make_plan(asked, world=world)
     plan.directory.mkdir()
     engine = train.build_engine(plan, begin.Beginning(progress), asked, world=world)
     if poisoned:
-        poison(engine)
+        poison(engine, steps=poisoned)
     loader = Loader(
         plan.corpus,
         asked.data,
@@ -83,7 +86,11 @@ def run_here(asked: Config, progress: Progress, *, world: World, poisoned: bool 
         micro_batch=plan.split.micro_batch,
         workers=0,
     )
-    with closing(train.open_log(plan, progress, asked, world=world)) as log:
+    heartbeat = Heartbeat(plan.directory, rank=0)
+    with (
+        closing(heartbeat),
+        closing(train.open_log(plan, progress, asked, heartbeat=heartbeat, world=world)) as log,
+    ):
         stops = stop.Stops(plan.directory, max_minutes=None, world=world)
         train.loop(plan, progress, engine, loader, log, settings=asked, stops=stops, world=world)
     return plan.directory
@@ -93,46 +100,65 @@ def weights(directory: Path, *, step: int) -> dict[str, Tensor]:
     return read_weights(directory / "checkpoints", tag=f"step_{step:08d}")
 
 
-def test_zero_0_stops_before_the_state_advances(world: World, tmp_path: Path) -> None:
-    progress = Progress()
-    with pytest.raises(UserError, match=rf"step {BAD} has the loss \d.* gradient norm nan;"):
-        run_here(settings(tmp_path, "engine=zero0"), progress, world=world, poisoned=True)
-    directory = tmp_path / "bad"
-    rows = read_rows(directory / "losses.jsonl")
-    assert [row["step"] for row in rows] == [1, 2]
-    assert (progress.step, progress.totals["tokens"]) == (2, rows[-1]["tokens"])
-    newest = checkpoint.newest(directory)
-    assert newest == directory / "checkpoints" / "step_00000002"
-    assert checkpoint.read_progress(newest).stream == progress.stream
-    assert all(tensor.isfinite().all() for tensor in weights(directory, step=2).values())
-
-
 @pytest.mark.parametrize(
     ("stage", "precision"),
-    [(1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
+    [
+        *((stage, "fp32") for stage in (0, 1, 2, 3)),
+        *((stage, "bf16") for stage in (1, 2, 3)),
+    ],
 )
-def test_other_stages_leave_the_update_out_and_count_it(
+def test_an_update_that_is_no_number_is_left_out_counted_and_logged(
     world: World, tmp_path: Path, stage: int, precision: str
 ) -> None:
     more = (f"engine=zero{stage}", f"engine.precision={precision}")
+    rare = ("log.every_steps=2", "log.signals_every_steps=0")
     progress = Progress()
-    directory = run_here(settings(tmp_path, *more), progress, world=world, poisoned=True)
+    asked = settings(tmp_path, *more, *rare)
+    directory = run_here(asked, progress, world=world, poisoned=(BAD,))
     rows = read_rows(directory / "losses.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, LAST + 1))
-    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 1]
-    before, bad, after = rows[BAD - 2 : BAD + 1]
+    assert [row["step"] for row in rows] == [2, BAD, 4, LAST]
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1]
+    assert [row["skipped_in_a_row"] for row in rows] == [0, 1, 0, 0]
+    before, bad, after, _ = rows
     counted = [key for key in bad if key.startswith("tokens/") or key in ("tokens", "flops")]
     assert len(counted) == 7
     assert all(bad[key] == before[key] <= after[key] for key in counted)
     assert bad["tokens"] < after["tokens"]
-    assert '"grad_norm": null' in (directory / "losses.jsonl").read_text().splitlines()[BAD - 1]
     assert [row["step"] for row in rows if row["grad_norm"] is None] == [BAD]
     assert bad["loss"] > 0
     assert bad["labels"] > 0
     old, new = weights(directory, step=BAD - 1), weights(directory, step=BAD)
     assert all(torch.equal(old[name], new[name]) for name in old)
     assert not torch.equal(old["head.weight"], weights(directory, step=BAD + 1)["head.weight"])
-    assert progress.totals["skipped_steps"] == 1
+    (listed,) = read_rows(directory / "skipped.jsonl")
+    assert (listed["step"], listed["in_a_row"], listed["grad_norm"]) == (BAD, 1, None)
+    assert listed["documents"] == documents(asked, world=world, step=BAD)
+    said = (directory / "console.log").read_text()
+    assert f"the update of step {BAD} was left out: loss {bad['loss']:.3f}, gradient norm" in said
+
+
+def documents(asked: Config, *, world: World, step: int) -> list[str]:
+    """The keys of a step, by its rows in the plan."""
+    plan = begin.make_plan(asked, world=world)
+    rows = [row for row, _ in islice(plan_rows(plan.corpus, asked.data), step * 8)][-8:]
+    shards = [source.shards for source in plan.corpus.sources]
+    pieces = [(shards[piece.source][piece.shard], piece) for row in rows for piece in row]
+    return [f"{shard.name}/{shard.index.key(piece.document)}" for shard, piece in pieces]
+
+
+def test_several_in_a_row_stop_the_run_with_the_documents(world: World, tmp_path: Path) -> None:
+    asked = settings(tmp_path, "engine=zero0", "engine.max_skipped_in_a_row=2")
+    progress = Progress()
+    with pytest.raises(UserError, match=r"^2 updates in a row, up to step 3, were left") as said:
+        run_here(asked, progress, world=world, poisoned=(2, 3, 4))
+    directory, last = tmp_path / "bad", documents(asked, world=world, step=3)
+    rows, listed = (read_rows(directory / f"{name}.jsonl") for name in ("losses", "skipped"))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["documents"] for row in listed] == [documents(asked, world=world, step=2), last]
+    assert (
+        f"the first are {', '.join(last[:5])}; {directory}/skipped.jsonl lists" in f"{said.value}"
+    )
+    assert checkpoint.newest(directory) == directory / "checkpoints" / "step_00000002"
 
 
 @pytest.fixture(scope="module")

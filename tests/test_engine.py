@@ -23,7 +23,7 @@ from nmm.errors import UserError
 from nmm.model import Model, build, group
 from nmm.needs import missing_for_compiling
 from tests import corpora
-from tests.engine_cases import MODELS, OPTIM, STEPS, WATCHED, rate
+from tests.engine_cases import MODELS, OPTIM, POISONED, STEPS, WATCHED, rate
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
 
@@ -65,6 +65,7 @@ def case(zero_stage: int, optim: str, *, micro_batch: int = 2, **others: object)
         "switches": {},
         "steps": STEPS,
         "blind_rank": None,
+        "poison": None,
         **others,
     }
 
@@ -93,6 +94,9 @@ TWO += [case(z, "sgd", **LATE, blind_rank=1) for z in STAGES]
 FEW = 6
 SWITCHES = ["activation_checkpointing", *([] if missing_for_compiling() else ["compile"])]
 TWO += [case(z, "sgd", switches={switch: True}, steps=FEW) for switch in SWITCHES for z in STAGES]
+POISONS = ("loss", "gradient")
+ORDER = (0, 1, 4, 5, 2, 3, 6, 7)  # the rows of process 0, then those of process 1
+TWO += [case(z, "adamw", poison=poison, steps=FEW) for poison in POISONS for z in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +114,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             name += "" if one["model"] == "early" else f", {one['model']}"
             name += ", blind" if one["blind_rank"] is not None else ""
             name += "".join(f", {switch}" for switch in one["switches"])
+            name += f", bad {one['poison']}" if one["poison"] else ""
             named[name + (", resumed" if one["resume_at"] else "")] = result
     return named
 
 
-def plain_torch(optim_name: str, *, model_name: str = "early", steps: int = STEPS) -> dict:
-    """The same steps without DeepSpeed: the whole batch at once, decoupled decay by hand."""
+def plain_torch(
+    optim_name: str,
+    *,
+    model_name: str = "early",
+    steps: int = STEPS,
+    left_out: int | None = None,
+) -> dict:
+    """The same steps without DeepSpeed: the whole batch at once, decoupled decay by hand.
+
+    The update of the step `left_out` is not made.
+    """
     optim = OPTIM[optim_name]
     torch.set_num_threads(1)
     model = build(MODELS[model_name], seed=0)
@@ -138,6 +152,7 @@ def plain_torch(optim_name: str, *, model_name: str = "early", steps: int = STEP
     else:
         optimizer = torch.optim.SGD(alone)
     losses, norms, signals = [], [], []
+    rows: list[list[str]] = []
     outputs: list[torch.Tensor] = []
     for block in model.blocks:
         block.register_forward_hook(lambda block, given, output: outputs.append(output.detach()))
@@ -150,6 +165,10 @@ def plain_torch(optim_name: str, *, model_name: str = "early", steps: int = STEP
         if step in WATCHED:
             signals.append(plain_signals(model, batch, outputs=outputs[: len(model.blocks)]))
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
+        losses.append(loss.item())
+        if step == left_out:
+            rows = batch.keys
+            continue
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if group(name).decays:
@@ -163,9 +182,9 @@ def plain_torch(optim_name: str, *, model_name: str = "early", steps: int = STEP
         for options, multiplier in zip(optimizer.param_groups, multipliers.values(), strict=True):
             options["lr"] = lr * multiplier
         optimizer.step()
-        losses.append(loss.item())
     weights = {n: p.detach().double().norm().item() for n, p in model.named_parameters()}
-    return {"losses": losses, "norms": norms, "weights": weights, "signals": signals}
+    found = {"losses": losses, "norms": norms, "weights": weights, "signals": signals}
+    return {**found, "rows": rows}
 
 
 def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tensor]) -> dict:
@@ -206,6 +225,27 @@ def test_every_split_and_stage_equals_plain_torch(results: dict[str, dict], opti
         assert len(expected["signals"]) == len(WATCHED)
         for found, plain in zip(results[name]["signals"], expected["signals"], strict=True):
             assert found == pytest.approx(plain, rel=1e-5), name
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_an_update_that_is_no_number_is_as_if_it_had_not_been(
+    results: dict[str, dict], poison: str
+) -> None:
+    """Spoiled in the first of two micro-batches of one of two processes; in every stage."""
+    expected = plain_torch("adamw", steps=FEW, left_out=POISONED)
+    kept = [step for step in range(FEW) if step != POISONED]
+    for stage in STAGES:
+        found = results[f"2 x 2, ZeRO {stage}, adamw, bad {poison}"]
+        assert found["applied"] == [[step != POISONED] * 2 for step in range(FEW)], stage
+        assert not math.isfinite(found["norms"][POISONED]), stage
+        assert math.isfinite(found["losses"][POISONED]) == (poison == "gradient"), stage
+        for key, tolerance in (("losses", SAME), ("norms", {"rel": 1e-4})):
+            mine, theirs = ([one[key][step] for step in kept] for one in (found, expected))
+            assert mine == pytest.approx(theirs, **tolerance), (stage, key)
+        assert found["weights"] == pytest.approx(expected["weights"], **SAME), stage
+        # Process 1 has rows 2 and 3, and 6 and 7, of the eight.
+        rows = expected["rows"][2:4] if poison == "loss" else [expected["rows"][i] for i in ORDER]
+        assert found["suspects"] == [key for row in rows for key in row], stage
 
 
 @pytest.mark.parametrize("switch", ["activation_checkpointing", "compile"])

@@ -25,11 +25,11 @@ from tests.runs import command, overrides, run
 FAULTS = """
 import sys, os, signal, time
 from pathlib import Path
-from nmm import parallel, stop
+from nmm import fault, parallel, stop
 from nmm.errors import UserError
 world = parallel.start()
 stop.listen(Path("."), max_minutes=None, world=world)
-with parallel.ending_together(world, where=lambda: "after step 7"):
+with fault.ending_together(world, Path(__file__).parent, where=lambda: "after step 7"):
     if world.rank == 1 and sys.argv[1] == "refused":
         raise UserError("data.x is 1; set it to 2.")
     if world.rank == 1 and sys.argv[1] == "bug":
@@ -110,9 +110,12 @@ def test_two_processes_stop_together_and_start_again_together(tmp_path: Path) ->
     with started([*ours, *words], log=log) as launcher:
         resumed_at = ended(directory)[1][1]
         wait_until(lambda: last_step(directory) > resumed_at + 5, seconds=60, log=log)
-        os.kill(pid_of_rank(launcher.pid, 0), signal.SIGKILL)
+        os.kill(killed := pid_of_rank(launcher.pid, 0), signal.SIGKILL)
         assert launcher.wait(100) == 0, log.read_text()
+    (lost,) = map(json.loads, (directory / "faults.jsonl").read_text().splitlines())
+    assert (lost["rank"], lost["pid"]) == (0, killed)
     assert "error: process 0 of 2 no longer answers after step" in log.read_text()
+    assert f"; it was in step {lost['step']}, {lost['phase']}" in log.read_text()
     assert "Traceback" not in log.read_text()
     check_same_logs(directory, runs.two_undisturbed())
 

@@ -18,7 +18,8 @@ class EngineConfig:
 
     `activation_checkpointing` keeps only the inputs of the blocks for the way back and runs each
     block a second time there: less memory for a third more work. `compile` runs the blocks through
-    torch.compile, which takes a minute or so at the start and needs a C++ compiler.
+    torch.compile, which takes a minute or so at the start and needs a C++ compiler. An update whose
+    loss or gradient is no number is left out; `max_skipped_in_a_row` of them stop the run.
     """
 
     zero_stage: int = 1
@@ -26,9 +27,11 @@ class EngineConfig:
     precision: Precision = Precision.bf16
     activation_checkpointing: bool = False
     compile: bool = False
+    max_skipped_in_a_row: int = 3
 
     def __post_init__(self) -> None:
         positive(engine__micro_batch=self.micro_batch)
+        positive(engine__max_skipped_in_a_row=self.max_skipped_in_a_row)
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"engine.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3.")
         if self.zero_stage == 0 and self.precision is Precision.bf16:
