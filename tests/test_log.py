@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nmm.config import LogConfig, WandbMode
+from nmm.heartbeat import Heartbeat
 from nmm.log import Console, JsonLog, RunLog, WandbMirror, duration, read_rows
 
 
@@ -24,7 +25,15 @@ def test_rows_after_the_restored_step_and_half_lines_are_cut(tmp_path: Path) -> 
 def test_a_run_from_scratch_keeps_no_row_of_an_earlier_try(tmp_path: Path) -> None:
     (tmp_path / "evals.jsonl").write_text('{"step": 0, "loss": 8.0}\n')
     off = LogConfig(wandb=WandbMode.off)
-    log = RunLog(tmp_path, off, is_main=True, settings={}, first_step=0, total_steps=5)
+    log = RunLog(
+        tmp_path,
+        off,
+        is_main=True,
+        settings={},
+        first_step=0,
+        total_steps=5,
+        heartbeat=Heartbeat(tmp_path, rank=0),
+    )
     log.evaluation({"step": 0, "loss": 7.0})
     log.close()
     assert read_rows(tmp_path / "evals.jsonl") == [{"step": 0, "loss": 7.0}]
@@ -58,7 +67,15 @@ def test_wandb_failing_in_the_middle_is_said_once_and_training_rows_continue(
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     offline = LogConfig(wandb=WandbMode.offline)
-    log = RunLog(tmp_path, offline, is_main=True, settings={}, first_step=0, total_steps=3)
+    log = RunLog(
+        tmp_path,
+        offline,
+        is_main=True,
+        settings={},
+        first_step=0,
+        total_steps=3,
+        heartbeat=Heartbeat(tmp_path, rank=0),
+    )
     row = {"tokens": 8, "loss/modality/text": 3.0, "tokens_per_second": 9.0, "lr": 0.1}
     rows = [{"step": step, "seconds": 1.0, **row} for step in (1, 2, 3)]
     log.losses(rows[0])
