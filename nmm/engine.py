@@ -9,10 +9,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-<<<<<<< HEAD
-=======
-from contextlib import redirect_stderr, redirect_stdout
->>>>>>> f730da52f245f3452db06887e38fa46b69481f24
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -347,26 +343,6 @@ def _forget_bad_gradients(optimizer: Any, *_: object) -> None:
     """
     if optimizer.overflow:
         optimizer.zero_grad()
-<<<<<<< HEAD
-=======
-
-
-def _gradient_norm(model: nn.Module) -> float:
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    return float(nn.utils.get_total_norm(grads))
-
-
-def _suspects(batches: Sequence[PackedBatch], losses: Sequence[Tensor]) -> list[str]:
-    """The documents of the micro-batches whose loss is no number; of all if none is, anywhere."""
-    found = gather_lists(
-        [
-            (bool(loss.isfinite()), batch.flat_keys)
-            for batch, loss in zip(batches, losses, strict=True)
-        ]
-    )
-    blamed = [keys for sound, keys in found if not sound] or [keys for _, keys in found]
-    return [key for keys in blamed for key in keys]
->>>>>>> f730da52f245f3452db06887e38fa46b69481f24
 
 
 def _gradient_norm(model: nn.Module) -> float:

@@ -154,7 +154,6 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
     }
 
 
-<<<<<<< HEAD
 def save(engine: Engine, checkpoint: Path) -> None:
     """Into a new folder, and whole when this returns."""
     checkpoint.mkdir(parents=True, exist_ok=True)
@@ -162,8 +161,6 @@ def save(engine: Engine, checkpoint: Path) -> None:
     parallel.barrier()
 
 
-=======
->>>>>>> f730da52f245f3452db06887e38fa46b69481f24
 def poison(engine: Engine, what: str, *, micro_batches: int, world: World) -> None:
     """In the first micro-batch of one step, on the last process only.
 

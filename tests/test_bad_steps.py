@@ -98,11 +98,7 @@ def run_here(
 
 
 def weights(directory: Path, *, step: int) -> dict[str, Tensor]:
-<<<<<<< HEAD
     return dict(Stored(directory / "checkpoints" / f"step_{step:08d}").weights())
-=======
-    return read_weights(directory / "checkpoints", tag=f"step_{step:08d}")
->>>>>>> f730da52f245f3452db06887e38fa46b69481f24
 
 
 @pytest.mark.parametrize(

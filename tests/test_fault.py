@@ -67,11 +67,7 @@ def test_a_place_is_true_whenever_it_is_read_and_whenever_the_writer_is_killed(
             if last and place.phase != "data wait":
                 assert place.num_documents in [len(one) for one in found if one]
             seen.add(place.phase)
-<<<<<<< HEAD
-    assert seen == {"data wait", "forward", "backward", "optimizer"}
-=======
     assert len(seen) > 1  # it was read in the middle of steps
->>>>>>> f730da52f245f3452db06887e38fa46b69481f24
 
 
 def test_a_place_names_the_documents_of_its_micro_batch(tmp_path: Path) -> None:
