@@ -28,6 +28,7 @@ from nmm.errors import UserError
 from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists
+from nmm.routing import Routed
 from nmm.signals import Signals, part
 from nmm.tally import Tally
 
@@ -55,8 +56,13 @@ class Split:
     accumulation_steps: int
 
 
-def split_step(global_rows: int, *, micro_batch: int | None, world_size: int) -> Split:
-    """Divide a step evenly, or refuse; `micro_batch` None takes a process's whole share at once."""
+def split_step(
+    global_rows: int, *, micro_batch: int | None, world_size: int, group_rows: int = 1
+) -> Split:
+    """Divide a step evenly, or refuse; `micro_batch` None takes a process's whole share at once.
+
+    No micro-batch may cut a group of `group_rows` (model.moe.group_rows).
+    """
     if global_rows % world_size:
         raise UserError(
             f"data.global_rows is {global_rows} and there are {world_size} processes; "
@@ -69,6 +75,12 @@ def split_step(global_rows: int, *, micro_batch: int | None, world_size: int) ->
             f"data.global_rows is {global_rows}, engine.micro_batch is {rows} and there are "
             f"{world_size} processes; each process has {share} rows, so choose a micro-batch "
             f"that divides {share}."
+        )
+    if rows % group_rows:
+        raise UserError(
+            f"engine.micro_batch is {micro_batch}, so that {rows} rows are computed at a time, and "
+            f"model.moe.group_rows is {group_rows}; make the rows a multiple of it, so that no "
+            f"group is cut."
         )
     return Split(micro_batch=rows, accumulation_steps=share // rows)
 
@@ -144,6 +156,7 @@ class StepResult:
     dropped: list[Dropped]
     counts: dict[str, int]
     signals: Signals | None
+    routed: Routed | None
 
 
 class Engine:
@@ -192,27 +205,32 @@ class Engine:
         """One update from this process's micro-batches; with `watch` the result has signals.
 
         Losses are summed over tokens and divided by the step's labelled tokens over all processes
-        and micro-batches. The factor `world.size` undoes DeepSpeed's averaging over processes.
+        and micro-batches, those of routers by all its tokens. The factor `world.size` undoes
+        DeepSpeed's averaging over processes.
         """
         device = self.world.device
         groups = self._engine.optimizer.param_groups
         for options, multiplier in zip(groups, self._rate_multipliers, strict=True):
             options["lr"] = learning_rate * multiplier
         labels = sum(int((batch.labels != NO_LABEL).sum()) for batch in batches)
+        tokens = sum(int((batch.document > 0).sum()) for batch in batches)
         dropped = [document for batch in batches for document in batch.dropped]
         counted = [sum(batch.counts[name] for batch in batches) for name in COUNTS]
-        sums = torch.tensor([labels, len(dropped), *counted], dtype=torch.int64, device=device)
-        step_labels, step_dropped, *counted = add_over_ranks(sums).tolist()
+        here = [labels, tokens, len(dropped), *counted]
+        sums = torch.tensor(here, dtype=torch.int64, device=device)
+        step_labels, step_tokens, step_dropped, *counted = add_over_ranks(sums).tolist()
         tally = Tally.zeros(self.num_sources, device=device)
         signals = self._no_signals() if watch else None
+        routed = None
         self._engine.train()
         norm = None
         for place, batch in enumerate(batches):
             self._seed_dropout(place)
             on_device = batch.to(device)
             output = self._engine(on_device, watch=watch)
-            scale = self.world.size / max(step_labels, 1)
-            self._engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
+            loss = output.loss_sum * (self.world.size / max(step_labels, 1))
+            loss += output.auxiliary * (self.world.size / max(step_tokens, 1))
+            self._engine.backward(loss, scale_wrt_gas=False)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 norm = _gradient_norm(self._engine.module)  # stage 0 does not report it
             if signals:
@@ -220,10 +238,15 @@ class Engine:
             if signals and self._engine.is_gradient_accumulation_boundary():
                 self._add_gradient(signals)
             self._engine.step()
+            if len(output.routed):
+                routed = routed or Routed.zeros(shape=output.routed.shape, device=device)
+                routed.add(output.routed)
             tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
         add_over_ranks(tally.tables)
         if signals:
             add_over_ranks(signals.sums)
+        if routed:
+            add_over_ranks(routed.tables)
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         return StepResult(
             tally=Tally(tally.tables.cpu()),  # once, not at each number that is read off it
@@ -232,6 +255,7 @@ class Engine:
             dropped=gather_lists(dropped) if step_dropped else [],
             counts=dict(zip(COUNTS, counted, strict=True)),
             signals=signals,
+            routed=routed,
         )
 
     def _seed_dropout(self, place: int) -> None:

@@ -25,6 +25,7 @@ RANKS = {
     "nmm.batch": 0,
     "nmm.hub": 0,
     "nmm.tally": 0,
+    "nmm.routing": 0,
     "nmm.log": 1,
     "nmm.plot": 1,
     "nmm.rundir": 1,
