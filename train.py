@@ -41,7 +41,7 @@ from nmm.begin import (
 from nmm.checkpoint import Progress
 from nmm.config import Config
 from nmm.engine import Engine, StepResult
-from nmm.errors import UserError
+from nmm.errors import DivergenceError, UserError
 from nmm.flops import flops, num_parameters, peak_flops_per_second
 from nmm.log import Row, RunLog
 from nmm.model import build, load_given
@@ -212,7 +212,7 @@ def refuse_not_finite(
     if loss_is_finite and (math.isfinite(result.grad_norm) or not result.applied):
         return
     keys = [key for batch in micro_batches for row in batch.keys for key in row]
-    raise UserError(
+    raise DivergenceError(
         f"step {step} has the loss {loss} and the gradient norm {result.grad_norm}; start another "
         f"run (run.name=NEW) with a lower optim.learning_rate, or look at the documents of the "
         f"step ({len(keys)} here, the first are {', '.join(keys[:5])})."
@@ -291,7 +291,7 @@ def evaluation(
     for document in dropped:
         log.quarantine({"step": progress.step, "split": "held_out", **vars(document)})
     if losses["loss"] is not None and not math.isfinite(losses["loss"]):
-        raise UserError(
+        raise DivergenceError(
             f"the held-out loss after step {progress.step} is {losses['loss']}; start another run "
             f"(run.name=NEW) with a lower optim.learning_rate."
         )
@@ -394,6 +394,9 @@ def run_in(world: World, settings: Config, *, overrides: list[str], stops: Stops
                 train(plan, begun, settings=settings, stops=stops, world=world)
             except Stopped:
                 how = "stopped"
+            except DivergenceError:
+                rundir.end(directory, how="diverged", step=progress.step, is_main=world.is_main)
+                raise
             stops.obeyed()
             rundir.end(directory, how=how, step=progress.step, is_main=world.is_main)
             parallel.barrier()  # launchers of other machines read the note when we have left

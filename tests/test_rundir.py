@@ -118,6 +118,7 @@ def test_the_manifest_holds_sizes_fingerprints_and_every_start(run: Path, settin
         "tokenizer_sha256": hashlib.sha256(Path(data.tokenizer).read_bytes()).hexdigest(),
         "corpus_fingerprint": corpus.fingerprint,
         "total_steps": runs.STEPS,
+        "source_tokens": {source.name: source.tokens for source in corpus.sources},
         "parent": None,
     }
     assert (starts[0]["step"], starts[0]["processes"]) == (0, 1)
