@@ -44,7 +44,7 @@ from nmm.begin import (
 from nmm.checkpoint import Progress
 from nmm.config import Config
 from nmm.engine import Engine, StepResult
-from nmm.errors import UserError
+from nmm.errors import DivergenceError, UserError
 from nmm.flops import flops, num_parameters, peak_flops_per_second
 from nmm.heartbeat import Heartbeat, Phase
 from nmm.log import Row, RunLog
@@ -310,7 +310,7 @@ def evaluation(
     for document in dropped:
         log.quarantine({"step": progress.step, "split": "held_out", **vars(document)})
     if losses["loss"] is not None and not math.isfinite(losses["loss"]):
-        raise UserError(
+        raise DivergenceError(
             f"the held-out loss after step {progress.step} is {losses['loss']}; start another run "
             f"(run.name=NEW) with a lower optim.learning_rate."
         )
@@ -427,6 +427,9 @@ def run_in(world: World, settings: Config, *, overrides: list[str], stops: Stops
                     )
             except Stopped:
                 how = "stopped"
+            except DivergenceError:
+                rundir.end(directory, how="diverged", step=progress.step, is_main=world.is_main)
+                raise
             stops.obeyed()
             rundir.end(directory, how=how, step=progress.step, is_main=world.is_main)
             parallel.barrier()  # launchers of other machines read the note when we have left

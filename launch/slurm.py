@@ -8,6 +8,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from launch.torchrun import EXIT_CODES, ROOT, run_directory
@@ -33,7 +34,7 @@ SCRIPT = """\
 {directives}
 # Written by `python -m launch.slurm`.
 set -u
-run={run}
+{choice}
 
 # Slurm's signal before the time limit; a signal to this shell reaches no other process.
 stop() {{ mkdir -p "$run" && echo "the time limit of job $SLURM_JOB_ID" >"$run/STOP"; }}
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.dry_run:
             print(text, end="")
             return
-        print(submit(text, folder=output_folder(options)))
+        print(submit(text, folder=output_folder(directory_of(options))))
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -113,31 +114,50 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def script(options: argparse.Namespace) -> str:
-    """The sbatch script; raises UserError for what could not start."""
+def script(options: argparse.Namespace, *, tasks: Mapping[Path, list[str]] | None = None) -> str:
+    """The sbatch script; raises UserError for what could not start.
+
+    With `tasks`, task N of the array is the run of their N-th directory, with the overrides there;
+    options.overrides are not read.
+    """
     if seconds(options.time) <= options.stop_seconds:
         raise UserError(
             f"--time is {options.time} and --stop-seconds is {options.stop_seconds}, so the run "
             f"would be asked to stop as soon as it starts; lower --stop-seconds or raise --time."
         )
     uses_task = any(TASK in word for word in options.overrides)
-    if uses_task != bool(options.array):
+    if tasks is None and uses_task != bool(options.array):
         raise UserError(
             f"--array is {options.array} and {TASK} is {'' if uses_task else 'not '}among the "
             f"overrides; give both, for example --array 0-3 -- run.name=seed_{TASK}."
         )
-    directory = ROOT / run_directory(for_task(options.overrides, task=STAND_IN))
+    directory = directory_of(options) if tasks is None else next(iter(tasks))
+    overrides = quoted(for_task(options.overrides, task=STAND_IN))
     requeue = REQUEUE.format(stopped=EXIT_CODES["stopped"]) if options.requeue else "\n"
     return SCRIPT.format(
-        directives="\n".join(f"#SBATCH {line}" for line in directives(options)),
-        run=quoted([str(directory)]),
+        directives="\n".join(f"#SBATCH {line}" for line in directives(options, run=directory)),
+        choice=f"run={quoted([str(directory)])}" if tasks is None else choice_of(tasks),
         srun=" ".join(srun_options(options)),
         python=shlex.quote(sys.executable),
         processes=processes(options),
         restarts=options.restarts,
-        overrides=quoted(for_task(options.overrides, task=STAND_IN)),
+        overrides=overrides if tasks is None else '"${overrides[@]}"',
         requeue=requeue,
     )
+
+
+def choice_of(tasks: Mapping[Path, list[str]]) -> str:
+    """Bash that sets `run` and `overrides` by the number of the array's task."""
+    cases = [
+        f"{number}) run={quoted([str(directory)])} overrides=({quoted(words)}) ;;"
+        for number, (directory, words) in enumerate(tasks.items())
+    ]
+    return "\n".join(['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"])
+
+
+def directory_of(options: argparse.Namespace) -> Path:
+    """Where the run will live, with STAND_IN for the number of the task."""
+    return ROOT / run_directory(for_task(options.overrides, task=STAND_IN))
 
 
 def seconds(time: str) -> int:
@@ -152,8 +172,7 @@ def seconds(time: str) -> int:
     return 86_400 * int(days or "0") + of_clock
 
 
-def directives(options: argparse.Namespace) -> list[str]:
-    name = run_directory(for_task(options.overrides, task=STAND_IN)).name
+def directives(options: argparse.Namespace, *, run: Path) -> list[str]:
     output = "%x-%A_%a.out" if options.array else "%x-%j.out"
     chosen = {
         "--gpus-per-node": options.gpus_per_node or None,
@@ -162,7 +181,7 @@ def directives(options: argparse.Namespace) -> list[str]:
         "--partition": options.partition,
     }
     return [
-        f"--job-name={name.replace(f'{STAND_IN}', '').strip('_-.') or 'run'}",
+        f"--job-name={run.name.replace(f'{STAND_IN}', '').strip('_-.') or 'run'}",
         f"--nodes={options.nodes}",
         "--ntasks-per-node=1",
         f"--time={options.time}",
@@ -170,7 +189,7 @@ def directives(options: argparse.Namespace) -> list[str]:
         "--requeue" if options.requeue else "--no-requeue",
         "--open-mode=append",
         f"--chdir={ROOT}",
-        f"--output={output_folder(options) / output}",
+        f"--output={output_folder(run) / output}",
         *(f"{option}={value}" for option, value in chosen.items() if value),
         *options.sbatch,
     ]
@@ -186,9 +205,9 @@ def processes(options: argparse.Namespace) -> int:
     return options.processes or max(1, options.gpus_per_node)
 
 
-def output_folder(options: argparse.Namespace) -> Path:
+def output_folder(run: Path) -> Path:
     """Beside the runs: a run's own directory belongs to the run and may not exist yet."""
-    return ROOT / run_directory(for_task(options.overrides, task=STAND_IN)).parent / "slurm"
+    return run.parent / "slurm"
 
 
 def for_task(overrides: list[str], *, task: int) -> list[str]:
@@ -202,7 +221,16 @@ def quoted(words: list[str]) -> str:
 
 
 def submit(text: str, *, folder: Path) -> str:
-    """Hand the script to sbatch; raises UserError when it cannot be submitted."""
+    """Hand the script to sbatch and say what came of it; raises UserError."""
+    job = job_of(text, folder=folder)
+    return (
+        f"submitted job {job}; its output comes to {folder}/; `scancel {job}` ends it with a "
+        "checkpoint"
+    )
+
+
+def job_of(text: str, *, folder: Path) -> str:
+    """The number of the job that sbatch makes of a script; raises UserError when it refuses it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         done = subprocess.run(
@@ -212,11 +240,7 @@ def submit(text: str, *, folder: Path) -> str:
         raise UserError("sbatch is not there; log in to a machine of the cluster.") from None
     if done.returncode:
         raise UserError(f"sbatch refused the job ({' '.join(done.stderr.split())}).")
-    job = done.stdout.strip().partition(";")[0]
-    return (
-        f"submitted job {job}; its output comes to {folder}/; `scancel {job}` ends it with a "
-        "checkpoint"
-    )
+    return done.stdout.strip().partition(";")[0]
 
 
 if __name__ == "__main__":

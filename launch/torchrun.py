@@ -31,7 +31,11 @@ ENVIRONMENT = {
 }
 # For the first machine to listen, and for all to come; queues and slow disks take their time.
 PATIENCE_SECONDS = {"read_timeout": 300, "join_timeout": 1800}
-EXIT_CODES = {"finished": 0, "stopped": 75}  # by what the run notes at its end; without it, 1
+EXIT_CODES = {
+    "finished": 0,
+    "stopped": 75,
+    "diverged": 1,
+}  # by what the run notes at its end; without it, 1
 
 SIOCGIFADDR = 0x8915  # of linux/sockios.h: the address of an interface
 

@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """A wrong value or a missing thing; the message names the key, the value and the remedy."""
+
+
+class DivergenceError(UserError):
+    """A loss or gradient is no number, so that going on with the same settings makes no sense."""

@@ -117,12 +117,14 @@ class WandbMirror:
             self._service = wandb
             self._run = wandb.init(
                 project=config.wandb_project,
+                group=config.wandb_group,
                 name=name,
-                id=f"{name}-{hashlib.sha256(str(directory).encode()).hexdigest()[:8]}",
+                id=wandb_id(directory),
                 dir=directory,
                 mode=config.wandb.value,
                 resume="allow",
                 config=settings,
+                notes=notes_of(settings),
             )
             for part in ("train", "eval"):
                 self._run.define_metric(f"{part}/*", step_metric=f"{part}/step")
@@ -150,6 +152,23 @@ class WandbMirror:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         print(f"wandb is switched off for this run: {error}", file=sys.stderr)
+
+
+def wandb_id(directory: Path) -> str:
+    """The same for every start of a run."""
+    return f"{directory.name}-{hashlib.sha256(str(directory).encode()).hexdigest()[:8]}"
+
+
+def notes_of(settings: Row) -> str | None:
+    """The link from a run to its parent: its name, its step, and its id in wandb."""
+    parent = settings.get("parent") or {}
+    if not parent.get("run"):
+        return None
+    directory = Path(parent["run"]).absolute()
+    return (
+        f"{parent['mode']} of {directory.name} at step {parent['step']}, "
+        f"wandb id {wandb_id(directory)}"
+    )
 
 
 class Console:

@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import os
 import platform
+import struct
 import subprocess
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
@@ -13,6 +15,7 @@ from typing import Any
 from nmm.errors import UserError
 
 MANIFEST = "manifest.json"
+FLOCK = "hhqqi"  # struct flock of 64-bit Linux: kind, whence, start, length, process
 PACKAGES = ("torch", "deepspeed", "webdataset", "sentencepiece", "pillow", "simplejpeg", "numpy")
 
 
@@ -29,8 +32,8 @@ def write(
     A start holds the step it continues from and the number of processes; commit, versions and
     time are added.
     """
-    _replace(directory / "config.yaml", config_yaml)
-    _replace(directory / "overrides.txt", "".join(f"{line}\n" for line in overrides))
+    write_whole(directory / "config.yaml", config_yaml)
+    write_whole(directory / "overrides.txt", "".join(f"{line}\n" for line in overrides))
     manifest = directory / MANIFEST
     starts = _starts(manifest)
     starts.append(
@@ -42,7 +45,7 @@ def write(
             "versions": {name: version(name) for name in PACKAGES},
         }
     )
-    _replace(manifest, json.dumps({**facts, "starts": starts}, indent=1) + "\n")
+    write_whole(manifest, json.dumps({**facts, "starts": starts}, indent=1) + "\n")
 
 
 def end(directory: Path, *, how: str, step: int, is_main: bool) -> None:
@@ -52,7 +55,7 @@ def end(directory: Path, *, how: str, step: int, is_main: bool) -> None:
     manifest = directory / MANIFEST
     stored = json.loads(manifest.read_text())
     stored["starts"][-1]["ended"] = {"how": how, "step": step, "time": wall_time()}
-    _replace(manifest, json.dumps(stored, indent=1) + "\n")
+    write_whole(manifest, json.dumps(stored, indent=1) + "\n")
 
 
 def lock(directory: Path, *, is_main: bool) -> AbstractContextManager:
@@ -82,6 +85,20 @@ def lock(directory: Path, *, is_main: bool) -> AbstractContextManager:
     return file
 
 
+def is_locked(directory: Path) -> bool:
+    """Is a run being trained there now, by this machine or one that shares the folder?
+
+    Asks without taking the lock, so that a run that starts at this moment is not refused.
+    """
+    path = directory / "lock"
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_ = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    return kind != fcntl.F_UNLCK
+
+
 def _starts(manifest: Path) -> list[dict]:
     """The starts that a manifest tells of; raises UserError for one that is damaged."""
     if not manifest.exists():
@@ -95,7 +112,7 @@ def _starts(manifest: Path) -> list[dict]:
     return starts
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write beside and rename, so that a kill leaves the old file or the new one."""
     beside = path.with_suffix(".part")
     beside.write_text(text)

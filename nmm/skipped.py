@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nmm.checkpoint import Progress
 from nmm.engine import StepResult
-from nmm.errors import UserError
+from nmm.errors import DivergenceError
 from nmm.log import Row
 
 FILE = "skipped.jsonl"
@@ -38,7 +38,7 @@ def refuse_many(progress: Progress, result: StepResult, *, limit: int, directory
     in_a_row = progress.totals[IN_A_ROW]
     if in_a_row < limit:
         return
-    raise UserError(
+    raise DivergenceError(
         f"{in_a_row} updates in a row, up to step {progress.step}, were left out, because the loss "
         f"({result.tally.loss()}) or the norm of the gradient ({result.grad_norm}) was no finite "
         f"number; start another run (run.name=NEW) with a lower optim.learning_rate, or look at "

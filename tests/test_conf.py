@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from nmm.config import Config, Kind, compose, load
+from nmm.config import Config, Kind, StudyCommand, compose, load
 from nmm.config.root import CONF
 
 GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
@@ -33,7 +33,8 @@ def repeated(path: Path) -> set[str]:
 
     A file that begins with `# @package _global_` holds several groups.
     """
-    everything = OmegaConf.structured(Config)
+    is_study = path.parent.name == "study"
+    everything = OmegaConf.structured(StudyCommand if is_study else Config)
     is_global = path.read_text().startswith("# @package _global_")
     default = everything if is_global else everything[path.parent.name]
     given = OmegaConf.masked_copy(read(path), [k for k in read(path) if k != "defaults"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from nmm.config import Config, ModelConfig, compose, load
+from nmm.config import Config, ModelConfig, StudyCommand, compose, load
 from nmm.flops import num_parameters
 from tests.test_structure import HOMES, RANKS, WITHOUT_TORCH, is_entry_point, our_modules
 
@@ -93,7 +93,8 @@ def test_the_table_of_capabilities_names_files_keys_and_tests() -> None:
 
 @cache
 def composed() -> object:
-    return OmegaConf.to_container(compose([]))
+    study = OmegaConf.to_container(OmegaConf.structured(StudyCommand))
+    return {**OmegaConf.to_container(compose([])), **study}
 
 
 def is_key(word: str) -> bool:
@@ -107,7 +108,7 @@ def is_key(word: str) -> bool:
 
 
 def test_every_key_that_is_named_exists() -> None:
-    group = "|".join(OmegaConf.structured(Config))
+    group = "|".join([*OmegaConf.structured(Config), "study"])
     found = {
         match[1]
         for document in DOCUMENTS

@@ -7,7 +7,7 @@ import pytest
 
 from nmm.config import LogConfig, WandbMode
 from nmm.heartbeat import Heartbeat
-from nmm.log import Console, JsonLog, RunLog, WandbMirror, duration, read_rows
+from nmm.log import Console, JsonLog, RunLog, WandbMirror, duration, read_rows, wandb_id
 
 
 def test_rows_after_the_restored_step_and_half_lines_are_cut(tmp_path: Path) -> None:
@@ -66,12 +66,13 @@ def test_wandb_failing_in_the_middle_is_said_once_and_training_rows_continue(
     import wandb
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    offline = LogConfig(wandb=WandbMode.offline)
+    offline = LogConfig(wandb=WandbMode.offline, wandb_group="a_study")
+    settings = {"parent": {"run": "runs/a_trunk", "step": 7, "mode": "branch"}}
     log = RunLog(
         tmp_path,
         offline,
         is_main=True,
-        settings={},
+        settings=settings,
         first_step=0,
         total_steps=3,
         heartbeat=Heartbeat(tmp_path, rank=0),
@@ -80,8 +81,10 @@ def test_wandb_failing_in_the_middle_is_said_once_and_training_rows_continue(
     rows = [{"step": step, "seconds": 1.0, **row} for step in (1, 2, 3)]
     log.losses(rows[0])
     assert capsys.readouterr().err == ""
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))  # it did begin
+    (begun,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    link = f"branch of a_trunk at step 7, wandb id {wandb_id(Path('runs/a_trunk').absolute())}"
     wandb.finish()
+    assert all(word.encode() in begun.read_bytes() for word in ("a_study", link))
     log.losses(rows[1])
     log.evaluation({"step": 2, "loss": 4.0})
     log.losses(rows[2])

@@ -16,6 +16,8 @@ class WandbMode(Enum):
 class LogConfig:
     """losses.jsonl gets a row every `every_steps`; `wandb_project` of wandb mirrors it.
 
+    Runs of one `wandb_group` are shown together there; a branch is linked to its parent.
+
     Every `signals_every_steps` (0: never) the row also holds the keys signals/... of
     docs/scaling.md; such a step has a row in any case.
     """
@@ -24,6 +26,7 @@ class LogConfig:
     signals_every_steps: int = 10
     wandb: WandbMode = WandbMode.offline
     wandb_project: str = "nmm"
+    wandb_group: str | None = None
 
     def __post_init__(self) -> None:
         positive(log__every_steps=self.every_steps)

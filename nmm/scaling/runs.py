@@ -1,7 +1,7 @@
 """Run directories as rows of numbers: sizes from the manifest, all else from the logs.
 
 Only finished runs become points; every other one is listed with the reason. Of losses.jsonl only
-the end is read, so that thousands of runs take seconds.
+the end is parsed, and of the rows before it the step, so that thousands of runs take seconds.
 """
 
 import json
@@ -17,6 +17,7 @@ import yaml
 
 from nmm.errors import UserError
 from nmm.log import read_rows
+from nmm.scaling.holes import hole_in
 from nmm.scaling.points import Points
 from nmm.scaling.table import refuse_doubtful
 
@@ -53,7 +54,7 @@ def read_runs(folder: Path) -> Runs:
     """All runs in a folder, or the one that it is; raises UserError if none is finished."""
     runs = Runs([])
     for directory in _directories(folder):
-        found = _read(directory)
+        found = read_run(directory)
         if isinstance(found, Run):
             runs.finished.append(found)
         else:
@@ -77,12 +78,12 @@ def _directories(folder: Path) -> list[Path]:
     return [Path(entry) for entry in entries if os.path.exists(f"{entry}/manifest.json")]
 
 
-def _read(directory: Path) -> Run | str:
+def read_run(directory: Path) -> Run | str:
     """The run, or why it is left out."""
     try:
         manifest = json.loads((directory / "manifest.json").read_bytes())
         total, _, _ = manifest["total_steps"], manifest["N"], manifest["N_active"]
-        end = _last_row(directory / "losses.jsonl")
+        end = last_row(directory / "losses.jsonl")
         evaluations = [row for row in read_rows(directory / "evals.jsonl") if row["step"] > 0]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable: {error}"
@@ -99,11 +100,19 @@ def _read(directory: Path) -> Run | str:
     last = evaluations[-1]
     if reason := _divergence(evaluations, vocabulary=manifest.get("vocab_size")):
         return f"diverged: {reason}"
+    if hole := hole_in(directory, first_step=_first_step(manifest)):
+        return hole
     losses = {key: value for key, value in last.items() if key.startswith("loss") and value}
     return Run(directory, manifest, end, losses, tokens=last["tokens"], flops=last["flops"])
 
 
-def _last_row(path: Path) -> dict[str, Any] | None:
+def _first_step(manifest: dict[str, Any]) -> int:
+    """The step before the first of its own log: that of its parent where the run is a branch."""
+    parent = manifest.get("parent") or {}
+    return parent["step"] if parent.get("mode") == "branch" else 0
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
     """The last complete row, read from the end."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)

@@ -1,0 +1,257 @@
+"""What a study plans: which runs, how long, at what cost; what it hands to Slurm."""
+
+import csv
+import json
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.study.__main__ import main
+from launch.study.costs import Rates
+from launch.study.plan import Role, StudyRun, plan_runs, short
+from launch.study.table import plan_text
+from nmm import rundir
+from nmm.config import StudyConfig, compose, compose_study, load
+from nmm.errors import UserError
+from nmm.schedule import learning_rate
+from tests.test_scaling_runs import write_run
+
+PAPER = ("nmm_early", "nmm_late")
+STEP_TOKENS = 512 * 4096
+
+
+@cache
+def planned(*words: str) -> tuple[StudyConfig, list[StudyRun]]:
+    study = compose_study(list(words)).study
+    return study, plan_runs(study)
+
+
+def study_file(folder: Path, **values: object) -> list[str]:
+    """The words that choose a study that is in no conf/."""
+    path = folder / "study" / "ours.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({"name": "ours", **values}))
+    return [f"hydra.searchpath=[{folder}]", "study=ours", f"study.dir={folder}/runs"]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_study_of_the_paper_has_76_models_of_six_sizes(name: str) -> None:
+    """Warmups of appendix A, and the rates and sizes of table 6, which the presets hold."""
+    study, runs = planned(f"study={name}")
+    points = [run for run in runs if run.is_point]
+    assert len(points) == len({run.name for run in points}) == 76
+    assert len({run.cell.size for run in points}) == 6
+    assert min(run.tokens for run in points) == pytest.approx(2.5e9, rel=1e-3)
+    assert "ours: which numbers of tokens" in " ".join(study.about)
+    longer = name == "nmm_moe"
+    for run in points:
+        steps = run.phases.total_steps
+        published = (1000, 2500, 5000)[(steps > 4999) + (steps > 15_000)]
+        if longer:
+            published = 2500 if steps < 20_000 else 5000
+        assert run.phases.warmup_steps == min(published, steps // 2), run.name
+        assert run.cell.step_tokens == STEP_TOKENS
+        assert run.flops == run.cell.flops(steps)
+
+
+def test_late_fusion_is_counted_with_its_encoder_on_image_tokens() -> None:
+    _, runs = planned("study=nmm_late")
+    run = runs[-1]
+    parameters, tokens = run.cell.parameters, run.tokens
+    images = round(0.543 * tokens)
+    assert run.flops == 6 * (parameters.N_vision * images + parameters.N_text * tokens)
+
+
+def test_branches_leave_their_trunk_where_both_have_the_peak_rate() -> None:
+    """And a trunk serves every branch with its warmup, to the last step that one needs."""
+    _, runs = planned("study=nmm_early")
+    trunks = {run.name: run for run in runs if run.role is Role.trunk}
+    assert len(trunks) == 4 * 4 + 2 * 3  # the two largest have no run of 2.5B tokens
+    for run in runs:
+        if run.trunk is None:
+            continue
+        trunk, point = trunks[run.trunk], run.first_step
+        assert point in trunk.keep_steps
+        assert trunk.phases.total_steps == max(trunk.keep_steps)
+        rates = {
+            learning_rate(run.cell.config.schedule, phases=one.phases, peak=1.0, step=point)
+            for one in (trunk, run)
+        }
+        assert rates == {1.0}
+        assert run.own_steps == run.phases.cooldown_steps
+    spent = sum(run.own_flops for run in runs)
+    assert spent < 0.5 * sum(run.flops for run in runs if run.is_point)
+
+
+def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> None:
+    values = {
+        "token_budgets": [40_960, 81_920],
+        "seeds": [3],
+        "overrides": ["data=demo", "schedule.warmup_tokens=8192", "schedule.cooldown_fraction=1"],
+        "families": {
+            "early": {"sizes": {"w64": {"overrides": ["model.width=64"]}}},
+            "late": {"sizes": {"w64": {"overrides": ["model=tiny_late"]}}},
+        },
+        "mixtures": {
+            "words": {"weights": {"text": 1.0, "caption": 0.5}, "image_fraction": 0.2},
+            "all": {},
+        },
+    }
+    _, runs = planned(*study_file(tmp_path, **values))
+    assert len(runs) == 2 * 2 * (1 + 2)
+    for run in runs[:8]:
+        config = load(compose(run.words(runs=Path("runs"), group="ours")))
+        assert (config.run.name, config.log.wandb_group) == (run.name, "ours")
+        assert config.run.seed == run.cell.seed == 3
+        schedule = config.schedule
+        lengths = (schedule.total_steps, schedule.warmup_steps, schedule.cooldown_steps)
+        phases = run.phases
+        assert lengths == (phases.total_steps, phases.warmup_steps, phases.cooldown_steps)
+        if run.role is Role.trunk:
+            assert tuple(config.checkpoint.keep_steps) == run.keep_steps == (6, 11)
+        else:
+            assert config.parent.run == f"runs/{run.trunk}"
+            assert config.parent.step == run.first_step
+        weights = {name: source.weight for name, source in config.data.sources.items()}
+        assert (weights == {"caption": 0.5, "text": 1.0}) == (run.cell.mixture == "words")
+    cell = next(run.cell for run in runs if run.cell.group == "late-words")
+    vision, text = cell.parameters.N_vision, cell.parameters.N_text
+    assert cell.flops(5) == 6 * (vision * round(0.2 * 5 * 4096) + text * 5 * 4096)
+    whole = plan_runs(compose_study([*study_file(tmp_path, **values), "study.design=whole"]).study)
+    assert {run.role for run in whole} == {Role.whole}
+    assert [run.flops for run in whole] == [run.flops for run in runs if run.is_point]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["study=nothing"], r"Could not find 'study/nothing' Available options"),
+        (["dry_run=true"], r"You must specify 'study'"),
+        (["study=nmm_early", "study.retrys=2"], r"Key 'retrys' not in 'StudyConfig'"),
+        (["study=nmm_early", "study.token_budgets=[]"], r"study.token_budgets is \[\] for family"),
+        (["study=nmm_early", "study.parallel=0"], r"study.parallel is 0; set it above 0"),
+        (["study=nmm_early", "study.name=a/b"], r"the name 'a/b', which is to be part of a folder"),
+        (["study=nmm_early", 'study.families.early.overrides=["model.widht=3"]'], r"Key 'widht'"),
+        (
+            ["study=nmm_early", "+study.mixtures.mix_45_45_10.weights={sounds:1.0}"],
+            r"study.mixtures gives sounds a weight, but the sources are dfn, coyo",
+        ),
+        (
+            [
+                "study=nmm_early",
+                'study.families.early.overrides=["schedule.cooldown_fraction=null"]',
+            ],
+            r"has no constant phase to branch off from; set study.design=whole",
+        ),
+    ],
+)
+def test_what_cannot_be_a_study_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as refusal:
+        plan_runs(compose_study(words).study)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (2_500_000_000, "2p5b"),
+        (7, "7"),
+        (400_000, "400k"),
+        (12_288, "12p288k"),
+        (1_234_567, "1234p567k"),
+    ],
+)
+def test_numbers_of_tokens_become_names_that_differ(tokens: int, expected: str) -> None:
+    assert short(tokens) == expected
+
+
+def test_a_plan_adds_up_and_names_what_is_ours() -> None:
+    study, runs = planned("study=nmm_early")
+    lines = plan_text(study, runs, rates=Rates({}, flops_per_second=1e15)).splitlines()
+    assert any("ours: which numbers of tokens" in line for line in lines)
+    table = [line.split() for line in lines if line.startswith("nmm_early-")]
+    assert [row[0] for row in table] == [run.name for run in runs]
+    assert f"{sum(run.own_flops for run in runs):.4g} FLOPs to train" in lines[-2]
+    hours = sum(run.own_flops for run in runs) / 1e15 / 3600
+    assert lines[-1].startswith(f"{hours:,.4g} hours of runs at 1e+15 FLOPs/s")
+    largest = next(row for row in table if row[0].endswith("3p35b-mix_45_45_10-400b"))
+    assert largest[1:5] == ["3.354B", "3.354B", "400B", f"{6 * 3354247168 * 190735 * 2**21:.3g}"]
+
+
+def test_branches_are_arrays_that_wait_for_their_trunk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every script is bash that gives each task the words of its run."""
+    where = [f"study.dir={tmp_path}", "study.slurm.time=2:00:00", "study.slurm.nodes=2"]
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["study=nmm_early", "submit=slurm", "dry_run=true", *where])
+    _, *scripts = capsys.readouterr().out.split("#!/bin/bash\n")
+    _, runs = planned("study=nmm_early")
+    assert len(scripts) == 1 + 22 + 1  # the trunks, the branches of each, the report
+    given = []
+    for script in scripts[:-1]:
+        tasks = int(re.findall(r"#SBATCH --array=0-(\d+)", script)[0]) + 1
+        choice = script[script.index("case ") : script.index("esac") + 4]
+        ask = "\n".join(
+            f'SLURM_ARRAY_TASK_ID={task}; {choice}; printf \'%s\\n\' "$run" "${{overrides[@]}}" END'
+            for task in range(tasks)
+        )
+        shown = subprocess.run(
+            ["bash", "-u"], input=ask, capture_output=True, text=True, check=True
+        )
+        given += [words.split("\n") for words in shown.stdout.split("\nEND\n")[:-1]]
+        assert "#SBATCH --nodes=2\n" in script
+        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    by_name = {run.name: run for run in runs}
+    assert {Path(words[0]).name for words in given} == by_name.keys()
+    for directory, *words in given:
+        run = by_name[Path(directory).name]
+        assert words == run.words(runs=tmp_path, group="nmm_early")
+    waits = re.findall(r"--dependency=afterok:JOB\[(\S+)\]_(\d+)\n", "".join(scripts))
+    assert len(waits) == 22
+    assert sorted(int(task) for _, task in waits) == list(range(22))
+    assert "launch.study report study=nmm_early" in scripts[-1]
+    assert scripts[-1].count("JOB[") == 98  # of every run
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of runs with planted losses; the trunks were deleted since, and one run diverged."""
+    widths = {f"w{width}": {"overrides": [f"model.width={width}"]} for width in (32, 64, 128)}
+    words = study_file(
+        tmp_path,
+        overrides=["data=demo"],
+        token_budgets=[tokens * 4096 for tokens in (50, 100, 200, 400)],
+        families={"early": {"sizes": widths}},
+        bootstrap=0,
+    )
+    runs = plan_runs(compose_study(words).study)
+    for run in runs:
+        if run.is_point:
+            size, tokens, steps = run.cell.parameters.N, run.tokens, run.phases.total_steps
+            loss = 2 + 30 / size**0.3 + 40 / tokens**0.25
+            there, diverges = tmp_path / "runs" / run.name, run is runs[-1]
+            at = {"size": size, "tokens": tokens, "losses": {"loss": loss}}
+            write_run(there, last_step=steps // 2 if diverges else steps, **at)
+            words_of_run = run.words(runs=tmp_path / "runs", group="ours")
+            (there / "overrides.txt").write_text("\n".join(words_of_run))
+            rundir.end(there, how="diverged" if diverges else "finished", step=9, is_main=True)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["report", *words])
+    said = capfd.readouterr().out
+    notes = tmp_path / "runs" / "ours"
+    fitted = json.loads((notes / "fits" / "early" / "fit.json").read_text())
+    assert fitted["points"] == 11
+    assert fitted["parameters"]["alpha"] == pytest.approx(0.3, abs=1e-4)
+    assert (notes / "report" / "report.html").stat().st_size > 0
+    assert f"left out: {runs[-1].name}: diverged" in said
+    rows = list(csv.DictReader((notes / "runs.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == [run.name for run in runs]
+    points = [path.resolve().name for path in (notes / "points" / "early").iterdir()]
+    assert sorted(points) == sorted(run.name for run in runs[:-1] if run.is_point)
