@@ -249,11 +249,11 @@ class Engine:
             self._seed_dropout(place)
             on_device = batch.to(device)
             output = self._engine(on_device, watch=watch)
-            losses.append(output.loss_sum.detach())
             loss = output.loss_sum * (self.world.size / max(step_labels, 1))
             loss += output.auxiliary * (self.world.size / max(step_tokens, 1))
+            losses.append(loss.detach())
             # A loss that is no number makes a gradient that is none, on every process in the end.
-            sound = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+            sound = torch.where(losses[-1].isfinite(), 1.0, torch.nan)
             enter(Phase.backward, place)
             self._engine.backward(loss * sound, scale_wrt_gas=False)
             enter(Phase.optimizer, place)

@@ -144,8 +144,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         micro_batch=split.micro_batch,
         workers=0,
     )
-    losses, norms, sources, counts, signals, applied = [], [], [], [], [], []
-    routed = []
+    losses, norms, sources, counts, signals, applied, routed = [], [], [], [], [], [], []
     suspects: list[str] = []
     if case["poison"]:
         poison(engine, case["poison"], micro_batches=split.accumulation_steps, world=world)

@@ -113,7 +113,7 @@ def test_modality_experts_write_text_with_those_of_text() -> None:
     [
         (["model=tiny_moma", "model.moe.groups.image=0"], "corpus also holds image; set model.moe"),
         (["model=tiny_moma", "model.moe.groups.code=2"], "no source of data.sources holds code"),
-        (["model=moma_4t4i_90m"], "model.image.kind is none"),
+        (["model=moma_4t4i_90m"], "model.image.kind is codes"),
     ],
 )
 def test_groups_that_do_not_fit_the_corpus_are_refused(overrides: list[str], message: str) -> None:
