@@ -273,6 +273,7 @@ def loss_row(
         "lr": progress.learning_rate,
         **loss_keys(result.tally, sources=sources, units=settings.data.units),
         "grad_norm": result.grad_norm,
+        **(result.routed.keys(settings.model.moe) if result.routed else {}),
         **(result.signals.keys(tokens=tokens, labels=labels) if result.signals else {}),
     }
 
@@ -314,6 +315,7 @@ def evaluation(
             f"(run.name=NEW) with a lower optim.learning_rate."
         )
     trained = {key: progress.totals.get(key, 0) for key in ("tokens", "flops")}
+    losses |= evaluate.causality(settings.model)
     log.evaluation({**now(plan, progress), **trained, **losses, "dropped": len(dropped)})
 
 

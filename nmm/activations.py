@@ -12,13 +12,30 @@ def activation_bytes(blocks: BlockConfig, *, tokens: int, recomputes: bool) -> i
     A block keeps ten tensors of its width: its input, that with attention added, both normed,
     queries, keys and values, queries and keys as they were normed or rotated, and what was attended
     to. Dropout keeps a byte for each number, attention the logarithm of every head's sum in fp32.
+    Of experts see `_expert_bytes`.
     """
     as_they_were = blocks.qk_norm is QKNorm.none and not _rotates(blocks)
     width_bytes = 2 * (8 if as_they_were else 10) + (2 if blocks.dropout else 0)
-    block = width_bytes * blocks.width + 2 * INNER[blocks.ffn] * blocks.hidden + 4 * blocks.heads
+    inner_bytes = 2 * INNER[blocks.ffn] * blocks.hidden
+    if isinstance(blocks, ModelConfig) and blocks.sparse:
+        inner_bytes = _expert_bytes(blocks)
+    block = width_bytes * blocks.width + inner_bytes + 4 * blocks.heads
     if recomputes:  # the inputs of all blocks, and one block at a time
         return tokens * (2 * blocks.width * blocks.depth + block)
     return tokens * block * blocks.depth
+
+
+def _expert_bytes(model: ModelConfig) -> int:
+    """Per token, what experts keep in place of a dense layer.
+
+    The rows that go to them and come back, and what they keep inside; the router's input in fp32,
+    while nobody keeps the normed input; numbers of slots and experts.
+    """
+    moe = model.moe
+    slots = moe.active_fraction * moe.total_experts
+    of_slots = slots * (2 * 2 * model.width + 2 * INNER[model.ffn] * model.expert_hidden + 44)
+    of_router = 4 * model.width + 12 * moe.total_experts if moe.has_router else 0
+    return round(of_slots + of_router - 2 * model.width)
 
 
 def _rotates(blocks: BlockConfig) -> bool:

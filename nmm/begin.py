@@ -62,7 +62,10 @@ def make_plan(settings: Config, *, world: World) -> RunPlan:
     data, model = settings.data, settings.model
     refuse_missing(model, settings.engine, device=world.device)
     split = split_step(
-        data.global_rows, micro_batch=settings.engine.micro_batch, world_size=world.size
+        data.global_rows,
+        micro_batch=settings.engine.micro_batch,
+        world_size=world.size,
+        group_rows=model.moe.group_rows,
     )
     step_tokens = data.global_rows * data.row_tokens
     phases = schedule.phases(settings.schedule, tokens_per_step=step_tokens)

@@ -30,6 +30,7 @@ from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists
 from nmm.pieces import Stored, Written, write_pieces, write_shares
+from nmm.routing import Routed
 from nmm.shares import held, publish, shapes, written_by
 from nmm.signals import Signals, part
 from nmm.tally import Tally
@@ -60,8 +61,13 @@ class Split:
     accumulation_steps: int
 
 
-def split_step(global_rows: int, *, micro_batch: int | None, world_size: int) -> Split:
-    """Divide a step evenly, or refuse; `micro_batch` None takes a process's whole share at once."""
+def split_step(
+    global_rows: int, *, micro_batch: int | None, world_size: int, group_rows: int = 1
+) -> Split:
+    """Divide a step evenly, or refuse; `micro_batch` None takes a process's whole share at once.
+
+    No micro-batch may cut a group of `group_rows` (model.moe.group_rows).
+    """
     if global_rows % world_size:
         raise UserError(
             f"data.global_rows is {global_rows} and there are {world_size} processes; "
@@ -74,6 +80,12 @@ def split_step(global_rows: int, *, micro_batch: int | None, world_size: int) ->
             f"data.global_rows is {global_rows}, engine.micro_batch is {rows} and there are "
             f"{world_size} processes; each process has {share} rows, so choose a micro-batch "
             f"that divides {share}."
+        )
+    if rows % group_rows:
+        raise UserError(
+            f"engine.micro_batch is {micro_batch}, so that {rows} rows are computed at a time, and "
+            f"model.moe.group_rows is {group_rows}; make the rows a multiple of it, so that no "
+            f"group is cut."
         )
     return Split(micro_batch=rows, accumulation_steps=share // rows)
 
@@ -154,6 +166,7 @@ class StepResult:
     counts: dict[str, int]
     signals: Signals | None
     suspects: list[str]
+    routed: Routed | None
 
 
 class Engine:
@@ -209,20 +222,24 @@ class Engine:
         """One update from this process's micro-batches; with `watch` the result has signals.
 
         Losses are summed over tokens and divided by the step's labelled tokens over all processes
-        and micro-batches. The factor `world.size` undoes DeepSpeed's averaging over processes.
-        `enter` is told what is done next, and with which micro-batch.
+        and micro-batches, those of routers by all its tokens. The factor `world.size` undoes
+        DeepSpeed's averaging over processes. `enter` is told what is done next, and with which
+        micro-batch.
         """
         device = self.world.device
         groups = self._engine.optimizer.param_groups
         for options, multiplier in zip(groups, self._rate_multipliers, strict=True):
             options["lr"] = learning_rate * multiplier
         labels = sum(int((batch.labels != NO_LABEL).sum()) for batch in batches)
+        tokens = sum(int((batch.document > 0).sum()) for batch in batches)
         dropped = [document for batch in batches for document in batch.dropped]
         counted = [sum(batch.counts[name] for batch in batches) for name in COUNTS]
-        sums = torch.tensor([labels, len(dropped), *counted], dtype=torch.int64, device=device)
-        step_labels, step_dropped, *counted = add_over_ranks(sums).tolist()
+        here = [labels, tokens, len(dropped), *counted]
+        sums = torch.tensor(here, dtype=torch.int64, device=device)
+        step_labels, step_tokens, step_dropped, *counted = add_over_ranks(sums).tolist()
         tally = Tally.zeros(self.num_sources, device=device)
         signals = self._no_signals() if watch else None
+        routed = None
         self._engine.train()
         norm, losses = None, []
         for place, batch in enumerate(batches):
@@ -230,12 +247,13 @@ class Engine:
             self._seed_dropout(place)
             on_device = batch.to(device)
             output = self._engine(on_device, watch=watch)
-            scale = self.world.size / max(step_labels, 1)
-            losses.append(output.loss_sum.detach())
+            loss = output.loss_sum * (self.world.size / max(step_labels, 1))
+            loss += output.auxiliary * (self.world.size / max(step_tokens, 1))
+            losses.append(loss.detach())
             # A loss that is no number makes a gradient that is none, on every process in the end.
             sound = torch.where(losses[-1].isfinite(), 1.0, torch.nan)
             enter(Phase.backward, place)
-            self._engine.backward(output.loss_sum * scale * sound, scale_wrt_gas=False)
+            self._engine.backward(loss * sound, scale_wrt_gas=False)
             enter(Phase.optimizer, place)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 norm = _gradient_norm(self._engine.module)  # stage 0 does not report it
@@ -246,10 +264,15 @@ class Engine:
             if norm is not None:
                 self._engine.optimizer.overflow = not math.isfinite(norm)
             self._engine.step()
+            if len(output.routed):
+                routed = routed or Routed.zeros(shape=output.routed.shape, device=device)
+                routed.add(output.routed)
             tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
         add_over_ranks(tally.tables)
         if signals:
             add_over_ranks(signals.sums)
+        if routed:
+            add_over_ranks(routed.tables)
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         applied = self._engine.was_step_applied()
         return StepResult(
@@ -260,6 +283,7 @@ class Engine:
             counts=dict(zip(COUNTS, counted, strict=True)),
             signals=signals,
             suspects=[] if applied else _suspects(batches, losses),
+            routed=routed,
         )
 
     def _seed_dropout(self, place: int) -> None:

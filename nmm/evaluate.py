@@ -11,7 +11,7 @@ import torch
 from data.corpus import Corpus
 from data.loader import held_out_batches
 from nmm.batch import Dropped, PackedBatch
-from nmm.config import DataConfig, Kind, UnitModality
+from nmm.config import DataConfig, Kind, ModelConfig, UnitModality
 from nmm.errors import UserError
 from nmm.model import Output
 from nmm.parallel import World, add_over_ranks, gather_lists
@@ -20,6 +20,9 @@ from nmm.trained import Trained, add_arguments, read
 
 Forward = Callable[[PackedBatch], Output]
 ROWS_AT_ONCE = 8
+NOT_CAUSAL = """\
+These losses are NOT causal: the experts choose their tokens among all of a row, later ones too, so
+that a token's loss depends on what follows it (model.moe.routing=expert_choice)."""
 
 
 def held_out_row(
@@ -89,6 +92,11 @@ def loss_by_kind(tally: Tally, corpus: Corpus, *, units: Iterable[UnitModality] 
     }
 
 
+def causality(config: ModelConfig) -> Row:
+    """`causal` is false of losses that a model could not have when it writes token by token."""
+    return {"causal": False} if config.moe.chooses_tokens else {}
+
+
 def with_images_of_others(batch: PackedBatch) -> PackedBatch | None:
     """The same batch, every image replaced by one of another document of the batch.
 
@@ -136,8 +144,13 @@ def of_run(
     trained: Trained, corpus: Corpus, *, rows_per_source: int
 ) -> list[tuple[str, Iterator[PackedBatch]]]:
     """The held-out batches of a run, all of them for this process."""
-    data = trained.config.data
-    return held_out_batches(corpus, data, rows_per_source=rows_per_source, micro_batch=ROWS_AT_ONCE)
+    group_rows = trained.config.model.moe.group_rows
+    return held_out_batches(
+        corpus,
+        trained.config.data,
+        rows_per_source=rows_per_source,
+        micro_batch=group_rows * max(1, ROWS_AT_ONCE // group_rows),
+    )
 
 
 def main() -> None:
@@ -173,6 +186,8 @@ def main() -> None:
         return
     where = arguments.run or arguments.export
     print(f"{where}, step {row.pop('step')}: held-out loss in nats per token")
+    if not row.get("causal", True):
+        print(NOT_CAUSAL)
     for key, value in row.items():
         shown = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value
         print(f"  {key:32} {shown}")
@@ -186,7 +201,8 @@ def _evaluate(trained: Trained, *, rows_per_source: int | None, with_gap: bool) 
     dropped: list[Dropped] = []
     for _, batches in of_run(trained, corpus, rows_per_source=rows):
         dropped += add_losses(tally, trained.model, batches, device=device)
-    row = {"step": trained.step, **loss_by_kind(tally, corpus), "dropped": len(dropped)}
+    losses = {**loss_by_kind(tally, corpus), **causality(trained.config.model)}
+    row = {"step": trained.step, **losses, "dropped": len(dropped)}
     if with_gap:
         row["caption/own_images"], row["caption/other_images"] = image_gap(
             trained, corpus, rows_per_source=rows

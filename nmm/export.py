@@ -1,7 +1,7 @@
 """A trained model as a folder for others: safetensors, configuration, tokenizer; nothing pickled.
 
 From the shell: `python -m nmm.export --run runs/X --out DIR`. The files are listed in
-nmm/trained.py; with those of nmm/hub/, `transformers` loads it by itself.
+nmm/trained.py; with those of nmm/hub/, `transformers` loads a dense model by itself.
 """
 
 import argparse
@@ -97,7 +97,8 @@ def _write(trained: Trained, directory: Path, *, weights: dict[str, Tensor]) -> 
         "tokenizer_sha256": trained.tokenizer.hash,
         "git_commit": git_commit(),
     }
-    _write_hub(trained, directory, dtype=facts["dtype"])
+    if trained.config.model.sparse is None:
+        _write_hub(trained, directory, dtype=facts["dtype"])
     _json(directory / FACTS, facts)
 
 
@@ -213,7 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"wrote {given.out}: {trained.name}, step {trained.step:,}, {size / 1e6:,.1f} MB; read "
         f"again, it is the same to the bit"
     )
-    print(f'AutoModelForCausalLM.from_pretrained("{given.out}", trust_remote_code=True) loads it')
+    if trained.config.model.sparse is None:
+        load = f'AutoModelForCausalLM.from_pretrained("{given.out}", trust_remote_code=True)'
+        print(f"{load} loads it")
+    else:
+        print("transformers does not read it: models with experts have no code there")
 
 
 if __name__ == "__main__":

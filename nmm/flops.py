@@ -13,12 +13,15 @@ class Parameters:
     """Numbers of parameters by part; a tied head has none of its own.
 
     `attention` and `ffn` are matrices, `bias` the vectors that are added to their products, `norm`
-    all of the norms. Parts that begin with `vision` belong to the encoder.
+    all of the norms. Of experts, `ffn` are as many as a token passes through, on average where they
+    choose; `idle_experts` are the others. Parts that begin with `vision` belong to the encoder.
     """
 
     embedding: int
     attention: int
     ffn: int
+    idle_experts: int
+    router: int
     head: int
     norm: int
     bias: int
@@ -36,19 +39,19 @@ class Parameters:
     def N(self) -> int:
         """The size that scaling laws use: the matrices of embeddings, blocks and head.
 
-        Positions, patch projections, connector, norms and biases are not in it.
+        Positions, patch projections, connector, routers, norms and biases are not in it.
         """
         return self.N_text + self.N_vision
 
     @property
     def N_active(self) -> int:
         """The part of N that one image token passes through: all of it in a dense model."""
-        return self.N
+        return self.N - self.idle_experts
 
     @property
     def N_text(self) -> int:
-        """The decoder's part of N: all that a text token passes through."""
-        return self.embedding + self.attention + self.ffn + self.head
+        """The decoder's part of N; without `idle_experts`, what a text token passes through."""
+        return self.embedding + self.attention + self.ffn + self.idle_experts + self.head
 
     @property
     def N_vision(self) -> int:
@@ -70,10 +73,15 @@ def num_parameters(config: ModelConfig) -> Parameters:
     """Count without building: agrees with the module to the last parameter."""
     width, vision = config.width, config.encoder
     early = config.image.kind is ImageKind.patches
+    moe = config.sparse
+    experts = config.depth * moe.total_experts * _expert(config) if moe else 0
+    active = round(experts * moe.active_fraction) if moe else config.depth * _ffn(config)
     return Parameters(
         embedding=config.vocab_size * width,
         attention=config.depth * _attention(config),
-        ffn=config.depth * _ffn(config),
+        ffn=active,
+        idle_experts=experts - active if moe else 0,
+        router=config.depth * config.width * moe.total_experts if moe and moe.has_router else 0,
         head=0 if config.tied_head else config.vocab_size * width,
         norm=_norms(config),
         bias=_biases(config),
@@ -99,6 +107,11 @@ def _ffn(config: BlockConfig) -> int:
     return (3 if config.ffn is FFN.swiglu else 2) * config.width * config.hidden
 
 
+def _expert(config: ModelConfig) -> int:
+    """The matrices of one expert."""
+    return 3 * config.width * config.expert_hidden
+
+
 def _norms(config: BlockConfig) -> int:
     """Gains and biases of all blocks' norms and of the one behind them."""
     one = config.width * (2 if config.norm is Norm.layer_norm and config.biases else 1)
@@ -121,10 +134,12 @@ def flops(config: ModelConfig, *, tokens: int, image_tokens: int) -> int:
     """Training FLOPs by the convention C = 6 (N_v D_v + N D), which leaves attention scores out.
 
     D are all `tokens`, D_v the `image_tokens` among them, which a vision encoder has read ("Scaling
-    Laws for Native Multimodal Models", section 2.2). A frozen encoder counts like a trained one.
+    Laws for Native Multimodal Models", section 2.2). A frozen encoder counts like a trained one; of
+    experts those count that a token passes through.
     """
     parameters = num_parameters(config)
-    return 6 * (parameters.N_vision * image_tokens + parameters.N_text * tokens)
+    decoder = parameters.N_text - parameters.idle_experts
+    return 6 * (parameters.N_vision * image_tokens + decoder * tokens)
 
 
 def exact_flops(
@@ -136,7 +151,7 @@ def exact_flops(
     and the head computes logits at `labels` positions only. Pixels need no gradient.
     """
     parameters, vision, image = num_parameters(config), config.encoder, config.image
-    forward = (parameters.attention + parameters.ffn) * tokens
+    forward = (parameters.attention + parameters.ffn + parameters.router) * tokens
     forward += 2 * config.depth * config.width * pairs
     forward += config.vocab_size * config.width * labels
     pixels = (parameters.patch + parameters.vision_patch) * image_tokens

@@ -34,8 +34,9 @@ def identity_of(config: Config, *, corpus: Corpus, held_out: Corpus) -> dict[str
     The schedule may change for the steps to come; train.py holds it to the rate of the last step.
     """
     data = asdict(config.data)
+    not_part = (*HOW_IT_IS_COMPUTED, *(() if config.model.sparse else ("moe",)))
     values = {
-        "model": {k: v for k, v in asdict(config.model).items() if k not in HOW_IT_IS_COMPUTED},
+        "model": {k: v for k, v in asdict(config.model).items() if k not in not_part},
         "weights": asdict(config.weights),
         "data": {
             **{key: data[key] for key in DATA_KEYS},

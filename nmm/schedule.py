@@ -17,9 +17,10 @@ from nmm.errors import UserError
 
 Phase = Literal["warmup", "constant", "cooldown"]
 
-# (above this many steps, warmup steps), for dense models: "Scaling Laws for Native Multimodal
-# Models", appendix A.
+# (above this many steps, warmup steps), for dense and for sparse models: "Scaling Laws for Native
+# Multimodal Models", appendix A.
 PUBLISHED_WARMUP_STEPS = ((15_000, 5000), (4_999, 2500), (999, 1000))
+LONGER_WARMUP_STEPS = ((19_999, 5000), (999, 2500))
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def phases(config: ScheduleConfig, *, tokens_per_step: int) -> Phases:
         tokens_per_step=tokens_per_step,
     )
     if warmup is None:
-        warmup = default_warmup(total)
+        warmup = default_warmup(total, longer=config.longer_warmup)
     if cooldown is None:
         cooldown = default_cooldown(max(0, total - warmup), fraction=config.cooldown_fraction)
     if warmup + cooldown > total:
@@ -70,9 +71,10 @@ def phases(config: ScheduleConfig, *, tokens_per_step: int) -> Phases:
     return Phases(warmup, total - warmup - cooldown, cooldown)
 
 
-def default_warmup(total_steps: int) -> int:
+def default_warmup(total_steps: int, *, longer: bool = False) -> int:
     """Published lengths from 1,000 steps on, at most half the run; a tenth of shorter runs."""
-    for above_steps, warmup_steps in PUBLISHED_WARMUP_STEPS:
+    published = LONGER_WARMUP_STEPS if longer else PUBLISHED_WARMUP_STEPS
+    for above_steps, warmup_steps in published:
         if total_steps > above_steps:
             return min(warmup_steps, total_steps // 2)
     return total_steps // 10

@@ -22,12 +22,18 @@ from nmm.batch import COUNTS, PackedBatch
 from nmm.config import (
     DataConfig,
     EngineConfig,
+    ExpertGroups,
     ImageKind,
     ModelConfig,
+    MoEConfig,
+    Norm,
+    NormPosition,
     OptimConfig,
     OptimName,
     Positions,
     Precision,
+    QKNorm,
+    Routing,
     VisionConfig,
 )
 from nmm.engine import Engine, Split, split_step
@@ -56,6 +62,31 @@ MODELS = {
         positions=Positions.learned,
         max_positions=64,
         dropout=0.1,
+    ),
+    # Routers' own losses are large enough to matter, and groups of rows are half a micro-batch.
+    "moe": replace(
+        MODEL,
+        moe=MoEConfig(
+            Routing.token_choice,
+            experts=4,
+            top_k=2,
+            hidden=48,
+            balance_weight=0.5,
+            router_z_weight=0.1,
+            group_rows=2,
+        ),
+    ),
+    "moma": replace(
+        MODEL,
+        norm=Norm.rms,
+        norm_position=NormPosition.swin,
+        qk_norm=QKNorm.head,
+        moe=MoEConfig(
+            Routing.expert_choice, groups=ExpertGroups(text=2, image=2), hidden=48, group_rows=2
+        ),
+    ),
+    "hard": replace(
+        MODEL, moe=MoEConfig(Routing.modality_hard, groups=ExpertGroups(text=1, image=1), hidden=48)
     ),
 }
 OPTIM = {
@@ -113,7 +144,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         micro_batch=split.micro_batch,
         workers=0,
     )
-    losses, norms, sources, counts, signals, applied = [], [], [], [], [], []
+    losses, norms, sources, counts, signals, applied, routed = [], [], [], [], [], [], []
     suspects: list[str] = []
     if case["poison"]:
         poison(engine, case["poison"], micro_batches=split.accumulation_steps, world=world)
@@ -137,10 +168,12 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         counts.append(result.counts)
         losses.append(result.tally.loss())
         norms.append(result.grad_norm)
+        if result.routed:
+            routed.append(result.routed.keys(MODELS[case["model"]].moe))
         by_source = [result.tally.loss(source=i) for i in range(len(corpus.sources))]
         sources.append([-1.0 if loss is None else loss for loss in by_source])
     found = {"losses": losses, "norms": norms, "sources": sources, "counts": counts}
-    found |= {"signals": signals, "applied": applied, "suspects": suspects}
+    found |= {"signals": signals, "applied": applied, "suspects": suspects, "routed": routed}
     if case["switches"]:
         return found
     save(engine, directory / "end")

@@ -9,11 +9,14 @@ from nmm.activations import activation_bytes
 from nmm.config import (
     FFN,
     AttentionBackend,
+    ExpertGroups,
     ImageKind,
     ModelConfig,
+    MoEConfig,
     NormPosition,
     Positions,
     QKNorm,
+    Routing,
     VisionConfig,
 )
 from nmm.model import build
@@ -35,6 +38,14 @@ DECODERS = {
         qk_norm=QKNorm.none,
         positions=Positions.learned,
         max_positions=TOKENS,
+    ),
+    "experts": replace(EARLY, moe=MoEConfig(Routing.token_choice)),
+    "two of eight": replace(EARLY, moe=MoEConfig(Routing.token_choice, top_k=2, hidden=512)),
+    "experts that choose, norms behind": replace(
+        EARLY, norm_position=NormPosition.swin, moe=MoEConfig(Routing.expert_choice)
+    ),
+    "an expert for each": replace(
+        EARLY, moe=MoEConfig(Routing.modality_hard, groups=ExpertGroups(text=1, image=1))
     ),
 }
 

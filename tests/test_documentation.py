@@ -211,7 +211,7 @@ def test_the_table_of_presets_tells_what_they_are() -> None:
     rows = table(ROOT / "docs" / "scaling.md", first="preset")
     presets = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
     assert {named(name)[0] for name, *_ in rows} == {p for p in presets if "tiny" not in p}
-    for name, width, depth, size, vision, rate in rows:
+    for name, width, depth, size, active, vision, rate in rows:
         composed = compose([f"model={named(name)[0]}"])
         model = OmegaConf.to_object(composed.model)
         assert isinstance(model, ModelConfig)
@@ -219,6 +219,7 @@ def test_the_table_of_presets_tells_what_they_are() -> None:
         widths = f"{encoder.width} + {model.width}" if encoder else str(model.width)
         assert (width, depth) == (widths, str(model.depth)), name
         assert size == f"{count.N:,}", name
+        assert active == (f"{count.N_active:,}" if model.sparse else "all"), name
         assert vision == (f"{count.N_vision:,}" if encoder else "-"), name
         assert float(rate) == composed.optim.learning_rate, name
 

@@ -22,6 +22,7 @@ from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
 from nmm.model import Model, build, group
 from nmm.needs import missing_for_compiling
+from nmm.routing import Routed
 from tests import corpora
 from tests.engine_cases import MODELS, OPTIM, POISONED, STEPS, WATCHED, rate
 
@@ -151,17 +152,20 @@ def plain_torch(
         optimizer = torch.optim.Adam(alone, betas=(optim.beta1, optim.beta2), eps=optim.eps)
     else:
         optimizer = torch.optim.SGD(alone)
-    losses, norms, signals = [], [], []
+    losses, norms, signals, routed = [], [], [], []
     rows: list[list[str]] = []
     outputs: list[torch.Tensor] = []
     for block in model.blocks:
-        block.register_forward_hook(lambda block, given, output: outputs.append(output.detach()))
+        block.register_forward_hook(lambda _, given, fed: outputs.append(fed.output.detach()))
     for step, ([batch], _) in enumerate(islice(loader, steps)):
         lr = rate(step, optim)
         outputs.clear()
-        loss = model(batch).loss_sum / (batch.labels != NO_LABEL).sum()
+        output = model(batch)
+        loss = output.loss_sum / (batch.labels != NO_LABEL).sum()
         optimizer.zero_grad()
-        loss.backward()
+        (loss + output.auxiliary / (batch.document > 0).sum()).backward()
+        if model.config.sparse:
+            routed.append(Routed(output.routed.double()).keys(model.config.moe))
         if step in WATCHED:
             signals.append(plain_signals(model, batch, outputs=outputs[: len(model.blocks)]))
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
@@ -184,7 +188,7 @@ def plain_torch(
         optimizer.step()
     weights = {n: p.detach().double().norm().item() for n, p in model.named_parameters()}
     found = {"losses": losses, "norms": norms, "weights": weights, "signals": signals}
-    return {**found, "rows": rows}
+    return {**found, "rows": rows, "routed": routed}
 
 
 def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tensor]) -> dict:
@@ -200,7 +204,7 @@ def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tenso
         "image": r"(patch|vision|connector)\..*",
         "attention": r"blocks\.\d+\.attention\.(qkv|out)\.weight",
         "ffn": r"blocks\.\d+\.ffn\..*",
-        "norm": r"(blocks\..*)?norm\.weight",
+        "norm": r"(blocks\..*)?norm\.(weight|bias)",
         "head": r"head\.weight",
     }
     for name, pattern in patterns.items():

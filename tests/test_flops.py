@@ -26,6 +26,7 @@ from nmm.flops import (
 from nmm.model import Model, build
 from nmm.model.__main__ import describe, main
 from tests.family import FAMILY, batch_for
+from tests.sparse import SPARSE
 
 # The learning rate, and millions of parameters: N, for late fusion also N_vision and N_text.
 # "Scaling Laws for Native Multimodal Models", table 6; "MoMa", tables 1 and 5; metaseq's grid.
@@ -55,6 +56,32 @@ PUBLISHED = {
     "tiny": (0.0015, 1.6),
     "tiny_late": (0.0015, 1.8, 0.3, 1.6),
 }
+# Sparse models: the learning rate, millions in all, and those that a token passes through, which
+# are of the first paper the sizes of its dense models. The totals are its table 6 with 8 experts;
+# "MoMa", table 1, prints 210M, 1.9B and 7.1B.
+PUBLISHED_SPARSE = {
+    "moe_8e_275m": (0.0015, 1203.8, 274.8),
+    "moe_8e_464m": (0.0015, 2148.6, 464.0),
+    "moe_8e_932m": (0.0005, 4511.3, 931.7),
+    "moe_8e_1p63b": (0.00042, 8179.1, 1626.8),
+    "moe_8e_2p28b": (0.0004, 11759.6, 2279.9),
+    "moe_8e_3p35b": (0.00035, 17532.4, 3354.3),
+    "moe_4e_275m": (0.0015, 673.0, 274.8),
+    "moe_8e_top2_275m": (0.0015, 1203.8, 407.6),
+    "moe_8e_top2_fine_275m": (0.0015, 673.0, 274.8),
+    **{
+        f"moma_{kind}_{size}": (0.0001, total, dense)
+        for size, dense, totals in (
+            ("90m", 92.3, (109.0, 209.7, 209.7)),
+            ("435m", 436.2, (637.4, 1845.1, 1845.1)),
+            ("1p4b", 1476.3, (2281.6, 7113.1, 7113.1)),
+        )
+        for kind, total in zip(("1t1i", "4t4i", "8x"), totals, strict=True)
+    },
+    "tiny_moe": (0.0015, 7.1, 1.6),
+    "tiny_moma": (0.0015, 7.1, 1.6),
+}
+MEMBERS = {**FAMILY, **SPARSE}
 PRESETS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
 
 
@@ -68,7 +95,7 @@ def built(config: ModelConfig) -> dict[str, int]:
         return {name: p.numel() for name, p in Model(config).named_parameters()}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_have_the_published_sizes_and_rates(name: str) -> None:
     composed = compose([f"model={name}"])
     config = OmegaConf.to_object(composed.model)
@@ -82,6 +109,21 @@ def test_presets_have_the_published_sizes_and_rates(name: str) -> None:
     assert parameters.N == parameters.N_text + parameters.N_vision == parameters.N_active
     assert parameters.total == sum(built(config).values())
     assert composed.optim.learning_rate == rate
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SPARSE)
+def test_sparse_presets_have_the_published_sizes_and_rates(name: str) -> None:
+    composed = compose([f"model={name}"])
+    config = OmegaConf.to_object(composed.model)
+    assert isinstance(config, ModelConfig)
+    parameters = num_parameters(config)
+    rate, total, active = PUBLISHED_SPARSE[name]
+    for count, millions in ((parameters.N, total), (parameters.N_active, active)):
+        assert abs(count / 1e6 - millions) < 0.06
+    assert flops_per_token(config) == 6 * parameters.N_active
+    assert parameters.total == sum(built(config).values())
+    assert composed.optim.learning_rate == rate
+    assert composed.schedule.longer_warmup == name.startswith("moe")
 
 
 def test_early_275m_exactly() -> None:
@@ -112,9 +154,9 @@ def test_presets_choose_optimizer_and_schedule() -> None:
     assert other.optim.learning_rate == 3e-4
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", MEMBERS)
 def test_parts_equal_the_built_module(name: str) -> None:
-    config = FAMILY[name]
+    config = MEMBERS[name]
     module, parameters = built(config), num_parameters(config)
     assert parameters.total == sum(module.values())
 
@@ -128,9 +170,11 @@ def test_parts_equal_the_built_module(name: str) -> None:
         )
 
     assert parameters.attention == count("qkv.weight") + count("out.weight")
-    assert parameters.ffn == sum(map(count, ("gate_up.weight", "up.weight", "down.weight"))) - (
+    ffn = sum(map(count, ("gate_up.weight", "up.weight", "down.weight", "w1", "w2", "w3"))) - (
         count("gate_up.weight") if "blocks.0.ffn.gate_up.weight" in module else 0
     )
+    assert parameters.ffn + parameters.idle_experts == ffn
+    assert parameters.router == count("router.weight")
     assert (parameters.norm, parameters.vision_norm) == (norms(), norms(vision=True))
     assert parameters.vision == sum(c for n, c in module.items() if n.startswith("vision."))
     assert parameters.connector == sum(c for n, c in module.items() if n.startswith("connector."))
@@ -139,18 +183,24 @@ def test_parts_equal_the_built_module(name: str) -> None:
     assert parameters.head == module.get("head.weight", 0)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", MEMBERS)
 def test_exact_flops_are_those_that_torch_counts(name: str) -> None:
     """Forward and backward of a batch; this backend computes every pair of a row."""
-    config = replace(FAMILY[name], attention=AttentionBackend.mask)
+    config = replace(MEMBERS[name], attention=AttentionBackend.mask)
     batch = batch_for(config, row_tokens=40)
     model = build(config, seed=0)
-    # The counter does not know CPUs' fused attention, nor products that are added in place.
-    in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}
-    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    # The counter does not know CPUs' fused attention, nor products that are added in place, nor
+    # grouped ones: each row of the first, or of the result, is in one group only.
+    unknown = {
+        torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1],
+        torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * a[0] * a[1] * b[-1],
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=unknown)
     with sdpa_kernel(SDPBackend.MATH), counter:
-        model(batch).loss_sum.backward()
-    assert counter.get_total_flops() == exact_flops(
+        output = model(batch)
+        (output.loss_sum + output.auxiliary).backward()
+    statistics = 2 * 2 * 40 * output.routed.numel()  # sums over tokens, as products
+    assert counter.get_total_flops() - statistics == exact_flops(
         config,
         tokens=2 * 40,
         image_tokens=len(batch.pixels) * config.image.tokens,
@@ -271,6 +321,22 @@ def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["model=tiny_late", "model.vision.heads=3"], "model.vision.heads is 3.*must divide"),
         (["model=tiny_late", "model.vision.depth=0"], "model.vision.depth is 0"),
         (["optim.vision_rate_multiplier=-1"], "optim.vision_rate_multiplier is -1"),
+        (["model.moe.experts=4"], "model.moe.experts is 4 .*none.*token_choice or expert_choice"),
+        (["model=tiny_moe", "model.moe.capacity=2"], "model.moe.capacity is 2.0.*expert_choice"),
+        (["model=tiny_moe", "model.moe.top_k=9"], "model.moe.top_k is 9 and there are 8 experts"),
+        (["model=tiny_moe", "model.moe.groups.text=2"], "groups is .*routing=modality_groups"),
+        (["model=tiny_moe", "model.biases=true"], "without biases: set model.ffn=swiglu"),
+        (
+            ["model=tiny_moe", "model.width=132", "model.heads=2"],
+            "model.width is 132.*a multiple of 8",
+        ),
+        (["model=tiny_moe", "model.moe.group_rows=0"], "model.moe.group_rows is 0"),
+        (["model=tiny_moma", "model.moe.capacity=5"], "model.moe.capacity is 5.0 and there are 4"),
+        (["model=tiny_moma", "model.moe.experts=4"], "model.moe.experts is 4 .*leave one of them"),
+        (["model=tiny_moma", "model.moe.top_k=2"], "model.moe.top_k is 2 .*does not use it"),
+        (["model=tiny_moma", "model.moe.groups.taste=2"], "Key 'taste'"),
+        (["model.moe.routing=modality_hard"], "groups is empty; say how many"),
+        (["model=tiny_moma", "model.moe.routing=modality_hard"], "set them to 1, or model.moe.ro"),
     ],
 )
 def test_describe_refuses_in_one_sentence(overrides: list[str], message: str) -> None:
@@ -280,5 +346,5 @@ def test_describe_refuses_in_one_sentence(overrides: list[str], message: str) ->
 
 
 def test_every_preset_is_in_the_tables() -> None:
-    assert set(PRESETS) == PUBLISHED.keys()
+    assert set(PRESETS) == PUBLISHED.keys() | PUBLISHED_SPARSE.keys()
     assert describe([]).model == preset("tiny") == ModelConfig()

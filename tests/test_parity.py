@@ -327,7 +327,7 @@ def test_the_encoder_equals_siglip_block_for_block() -> None:
         encoder.blocks, theirs.hidden_states, theirs.hidden_states[1:], strict=False
     ):
         torch.testing.assert_close(x, before, **EXACT)
-        x = block(x, rotary=None, plan=WholeImages())
+        x = block(x, rotary=None, plan=WholeImages()).output
         torch.testing.assert_close(x, after, **EXACT)
     found = encoder(pixels)
     torch.testing.assert_close(found, theirs.last_hidden_state, **EXACT)

@@ -64,6 +64,14 @@ def test_default_warmup(total: int, warmup: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("total", "warmup"), [(999, 99), (1000, 500), (5001, 2500), (19_999, 2500), (20_000, 5000)]
+)
+def test_longer_warmup_of_sparse_models(total: int, warmup: int) -> None:
+    assert default_warmup(total, longer=True) == warmup
+    assert lengths(total_steps=total, longer_warmup=True)[0] == warmup
+
+
+@pytest.mark.parametrize(
     ("values", "parts"),
     [
         (

@@ -26,6 +26,7 @@ RANKS = {
     "nmm.hub": 0,
     "nmm.tally": 0,
     "nmm.heartbeat": 1,
+    "nmm.routing": 0,
     "nmm.log": 1,
     "nmm.plot": 1,
     "nmm.rundir": 1,

@@ -23,6 +23,7 @@ from nmm.config.model import (
     Positions,
     VisionConfig,
 )
+from nmm.config.moe import ExpertGroups, MoEConfig, Routing
 from nmm.config.optim import OptimConfig, OptimName
 from nmm.config.parent import ParentConfig, ParentMode
 from nmm.config.root import (
@@ -52,6 +53,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "ExpertGroups",
     "GivenWeights",
     "ImageAttention",
     "ImageConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "Layout",
     "LogConfig",
     "LossBackend",
+    "MoEConfig",
     "ModelConfig",
     "Norm",
     "NormPosition",
@@ -71,6 +74,7 @@ __all__ = [
     "Precision",
     "QKNorm",
     "Resume",
+    "Routing",
     "RunConfig",
     "ScheduleConfig",
     "SourceConfig",

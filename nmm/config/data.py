@@ -88,6 +88,11 @@ class SourceConfig:
     def layout(self) -> Layout:
         return Layout(self.kind, self.text_field, self.modality)
 
+    @property
+    def has_pixels(self) -> bool:
+        """May its documents hold images that are decoded?"""
+        return self.kind in (Kind.caption, Kind.interleaved) and self.modality is None
+
 
 @dataclass
 class WeightChange:

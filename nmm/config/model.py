@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from nmm.config.block import BlockConfig
+from nmm.config.block import FFN, BlockConfig
 from nmm.config.check import at_least, positive
+from nmm.config.moe import MoEConfig, Routing
 from nmm.errors import UserError
 
 
@@ -126,7 +127,8 @@ class ModelConfig(BlockConfig):
     matrix their output matrix too. `rope_theta` is the base of the rotary frequencies;
     `max_positions` is the length of the learned table and belongs to positions=learned. `z_loss`
     times the squared log-partition of the logits is added to the loss that is minimised, not to the
-    one that is logged. `vision` is built only with image.kind=encoder.
+    one that is logged. `vision` is built only with image.kind=encoder. With a moe.routing the
+    feed-forward layers of the decoder are experts (nmm/config/moe.py).
     """
 
     vocab_size: int = 2048
@@ -140,6 +142,7 @@ class ModelConfig(BlockConfig):
     z_loss: float = 0.0
     image: ImageConfig = field(default_factory=ImageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    moe: MoEConfig = field(default_factory=MoEConfig)
 
     def __post_init__(self) -> None:
         self.check_blocks("model")
@@ -148,6 +151,7 @@ class ModelConfig(BlockConfig):
         at_least(0, model__z_loss=self.z_loss)
         self._check_positions()
         self._check_vision()
+        self._check_experts()
 
     def _check_positions(self) -> None:
         rope = self.positions is Positions.rope
@@ -179,6 +183,31 @@ class ModelConfig(BlockConfig):
                 f"model.vision is set up and model.image.kind is {kind.name}, so that the encoder "
                 f"has no images; set model.image.kind=encoder, or leave model.vision out."
             )
+
+    def _check_experts(self) -> None:
+        if self.sparse is None:
+            return
+        if self.ffn is not FFN.swiglu or self.biases:
+            raise UserError(
+                f"model.moe.routing is {self.moe.routing.name}, model.ffn is {self.ffn.name} and "
+                f"model.biases is {str(self.biases).lower()}; experts are SwiGLU without biases: "
+                f"set model.ffn=swiglu and model.biases=false, or model.moe.routing=none."
+            )
+        if self.width % 8:
+            raise UserError(
+                f"model.width is {self.width} and model.moe.routing is {self.moe.routing.name}; "
+                f"make the width a multiple of 8, which the kernels of experts want."
+            )
+
+    @property
+    def sparse(self) -> MoEConfig | None:
+        """The experts, where there are some."""
+        return None if self.moe.routing is Routing.none else self.moe
+
+    @property
+    def expert_hidden(self) -> int:
+        """The inner size of an expert."""
+        return self.moe.hidden or self.hidden
 
     @property
     def encoder(self) -> VisionConfig | None:

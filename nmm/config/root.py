@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nmm.config.check import at_least, positive
-from nmm.config.data import DataConfig, Kind, UnitModality
+from nmm.config.data import DataConfig, UnitModality
 from nmm.config.engine import EngineConfig
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig
 from nmm.config.model import GivenWeights, ImageAttention, ImageKind, ModelConfig
@@ -91,6 +91,7 @@ class Config:
         self._check_context()
         self._check_images()
         self._check_effect()
+        self._check_experts()
 
     def _check_parent(self) -> None:
         only_weights = self.parent.run is not None and self.parent.mode is ParentMode.weights
@@ -126,11 +127,28 @@ class Config:
                 "or more, or to null."
             )
 
+    def _check_experts(self) -> None:
+        """Every modality of the stream needs experts, and experts without tokens learn nothing."""
+        groups = self.model.moe.groups.sizes
+        if not groups:
+            return
+        pixels = any(source.has_pixels for source in self.data.sources.values())
+        present = {"text", *(["image"] if pixels else []), *(u.value for u in self.data.units)}
+        if missing := sorted(present - groups.keys()):
+            raise UserError(
+                f"model.moe.groups is {groups} but the corpus also holds {missing[0]}; set "
+                f"model.moe.groups.{missing[0]} to 1 or more."
+            )
+        if unused := sorted(groups.keys() - present):
+            raise UserError(
+                f"model.moe.groups is {groups} but no source of data.sources holds {unused[0]}; "
+                f"set model.moe.groups.{unused[0]}=0."
+            )
+
     def _check_images(self) -> None:
         kind = self.model.image.kind
         for name, source in self.data.sources.items():
-            has_pixels = source.kind in (Kind.caption, Kind.interleaved) and source.modality is None
-            if has_pixels and not self.model.image.reads_pixels:
+            if source.has_pixels and not self.model.image.reads_pixels:
                 raise UserError(
                     f"model.image.kind is {kind.name} and data.sources.{name}.kind is "
                     f"{source.kind.name}, whose images are pixels; set model.image.kind=patches, "
@@ -159,10 +177,7 @@ class Config:
     def _check_effect(self) -> None:
         """Refuse what no image, and no encoder, would ever meet."""
         kind, rate = self.model.image.kind, self.optim.vision_rate_multiplier
-        has_images = any(
-            source.kind in (Kind.caption, Kind.interleaved) and source.modality is None
-            for source in self.data.sources.values()
-        )
+        has_images = any(source.has_pixels for source in self.data.sources.values())
         if kind is ImageKind.encoder and not has_images:
             raise UserError(
                 "model.image.kind is encoder and no source of data.sources has images for it; set "

@@ -24,15 +24,17 @@ class ScheduleConfig:
 
     Tokens are counted as planned positions, padding included: a step is
     `data.global_rows * data.row_tokens`. Without a warmup length it follows from the total
-    (nmm/schedule.py). Without a cooldown length it is `cooldown_fraction` of the constant phase,
-    or with null everything after the warmup. `min_fraction` is the final learning rate as a
-    fraction of the peak. `cooldown_steepness` belongs to the inverse square root.
+    (nmm/schedule.py); `longer_warmup` is the published rule for sparse models. Without a cooldown
+    length it is `cooldown_fraction` of the constant phase, or with null everything after the
+    warmup. `min_fraction` is the final learning rate as a fraction of the peak.
+    `cooldown_steepness` belongs to the inverse square root.
     """
 
     total_tokens: int | None = None
     total_steps: int | None = None
     warmup_tokens: int | None = None
     warmup_steps: int | None = None
+    longer_warmup: bool = False
     cooldown_tokens: int | None = None
     cooldown_steps: int | None = None
     cooldown_fraction: float | None = 0.2

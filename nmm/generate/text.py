@@ -75,8 +75,13 @@ def check_prompts(
 ) -> None:
     """Refuse images for a model of text, and what would go on beyond any document of the training.
 
-    Raises UserError.
+    A model whose experts choose among all tokens has none to choose among. Raises UserError.
     """
+    if model.moe.chooses_tokens:
+        raise UserError(
+            "model.moe.routing is expert_choice, where experts look at the tokens to come before "
+            "they take one; use a model whose tokens choose (token_choice, modality_groups)."
+        )
     for number, parts in enumerate(prompts, start=1):
         if not model.image.reads_pixels and any(isinstance(part, bytes) for part in parts):
             raise UserError(

@@ -131,6 +131,8 @@ def table(described: Described) -> str:
 def _shape(model: ModelConfig) -> list[str]:
     image = model.image
     lines = [f"decoder: {_blocks(model)}, {model.vocab_size:,} ids"]
+    if model.sparse:
+        lines.append(f"experts: {_experts(model)}")
     if model.encoder:
         lines.append(f"encoder: {_blocks(model.encoder)}")
     if not image.reads_pixels:
@@ -147,6 +149,14 @@ def _blocks(blocks: BlockConfig) -> str:
         f"width {blocks.width}, depth {blocks.depth}, heads {blocks.heads} of {blocks.head_dim} "
         f"channels, {blocks.ffn.name} {blocks.hidden}"
     )
+
+
+def _experts(model: ModelConfig) -> str:
+    sizes = ", ".join(
+        f"{count} for {'all tokens' if name == 'all' else name}"
+        for name, count in model.moe.sizes.items()
+    )
+    return f"{sizes} in every block, swiglu {model.expert_hidden}, {model.moe.routing.name}"
 
 
 def _sizes(model: ModelConfig) -> list[str]:
@@ -178,8 +188,9 @@ def _costs(described: Described) -> list[str]:
         lines.append(f"{name:<18}{by_convention:>18,}{exact:>18,}")
     return [
         *lines,
-        "convention: 6 N_text, 6 (N_text + N_vision) for images, which losses.jsonl counts; exact:",
-        f"with attention in documents of {context} tokens (data.context_tokens), logits at labels",
+        "convention: 6 N_text, 6 (N_text + N_vision) for images, without idle experts, which",
+        f"losses.jsonl counts; exact: with attention in documents of {context} tokens",
+        "(data.context_tokens), logits at labels, experts that a token passes through",
     ]
 
 

@@ -1,6 +1,7 @@
 """A block of the decoder or the vision encoder, and a stack of blocks.
 
-Legend of shape suffixes: B rows, L tokens of a row, D width.
+Legend of shape suffixes: B rows, L tokens of a row, D width, Y blocks with experts, E
+experts.
 """
 
 from typing import NamedTuple
@@ -11,27 +12,39 @@ from torch.utils.checkpoint import checkpoint
 
 from nmm.config import BlockConfig, NormPosition
 from nmm.model.attention import Attends, Attention, Rotary
-from nmm.model.layers import feed_forward, norm
+from nmm.model.layers import Fed, norm
 
 
 class Block(nn.Module):
-    """x + f(norm(x)) with f = attention, then with f = feed-forward; x + norm(f(x)) for swin."""
+    """x + f(norm(x)) with f = attention, then with f = `ffn`; x + norm(f(x)) for swin.
 
-    def __init__(self, config: BlockConfig) -> None:
+    Beside its output it returns what the feed-forward layer says of the tokens that it was given.
+    """
+
+    def __init__(self, config: BlockConfig, *, ffn: nn.Module) -> None:
         super().__init__()
         self.norms_first = config.norm_position is NormPosition.pre
         self.attention_norm = norm(config)
         self.attention = Attention(config)
         self.ffn_norm = norm(config)
-        self.ffn = feed_forward(config)
+        self.ffn = ffn
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor, *, rotary: Rotary | None, plan: Attends) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        *,
+        rotary: Rotary | None,
+        plan: Attends,
+        modality_BL: Tensor | None = None,
+    ) -> Fed:
         if self.norms_first:
             x_BLD = x_BLD + self._attend(self.attention_norm(x_BLD), rotary=rotary, plan=plan)
-            return x_BLD + self.dropout(self.ffn(self.ffn_norm(x_BLD)))
+            fed = self.ffn(self.ffn_norm(x_BLD), modality_BL)
+            return fed._replace(output=x_BLD + self.dropout(fed.output))
         x_BLD = x_BLD + self.attention_norm(self._attend(x_BLD, rotary=rotary, plan=plan))
-        return x_BLD + self.ffn_norm(self.dropout(self.ffn(x_BLD)))
+        fed = self.ffn(x_BLD, modality_BL)
+        return fed._replace(output=x_BLD + self.ffn_norm(self.dropout(fed.output)))
 
     def _attend(self, x_BLD: Tensor, *, rotary: Rotary | None, plan: Attends) -> Tensor:
         return self.dropout(self.attention(x_BLD, rotary=rotary, plan=plan))
@@ -43,10 +56,14 @@ class Stacked(NamedTuple):
     output   [B, L, D], the last block's
     squares  float32[blocks], of every block's output the sum of squares at the watched positions;
              float32[0] when nothing is watched
+    auxiliary   float32 scalar, the sum of the blocks' own
+    statistics  float32[Y, modalities, E + 4], of every block with experts its own; [0] if none has
     """
 
     output: Tensor
     squares: Tensor
+    auxiliary: Tensor
+    statistics: Tensor
 
 
 class Stack(nn.ModuleList):
@@ -64,17 +81,25 @@ class Stack(nn.ModuleList):
         *,
         rotary: Rotary | None,
         plan: Attends,
+        modality_BL: Tensor | None = None,
         watched_BL: Tensor | None = None,
     ) -> Stacked:
-        squares = [x_BLD.new_empty(0, dtype=torch.float32)]
+        nothing = x_BLD.new_zeros((), dtype=torch.float32)
+        squares, auxiliary, statistics = [nothing.new_empty(0)], nothing, []
         for block in self:
+            around = {"rotary": rotary, "plan": plan, "modality_BL": modality_BL}
             if self.recomputes and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, use_reentrant=False, rotary=rotary, plan=plan)
+                fed = checkpoint(block, x_BLD, use_reentrant=False, **around)
             else:
-                x_BLD = block(x_BLD, rotary=rotary, plan=plan)
+                fed = block(x_BLD, **around)
+            x_BLD = fed.output
+            if fed.statistics is not None:
+                auxiliary = auxiliary + fed.auxiliary
+                statistics.append(fed.statistics)
             if watched_BL is not None:
                 squares.append(_square_sum(x_BLD.detach(), at_BL=watched_BL))
-        return Stacked(x_BLD, torch.cat(squares))
+        tables = torch.stack(statistics) if statistics else nothing.new_empty(0)
+        return Stacked(x_BLD, torch.cat(squares), auxiliary, tables)
 
     def compile_blocks(self) -> None:
         """Compile every block at its first call; equal blocks share what is compiled."""

@@ -4,6 +4,8 @@ Legend of shape suffixes: D width, F inner size of the feed-forward, E channels 
 dimensions are free.
 """
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,8 +39,20 @@ class HeadNorm(nn.LayerNorm):
         return super().forward(input.unflatten(-1, (-1, *self.normalized_shape))).flatten(-2)
 
 
+class Fed(NamedTuple):
+    """What a feed-forward layer returns.
+
+    auxiliary   float32 scalar, a loss that is added, summed over tokens; experts only
+    statistics  float32[modalities, E + 4], the table of nmm/routing.py; experts only
+    """
+
+    output: Tensor
+    auxiliary: Tensor | None = None
+    statistics: Tensor | None = None
+
+
 def feed_forward(config: BlockConfig) -> nn.Module:
-    """The block's feed-forward layer, [D] -> [D]."""
+    """The feed-forward layer that is the same for all tokens, [D] -> [D]."""
     match config.ffn:
         case FFN.swiglu:
             return SwiGLU(config)
@@ -56,9 +70,9 @@ class SwiGLU(nn.Module):
         self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=config.biases)
         self.down = nn.Linear(config.hidden, config.width, bias=config.biases)
 
-    def forward(self, x_D: Tensor) -> Tensor:
+    def forward(self, x_D: Tensor, modality: Tensor | None = None) -> Fed:
         gate_F, up_F = self.gate_up(x_D).chunk(2, dim=-1)
-        return self.down(F.silu(gate_F) * up_F)
+        return Fed(self.down(F.silu(gate_F) * up_F))
 
 
 class MLP(nn.Module):
@@ -70,5 +84,5 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.hidden, config.width, bias=config.biases)
         self.activation = activation
 
-    def forward(self, x_D: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x_D)))
+    def forward(self, x_D: Tensor, modality: Tensor | None = None) -> Fed:
+        return Fed(self.down(self.activation(self.up(x_D))))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nmm.batch import NO_LABEL, PackedBatch
+from nmm.batch import NO_LABEL, Modality, PackedBatch
 from nmm.config import ImageKind, ModelConfig, Positions
 from nmm.model.attention import Rotary, rotary
 from nmm.model.block import Block, Stack, Stacked
@@ -20,7 +20,8 @@ from nmm.model.cache import Cache
 from nmm.model.heads import Head
 from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
-from nmm.model.layers import norm
+from nmm.model.layers import feed_forward, norm
+from nmm.model.moe import MoE
 from nmm.model.plan import plan
 from nmm.model.vision import VisionEncoder
 
@@ -35,6 +36,10 @@ class Output(NamedTuple):
     log_partition  float32[N], detached: log of the sum of exp(logits) there
     layer_squares  float32[depth], detached: sums of squares of the outputs of every block, padding
                    left out; float32[0] unless it was asked for
+    auxiliary      float32 scalar, what routers add to what is minimised: a mean over layers, summed
+                   over tokens, labelled or not
+    routed         float32[depth, modalities, E + 4], detached: the tables of nmm/routing.py;
+                   float32[0] without experts
     """
 
     loss_sum: Tensor
@@ -42,6 +47,8 @@ class Output(NamedTuple):
     positions: Tensor
     log_partition: Tensor
     layer_squares: Tensor
+    auxiliary: Tensor
+    routed: Tensor
 
 
 class Model(nn.Module):
@@ -62,7 +69,8 @@ class Model(nn.Module):
         if config.encoder is not None:
             self.vision = VisionEncoder(config.encoder, image=config.image)
             self.connector = nn.Linear(config.encoder.width, config.width, bias=config.biases)
-        self.blocks = Stack([Block(config) for _ in range(config.depth)])
+        ffn = MoE if config.sparse else feed_forward
+        self.blocks = Stack([Block(config, ffn=ffn(config)) for _ in range(config.depth)])
         self.norm = norm(config)
         self.head = Head(config)
         self.tie()
@@ -86,6 +94,8 @@ class Model(nn.Module):
             positions=positions,
             log_partition=losses.log_partition,
             layer_squares=stacked.squares,
+            auxiliary=stacked.auxiliary / self.config.depth,
+            routed=stacked.statistics,
         )
 
     def _blocks(
@@ -108,6 +118,7 @@ class Model(nn.Module):
             self._at_positions(x_BLD, position_BL=batch.position),
             rotary=self._rotary(batch.position),
             plan=attends if cache is None else cache.fill(attends),
+            modality_BL=batch.modality,
             watched_BL=watched_BL,
         )
 
@@ -145,11 +156,23 @@ class Model(nn.Module):
         hidden_BLD = self.hidden(batch, cache=cache)
         return self.head(hidden_BLD[torch.arange(len(at), device=at.device), at])
 
-    def next_logits(self, tokens: Tensor, *, at: Tensor, cache: Cache) -> Tensor:
+    def next_logits(
+        self,
+        tokens: Tensor,
+        *,
+        at: Tensor,
+        cache: Cache,
+        modality: Modality = Modality.text,
+    ) -> Tensor:
         """[B, V]: the logits after one more id of every row, tokens int64[B], at position at[b]."""
         at_BL = at[:, None]
         x_BLD = self._at_positions(self.embedding(tokens[:, None]), position_BL=at_BL)
-        stacked = self.blocks(x_BLD, rotary=self._rotary(at_BL), plan=cache.add(at))
+        stacked = self.blocks(
+            x_BLD,
+            rotary=self._rotary(at_BL),
+            plan=cache.add(at),
+            modality_BL=torch.full_like(at_BL, modality),
+        )
         return self.head(self.norm(stacked.output)[:, 0])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nmm.config import ImageConfig, VisionConfig
 from nmm.model.block import Block, Stack
 from nmm.model.image import PatchEmbedding
-from nmm.model.layers import norm
+from nmm.model.layers import feed_forward, norm
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.patch = PatchEmbedding(image, width=config.width)
         self.position = nn.Parameter(torch.empty(image.tokens, config.width))
-        self.blocks = Stack([Block(config) for _ in range(config.depth)])
+        self.blocks = Stack([Block(config, ffn=feed_forward(config)) for _ in range(config.depth)])
         self.norm = norm(config)
 
     def forward(self, pixels: Tensor) -> Tensor:

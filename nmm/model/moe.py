@@ -1,0 +1,40 @@
+"""A feed-forward layer of experts: decide (router), move (dispatch), compute (experts), move back.
+
+Legend of shape suffixes: B rows, L tokens of a row, G groups of rows, N tokens of a group, T = G N
+tokens, S slots, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nmm.config import ModelConfig
+from nmm.model.dispatch import collect, distribute
+from nmm.model.experts import Experts
+from nmm.model.layers import Fed
+from nmm.model.router import router
+
+
+class MoE(nn.Module):
+    """(x [B, L, D], modality [B, L]) -> the outputs of the experts that take each token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.group_rows = config.moe.group_rows
+        self.router = router(config)
+        self.experts = Experts(config)
+
+    @torch.compiler.disable  # the loads of experts differ from batch to batch
+    def forward(self, x_BLD: Tensor, modality_BL: Tensor) -> Fed:
+        rows = len(x_BLD)
+        if more := -rows % self.group_rows:  # a prompt, or the last rows of an evaluation
+            x_BLD, modality_BL = (
+                F.pad(x_BLD, (0, 0, 0, 0, 0, more)),
+                F.pad(modality_BL, (0, 0, 0, more)),
+            )
+        modality_GN = modality_BL.reshape(-1, self.group_rows * modality_BL.shape[1])
+        x_TD = x_BLD.flatten(0, 1)
+        slots, weight_S, auxiliary, table = self.router(x_TD, modality_GN)
+        out_SD = self.experts(distribute(x_TD, slots), slots.ends)
+        out_TD = collect(out_SD, weight_S, slots)
+        return Fed(out_TD.view_as(x_BLD)[:rows], auxiliary, table)

@@ -1,0 +1,226 @@
+"""Deciding which expert takes which token; nothing is moved or computed with here.
+
+Legend of shape suffixes: G groups of rows, N tokens of a group, T = G N tokens, D width, E experts,
+K experts that a token takes, S slots.
+
+All is decided on the device: nothing waits for counts.
+"""
+
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nmm.batch import Modality
+from nmm.config import ModelConfig, MoEConfig, Routing
+from nmm.model.dispatch import Slots, slots_of_choices, slots_of_tokens
+
+
+class Assignment(NamedTuple):
+    """What a router decides, and what that costs.
+
+    weight      float32[S], what the expert's output in a slot is multiplied by
+    auxiliary   float32 scalar, the router's own losses, summed over tokens
+    statistics  float32[modalities, E + 4], detached: the table of nmm/routing.py
+    """
+
+    slots: Slots
+    weight: Tensor
+    auxiliary: Tensor
+    statistics: Tensor
+
+
+class Group(NamedTuple):
+    """The experts from `first` to `last` - 1 serve one modality, or with None all of them."""
+
+    modality: Modality | None
+    first: int
+    last: int
+
+    def holds(self, modality: Tensor) -> Tensor:
+        """bool: the tokens that are served; padding never is."""
+        return modality != Modality.pad if self.modality is None else modality == self.modality
+
+
+def groups(config: MoEConfig) -> list[Group]:
+    """In the order of their experts' numbers."""
+    ends = [0, *accumulate(config.sizes.values())]
+    modalities = [None if name == "all" else Modality[name] for name in config.sizes]
+    return [Group(*each) for each in zip(modalities, ends[:-1], ends[1:], strict=True)]
+
+
+def router(config: ModelConfig) -> nn.Module:
+    """The configured way of routing: (x [T, D], modality [G, N]) -> Assignment."""
+    match config.moe.routing:
+        case Routing.token_choice | Routing.modality_groups:
+            return TokenChoice(config)
+        case Routing.expert_choice:
+            return ExpertChoice(config)
+        case _:
+            return ByModality(config)
+
+
+class ByModality(nn.Module):
+    """Every token goes to the expert of its modality; padding, which nobody reads, to the first."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.groups = groups(config.moe)
+
+    def forward(self, x_TD: Tensor, modality_GN: Tensor) -> Assignment:
+        serves_TE = _serves(modality_GN.flatten(), self.groups)
+        choice_T1 = serves_TE.int().argmax(dim=1, keepdim=True)
+        slots, _ = slots_of_choices(choice_T1, experts=len(self.groups))
+        nothing_T = torch.zeros_like(serves_TE[:, 0], dtype=torch.float32)
+        table = _table(modality_GN, serves_TE, entropy_T=nothing_T, balance_T=nothing_T)
+        return Assignment(slots, torch.ones_like(nothing_T), nothing_T.sum(), table)
+
+
+class TokenChoice(nn.Module):
+    """Every token takes the `top_k` experts of its group with the highest softmax probabilities.
+
+    These multiply the experts' outputs as they are, without adding up to 1. The balance of a group
+    of rows is E / (K N) * sum over experts of (tokens on it) * (mean of its probability): 1 if all
+    are alike (Fedus et al., "Switch Transformers", equation 4, with E the experts that a token may
+    take). The z-loss is that of Zoph et al., "ST-MoE", equation 5.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config, self.groups = config.moe, groups(config.moe)
+        self.weight = nn.Parameter(torch.empty(config.moe.total_experts, config.width))
+
+    def forward(self, x_TD: Tensor, modality_GN: Tensor) -> Assignment:
+        modality_T = modality_GN.flatten()
+        real_T = modality_T != Modality.pad
+        # Padding chooses like a token of the first group, and is not counted.
+        first = self.groups[0].modality or Modality.text
+        serves_TE = _serves(modality_T.masked_fill(~real_T, first), self.groups)
+        logits_TE = _logits(x_TD, self.weight).masked_fill(~serves_TE, float("-inf"))
+        chance_TE = logits_TE.softmax(dim=1)
+        weight_TK, choice_TK = chance_TE.topk(self.config.top_k, dim=1)
+        slots, order_S = slots_of_choices(choice_TK, experts=serves_TE.shape[1])
+        taken_TE = torch.zeros_like(serves_TE).scatter_(1, choice_TK, True)
+        load_GE = _load(taken_TE & real_T[:, None], serves_TE & real_T[:, None], modality_GN)
+        balance_GN = (chance_TE.view(*modality_GN.shape, -1) * load_GE[:, None]).sum(dim=-1)
+        balance_T = balance_GN.flatten() * serves_TE.sum(dim=1) / self.config.top_k
+        loss_T = self.config.balance_weight * balance_T
+        if self.config.router_z_weight:
+            loss_T = loss_T + self.config.router_z_weight * logits_TE.logsumexp(dim=1).square()
+        entropy_T = torch.special.entr(chance_TE.detach()).sum(dim=1)
+        table = _table(modality_GN, taken_TE, entropy_T=entropy_T, balance_T=balance_T.detach())
+        return Assignment(slots, weight_TK.flatten()[order_S], (loss_T * real_T).sum(), table)
+
+
+class ExpertChoice(nn.Module):
+    """Every expert takes the tokens of its group that it scores highest ("MoMa", section 2.2).
+
+    Of b tokens of its modality in a group of rows these are b * capacity / (experts of the
+    modality), rounded down. Any number of experts may take a token; the output of each is
+    multiplied by the sigmoid of its score.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config, self.groups = config.moe, groups(config.moe)
+        self.weight = nn.Parameter(torch.empty(config.moe.total_experts, config.width))
+
+    def forward(self, x_TD: Tensor, modality_GN: Tensor) -> Assignment:
+        logits_TE = _logits(x_TD, self.weight)
+        if self.training and self.config.gumbel_noise:
+            logits_TE = logits_TE + _gumbel_difference(logits_TE)
+        chance_TE = logits_TE.sigmoid()
+        serves_TE = _serves(modality_GN.flatten(), self.groups)
+        taken_ET = self._takes(logits_TE.detach(), serves_TE, modality_GN)
+        cell_S, real_S = _first_true(taken_ET.flatten(), at_most=self._slots(len(x_TD)))
+        # Slots that are left over fall to the last expert, with any tokens and the weight 0.
+        ends_E = taken_ET.sum(dim=1).cumsum(0).int()
+        ends_E[-1:] = len(cell_S)
+        slots = slots_of_tokens(cell_S % len(x_TD), ends_E, tokens=len(x_TD))
+        weight_S = chance_TE.t().flatten().index_select(0, cell_S) * real_S
+        entropy_TE = _binary_entropy(chance_TE.detach()) * serves_TE
+        entropy_T = entropy_TE.sum(dim=1) / serves_TE.sum(dim=1).clamp(min=1)
+        table = _table(
+            modality_GN, taken_ET.t(), entropy_T=entropy_T, balance_T=torch.zeros_like(entropy_T)
+        )
+        return Assignment(slots, weight_S, chance_TE.new_zeros(()), table)
+
+    def _slots(self, tokens: int) -> int:
+        """As many as experts can take at most, so that the buffers' size is known beforehand."""
+        return max(1, int(tokens * self.config.capacity))
+
+    def _takes(self, score_TE: Tensor, serves_TE: Tensor, modality_GN: Tensor) -> Tensor:
+        """bool[E, T]: the highest scores of every expert in every group of rows, ties in order."""
+        score_ET = score_TE.masked_fill(~serves_TE, float("-inf")).t()
+        score_EGN = score_ET.unflatten(1, modality_GN.shape)
+        order_EGN = score_EGN.argsort(dim=-1, descending=True, stable=True)
+        number_N = torch.arange(modality_GN.shape[1], device=score_TE.device)
+        among_best_EGN = number_N < self._limits(modality_GN)[..., None]
+        taken_EGN = torch.zeros_like(score_EGN, dtype=torch.bool)
+        return taken_EGN.scatter_(-1, order_EGN, among_best_EGN).flatten(1)
+
+    def _limits(self, modality_GN: Tensor) -> Tensor:
+        """int64[E, G]: how many tokens of a group of rows each expert takes."""
+        limits = []
+        for group in self.groups:
+            experts = group.last - group.first
+            held_G = group.holds(modality_GN).sum(dim=1)
+            limit_G = (held_G.double() * self.config.capacity / experts).long()
+            limits.append(limit_G.expand(experts, -1))
+        return torch.cat(limits)
+
+
+def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """float32[T, E], whatever the precision of the model."""
+    return F.linear(x_TD.float(), weight_ED.float())
+
+
+def _serves(modality_T: Tensor, groups: list[Group]) -> Tensor:
+    """bool[T, E]: the experts that may take a token."""
+    columns = [g.holds(modality_T)[:, None].expand(-1, g.last - g.first) for g in groups]
+    return torch.cat(columns, dim=1)
+
+
+def _load(taken_TE: Tensor, serves_TE: Tensor, modality_GN: Tensor) -> Tensor:
+    """float32[G, E]: the share that an expert took of what it may take in a group of rows."""
+    taken_GE, serves_GE = (
+        x.unflatten(0, modality_GN.shape).sum(dim=1) for x in (taken_TE, serves_TE)
+    )
+    return taken_GE / serves_GE.clamp(min=1)
+
+
+def _table(
+    modality_GN: Tensor, taken_TE: Tensor, *, entropy_T: Tensor, balance_T: Tensor
+) -> Tensor:
+    """float32[modalities, E + 4]: sums over the tokens of every modality; none over padding."""
+    modality_T = modality_GN.flatten()
+    kinds = torch.arange(len(Modality), device=modality_T.device)
+    of_kind_KT = (kinds[:, None] == modality_T) & (modality_T != Modality.pad)
+    dropped_T = ~taken_TE.any(dim=1)
+    more = (torch.ones_like(dropped_T), dropped_T, entropy_T, balance_T)
+    columns_TC = torch.cat([taken_TE.float(), torch.stack([x.float() for x in more], dim=1)], dim=1)
+    return of_kind_KT.float() @ columns_TC
+
+
+def _gumbel_difference(like: Tensor) -> Tensor:
+    """The difference of two independent Gumbel numbers, which is logistic ("MoMa", equation 5)."""
+    return torch.rand_like(like).clamp_(1e-7, 1 - 1e-7).logit_()
+
+
+def _binary_entropy(chance: Tensor) -> Tensor:
+    """In nats."""
+    return torch.special.entr(chance) + torch.special.entr(1 - chance)
+
+
+def _first_true(flag_C: Tensor, *, at_most: int) -> tuple[Tensor, Tensor]:
+    """int64[at_most]: the places of what is true, in order; and bool[at_most], if there is one.
+
+    Like `nonzero`, of a length that is known beforehand. Behind the last one are any places.
+    """
+    number_C = torch.arange(len(flag_C), device=flag_C.device)
+    number_S = torch.arange(at_most + 1, device=flag_C.device)
+    into_C = torch.where(flag_C, flag_C.cumsum(0) - 1, at_most)
+    place_S = (number_S % len(flag_C)).scatter_(0, into_C, number_C)[:at_most]
+    return place_S, number_S[:at_most] < flag_C.sum()
