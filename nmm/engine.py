@@ -179,6 +179,8 @@ class Engine:
         if config.compile and config.zero_stage == 3:
             # Hooks on the layers inside would break the graph at each of them.
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
+        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        assert set(model.state_dict()) <= names, "checkpoints hold parameters, and no buffers"
         groups = parameter_groups(model, optim)
         # By their order, because DeepSpeed does not keep the names in every stage.
         self._rate_multipliers = [rate_multiplier(Group[g["name"]], optim) for g in groups]

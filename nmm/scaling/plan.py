@@ -30,7 +30,7 @@ from nmm.scaling.rules import (
 )
 from nmm.schedule import Phases, phases
 
-CHECKPOINT_BYTES = 14  # per parameter: float32 weights and two moments, and bf16 weights
+CHECKPOINT_BYTES = 12  # per parameter: float32 weights and two moments
 SECONDS_PER_DAY = 86_400
 
 
