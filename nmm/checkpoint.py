@@ -20,7 +20,7 @@ from data.plan import StreamState
 from nmm.config import CheckpointConfig, Resume
 from nmm.engine import Engine
 from nmm.errors import UserError
-from nmm.parallel import World, barrier
+from nmm.parallel import World, barrier, is_of_a_collective
 from nmm.pieces import Written
 from nmm.schedule import at_interval, due
 
@@ -185,6 +185,8 @@ def damage_of(checkpoint: Path, *, remedy: str = DELETE) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
+        if is_of_a_collective(error):
+            raise
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else ''}); "

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from nmm import heartbeat
 from nmm.errors import UserError
 from nmm.heartbeat import Heartbeat, Phase
-from nmm.parallel import World, reason
+from nmm.parallel import World, is_of_a_collective, reason
 from nmm.rundir import wall_time
 
 FILE = "faults.jsonl"
@@ -46,7 +46,7 @@ def ending_together(world: World, directory: Path, *, where: Callable[[], str]) 
     except UserError as error:
         sys.exit(f"error: {error}" if _is_first(world) else 1)
     except Exception as error:
-        if world.size == 1 or not _is_of_a_collective(error):
+        if world.size == 1 or not is_of_a_collective(error):
             _is_first(world)
             raise
         traceback.clear_frames(error.__traceback__)  # ends helper processes, which are waited for
@@ -59,11 +59,6 @@ def ending_together(world: World, directory: Path, *, where: Callable[[], str]) 
 def _is_first(world: World) -> bool:
     """Does this process tell of the fault? Only the first one does."""
     return world.store.add("nmm/fault", 1) == 1
-
-
-def _is_of_a_collective(error: Exception) -> bool:
-    """gloo's errors have no class of their own."""
-    return isinstance(error, dist.DistError) or "gloo" in f"{error}".lower()
 
 
 @contextmanager

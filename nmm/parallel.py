@@ -148,6 +148,11 @@ def barrier() -> None:
     dist.barrier()
 
 
+def is_of_a_collective(error: Exception) -> bool:
+    """Is it about other processes? gloo's errors have no class of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in f"{error}".lower()
+
+
 def reason(error: Exception) -> str:
     """What gloo or NCCL say, without the place in their code and advice for programmers."""
     first = f"{error}".strip().partition("\n")[0]
