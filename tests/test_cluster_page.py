@@ -33,6 +33,6 @@ def test_the_messages_of_the_failure_table_are_those_of_the_code() -> None:
     messages -= {*OF_OTHERS, "--requeue"}
     assert len(messages) > 7
     for message in sorted(messages):
-        literal = re.sub(r"gpu-\d+|SIGKILL( in step \d+, forward)?|\d+", "...", message)
+        literal = re.sub(r"gpu-\d+|SIGKILL( in step \d+, forward)?|(process )?\d+", "...", message)
         words = [part.strip(" ():,") for part in literal.split("...")]
         assert all(part in code for part in words), message
