@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= passive
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check fmt bench-data check-image clean
+.PHONY: help env demo test check fmt bench-data soak check-image clean
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ check: env ## formatting, lint and types
 	$(python) -m ruff format --check
 	$(python) -m ruff check
 	$(python) -m basedpyright --pythonpath $(python)
+
+soak: env ## kill processes of a run 50 times at random moments; the log must not show it: 10 minutes or more
+	$(python) -m tests.soak
 
 fmt: env ## format the code and apply the safe lint fixes
 	$(python) -m ruff format
