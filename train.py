@@ -147,7 +147,7 @@ def loop(
         is_due = due(step, every=settings.log.every_steps, last=total_steps)
         if watch or is_due or not result.applied:
             rows = loss_row(progress, result, settings, sources=sources)
-            timing = speed(result, settings, started=started, world=world)
+            timing = speed(result, settings, started=started, heartbeat=log.heartbeat, world=world)
             log.losses({**now(plan, progress), **rows, **timing})
             progress.logged_step = step
         skipped.refuse_many(
@@ -326,7 +326,9 @@ def now(plan: RunPlan, progress: Progress) -> Row:
     return {"step": step, "phase": phase}
 
 
-def speed(result: StepResult, settings: Config, *, started: float, world: World) -> Row:
+def speed(
+    result: StepResult, settings: Config, *, started: float, heartbeat: Heartbeat, world: World
+) -> Row:
     """The keys of losses.jsonl that depend on the machine and the moment."""
     seconds = time.perf_counter() - started
     rate = result.tally.count(TOKENS) / seconds
@@ -337,6 +339,8 @@ def speed(result: StepResult, settings: Config, *, started: float, world: World)
         "tokens_per_second": rate,
         "mfu": step_flops(result, settings) / seconds / (peak * world.size) if peak else None,
         "seconds": seconds,
+        **{f"seconds/{phase.name}": spent for phase, spent in heartbeat.seconds().items()},
+        "peak_memory_bytes": parallel.peak_memory_bytes(world),
         "wall_time": rundir.wall_time(),
     }
 

@@ -73,6 +73,8 @@ class Heartbeat:
 
     def __init__(self, directory: Path, *, rank: int) -> None:
         self.step, self.beats, self._batches = 0, 0, 0
+        self._phase, self._since = Phase.start, time.perf_counter()
+        self._seconds = dict.fromkeys(Phase, 0.0)
         folder = directory / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(file_of(directory, rank), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
@@ -84,12 +86,20 @@ class Heartbeat:
         """From now on the process is in `phase` of `step`, that of before unless it is given."""
         self.step = self.step if step is None else step
         self.beats += 1
+        self._spend(phase)
         part = micro_batch if phase in HAS_MICRO_BATCH else "null"
         self._write(
             f'{{"beat": {self.beats}, "step": {self.step}, "phase": "{phase.value}", '
             f'"micro_batch": {part}, "time": {time.time():.3f}}}',
             at=PLACES_AT + self.beats % 2 * PLACE_BYTES,
         )
+
+    def seconds(self) -> dict[Phase, float]:
+        """How long it was in each phase since this was last asked: together, all of the time."""
+        self._spend(self._phase)
+        spent, self._seconds = self._seconds, dict.fromkeys(Phase, 0.0)
+        del spent[Phase.end]  # nobody asks any more
+        return spent
 
     def hold(self, documents: Sequence[Sequence[str]]) -> None:
         """The documents of each micro-batch of `step`, before it enters a phase with them."""
@@ -108,6 +118,12 @@ class Heartbeat:
 
     def close(self) -> None:
         os.close(self._file)
+
+    def _spend(self, phase: Phase) -> None:
+        """The time until now was spent in the phase before, what follows in `phase`."""
+        now = time.perf_counter()
+        self._seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
 
     def _write(self, text: str, *, at: int) -> None:
         line = text.encode()

@@ -1,6 +1,7 @@
 """Processes: who am I, and the few collectives that are not the engine's."""
 
 import os
+import resource
 import socket
 import time
 from collections.abc import Sequence
@@ -31,6 +32,13 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+
+def peak_memory_bytes(world: World) -> int:
+    """The most that this process has held: tensors on its GPU, or all of it in main memory."""
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(world.device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts KiB
 
 
 # NCCL ends the process when a collective takes too long; nmm/fault.py speaks before that.

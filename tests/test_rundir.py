@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -150,3 +151,21 @@ def test_the_console_has_a_line_for_every_logged_step_and_evaluation(run: Path) 
         steps = map(int, re.findall(pattern, said, flags=re.MULTILINE))
         logged = [row["step"] for row in read_rows(run / f"{log}.jsonl")]
         assert list(dict.fromkeys(steps)) == logged  # a step after a resumption is said again
+
+
+def test_the_parts_of_the_time_add_up(run: Path, settings: Config) -> None:
+    """Phases of a row hold its step; checkpoints and evaluations are in the row that follows."""
+    rows = read_rows(run / "losses.jsonl")
+    work = ("data", "forward", "backward", "optimizer")
+    for row in rows:
+        parts = sum(row[f"seconds/{phase}"] for phase in work)
+        assert 0 < parts <= row["seconds"]
+        after_save = (row["step"] - 1) % settings.checkpoint.every_steps == 0 < row["step"] - 1
+        assert (row["seconds/checkpoint"] > 0) == after_save, row["step"]
+        assert (row["seconds/evaluation"] > 0) == (row["step"] in (1, 101, 201)), row["step"]
+        assert (row["seconds/start"] > 0) == (row["step"] == 1)
+    first, last = (datetime.fromisoformat(rows[at]["wall_time"]).timestamp() for at in (0, -1))
+    spent = sum(v for row in rows[1:] for key, v in row.items() if key.startswith("seconds/"))
+    assert spent == pytest.approx(last - first, abs=1.1)  # wall times are whole seconds
+    peaks = [row["peak_memory_bytes"] for row in rows]
+    assert 50e6 < peaks[0] <= peaks[-1] == max(peaks)
