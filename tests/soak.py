@@ -63,6 +63,7 @@ class Seen:
 
     phases: Counter[str] = field(default_factory=Counter)
     starts: int = 0
+    manifest_ns: int = 0
     beside: int = 0
     exit_codes: list[int] = field(default_factory=list)
     gone_after_seconds: float = 0.0
@@ -89,7 +90,7 @@ def planned(kills: int, *, seed: int, starting: bool = True) -> list[Kill]:
     kinds = [When.saving, When.step, When.step] * kills
     if starting:
         kinds[9::10] = [When.start] * len(kinds[9::10])
-    longest = {When.step: 0.08, When.saving: 0.02, When.start: 5.0}
+    longest = {When.step: 0.08, When.saving: 0.008, When.start: 5.0}
     return [
         Kill(
             draw.randrange(2),
@@ -150,22 +151,22 @@ def disturbed(directory: Path, kills: list[Kill], *, restarts: int) -> Seen:
 def one_launch(launch: subprocess.Popen, directory: Path, left: list[Kill], seen: Seen) -> int:
     """Do what is due of the kills until the launcher ends; its exit code."""
     run, deadline = directory / "killed", time.monotonic() + LAUNCH_SECONDS
-    killed: set[int] = set()
-    began: dict[int, float] = {}
+    pid, began = None, 0.0
     while launch.poll() is None:
         assert time.monotonic() < deadline, f"a launch hangs; {seen}; {tail(directory)}"
         check_starts(run, seen)
-        time.sleep(0.005)
-        pid = pid_of(launch.pid, left[0].rank) if left else None
-        if pid is None or pid in killed or not is_due(left[0], run, pid=pid):
+        if pid is None or is_gone(pid):
+            time.sleep(0.01)
+            pid, began = pid_of(launch.pid, left[0].rank) if left else None, time.monotonic()
             continue
+        time.sleep(0.0005)  # a save takes some milliseconds
         kill = left[0]
-        began.setdefault(pid, time.monotonic())
-        if kill.when is When.start and time.monotonic() - began[pid] < kill.seconds:
+        if kill.when is When.start and time.monotonic() < began + kill.seconds:
             continue
         if kill.when is not When.start:
+            if not is_due(kill, run, pid=pid):
+                continue
             time.sleep(kill.seconds)
-        killed.add(pid)
         if end(pid):
             seen.phases[died_in(run, kill.rank, pid=pid)] += 1
             left.pop(0)
@@ -175,8 +176,6 @@ def one_launch(launch: subprocess.Popen, directory: Path, left: list[Kill], seen
 
 def is_due(kill: Kill, run: Path, *, pid: int) -> bool:
     """Has the process begun what it is to be killed in?"""
-    if kill.when is When.start:
-        return True
     place = heartbeat.read(run, kill.rank)
     if place is None or place.pid != pid or place.step < max(kill.step, 1):
         return False
@@ -189,17 +188,17 @@ def end(pid: int) -> bool:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return False
-    while Path(f"/proc/{pid}").exists() and state(pid) not in "ZX":
+    while not is_gone(pid):
         time.sleep(0.001)
     return True
 
 
-def state(pid: int) -> str:
-    """As the kernel names it: R, S, Z, ...; X when there is no such process."""
+def is_gone(pid: int) -> bool:
+    """Is a process no more, or only a name that its parent has not yet asked for?"""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
-        return "X"
+        return True
 
 
 def died_in(run: Path, rank: int, *, pid: int) -> str:
@@ -214,7 +213,10 @@ def check_starts(run: Path, seen: Seen) -> None:
     It is looked at before the run saves again, which takes some steps.
     """
     manifest = run / "manifest.json"
-    starts = json.loads(manifest.read_text())["starts"] if manifest.exists() else []
+    written_ns = manifest.stat().st_mtime_ns if manifest.exists() else 0
+    if written_ns == seen.manifest_ns:
+        return
+    seen.manifest_ns, starts = written_ns, json.loads(manifest.read_text())["starts"]
     if len(starts) == seen.starts:
         return
     found = sorted((run / "checkpoints").glob("step_*"))
