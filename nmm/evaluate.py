@@ -1,4 +1,7 @@
-"""Held-out losses of a run: in the loop, and by `python -m nmm.evaluate --run runs/X`."""
+"""Held-out losses of a run: in the loop, and by `python -m nmm.evaluate --run runs/X`.
+
+With --report, a page about the run instead (nmm/report).
+"""
 
 import argparse
 import json
@@ -10,6 +13,7 @@ import torch
 
 from data.corpus import Corpus
 from data.loader import held_out_batches
+from nmm import report
 from nmm.batch import Dropped, PackedBatch
 from nmm.config import DataConfig, Kind, ModelConfig, UnitModality
 from nmm.errors import UserError
@@ -170,7 +174,15 @@ def main() -> None:
     parser.add_argument(
         "--rows-per-source", type=int, help="most rows of each source (default: as the run)"
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="instead: one HTML page from the run's files, DIR/report.html",
+    )
     arguments = parser.parse_args()
+    if arguments.report:
+        _report(arguments)
+        return
     if arguments.rows_per_source is not None and arguments.rows_per_source < 1:
         sys.exit(f"error: --rows-per-source is {arguments.rows_per_source}; set it to 1 or more.")
     try:
@@ -191,6 +203,27 @@ def main() -> None:
     for key, value in row.items():
         shown = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value
         print(f"  {key:32} {shown}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    """The page of a run; nothing is evaluated."""
+    others = {
+        "--export": arguments.export,
+        "--step": arguments.step,
+        "--rows-per-source": arguments.rows_per_source,
+        "--image-gap": arguments.image_gap or None,
+        "--json": arguments.json or None,
+    }
+    given = [flag for flag, value in others.items() if value is not None]
+    try:
+        if given:
+            raise UserError(
+                f"--report shows what a run has written and evaluates nothing, but {given[0]} was "
+                f"given; leave it out, and give --run."
+            )
+        print(f"wrote {report.write(arguments.run)}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def _evaluate(trained: Trained, *, rows_per_source: int | None, with_gap: bool) -> Row:

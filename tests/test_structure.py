@@ -51,6 +51,7 @@ RANKS = {
     "nmm.identity": 5,
     "nmm.parent": 5,
     "nmm.quarantine": 5,
+    "nmm.report": 5,
     "nmm.skipped": 5,
     "nmm.trained": 5,
     "data.prepare": 6,
