@@ -152,12 +152,14 @@ def one_launch(launch: subprocess.Popen, directory: Path, left: list[Kill], seen
     """Do what is due of the kills until the launcher ends; its exit code."""
     run, deadline = directory / "killed", time.monotonic() + LAUNCH_SECONDS
     pid, began = None, 0.0
+    dying: set[int | None] = set()  # those that a kill has made pointless, until torchrun notices
     while launch.poll() is None:
         assert time.monotonic() < deadline, f"a launch hangs; {seen}; {tail(directory)}"
         check_starts(run, seen)
         if pid is None or is_gone(pid):
             time.sleep(0.01)
-            pid, began = pid_of(launch.pid, left[0].rank) if left else None, time.monotonic()
+            found = pid_of(launch.pid, left[0].rank) if left else None
+            pid, began = None if found in dying else found, time.monotonic()
             continue
         time.sleep(0.0005)  # a save takes some milliseconds
         kill = left[0]
@@ -167,6 +169,7 @@ def one_launch(launch: subprocess.Popen, directory: Path, left: list[Kill], seen
             if not is_due(kill, run, pid=pid):
                 continue
             time.sleep(kill.seconds)
+        dying = {pid_of(launch.pid, rank) for rank in (0, 1)}
         if end(pid):
             seen.phases[died_in(run, kill.rank, pid=pid)] += 1
             left.pop(0)
