@@ -19,9 +19,9 @@ from nmm.scaling.rules import (
     choose_model,
     learning_rate,
     published_rates,
-    sparse_warmup_steps,
     step_rows,
 )
+from nmm.schedule import phases
 from tests.scaling_cases import NMM, SIZES, design, planted
 from tests.test_scaling_cli import rows_of, write_table
 
@@ -74,6 +74,64 @@ def test_the_command_is_one_that_trains(fitted: Path) -> None:
     assert settings.engine.zero_stage == plan.zero_stage
 
 
+SPARSE_SIZES = (275e6, 464e6, 932e6, 1.63e9, 2.28e9, 3.35e9)
+
+
+# The published rule: 2,500 steps of warmup in every sparse run under 20,000 steps.
+@pytest.mark.parametrize(
+    ("flops", "overrides", "warmup_steps"),
+    [
+        (3e19, ["model=moe_8e_275m"], 2500),
+        (1.2e20, ["model=moe_8e_464m", "model.width=1280"], 2500),
+        (2.5e20, ["model=moe_8e_932m"], 5000),
+        (1.2e22, ["model=moe_8e_3p35b", "model.width=4512"], 5000),
+    ],
+)
+def test_sparse_models_are_chosen_by_what_a_token_meets(
+    fitted: Path,
+    flops: float,
+    overrides: list[str],
+    warmup_steps: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The printed command composes to a model of eight experts with the longer warmup."""
+    flags = ["--of", "kind early, loss", "--flops", str(flops), "--family", "moe"]
+    main(["plan", "--fit", str(fitted), *flags])
+    printed = capsys.readouterr().out.splitlines()[-1].partition(" train.py ")[2].split()
+    settings = load(compose(printed))
+    assert [one for one in printed if one.startswith("model")] == overrides
+    sizes = num_parameters(settings.model)
+    best = optimum(read_fit(fitted, title="kind early, loss").record["parameters"], flops=flops)[0]
+    assert sizes.N_active == pytest.approx(float(best), rel=0.12)
+    assert 4 * sizes.N_active < sizes.N
+    assert settings.model.moe.experts == 8
+    assert settings.model.depth == 24
+    tokens_per_step = settings.data.global_rows * settings.data.row_tokens
+    assert settings.schedule.longer_warmup
+    found = phases(settings.schedule, tokens_per_step=tokens_per_step)
+    assert found.warmup_steps == warmup_steps
+    tokens = settings.schedule.total_tokens
+    assert tokens is not None
+    assert 6 * sizes.N_active * tokens == pytest.approx(flops, rel=1e-6)
+
+
+def test_families_are_presets_that_differ_in_size() -> None:
+    """Ablations of one size do not stand for the family, and have names of their own."""
+    assert [size for size, _ in published_rates("moe")] == pytest.approx(SPARSE_SIZES, rel=0.01)
+    assert published_rates("moe") == published_rates("moe_8e")
+    assert choose_model(275e6, family="moe_4e").overrides == ("model=moe_4e_275m",)
+    assert choose_model(275e6, family="moe_8e_top2_fine").overrides[0] == (
+        "model=moe_8e_top2_fine_275m"
+    )
+    moma = choose_model(90e6, family="moma_8x", data="demo_codes")
+    assert moma.overrides == ("model=moma_8x_90m",)
+    assert moma.schedule.warmup_steps == 4000
+    with pytest.raises(UserError, match=r"--family is moma, .* or several families alike"):
+        choose_model(90e6, family="moma")
+    with pytest.raises(UserError, match=r"model\.image\.kind is codes"):
+        choose_model(90e6, family="moma_8x", data="mix_45_45_10")
+
+
 # arXiv 2504.07951, table 6; its largest early size is the sister paper's.
 EARLY = {275e6: 1.5e-3, 464e6: 1.5e-3, 932e6: 5e-4, 1.63e9: 4.2e-4, 2.28e9: 4e-4, 3.35e9: 3.5e-4}
 EARLY |= {8.13e9: 2.4e-4, 1e8: 1.5e-3, 1.2e9: 4.6e-4, 3e10: 1.55e-4}
@@ -112,7 +170,6 @@ def test_sizes_steps_and_checkpoints_are_round() -> None:
     assert wide.size == pytest.approx(2.8e9, rel=0.02)
     with pytest.raises(UserError, match=r"--family is mine, of which .* choose of: .*early, late"):
         choose_model(1e9, family="mine")
-    assert [sparse_warmup_steps(steps) for steps in (1000, 15_000, 20_000)] == [500, 2500, None]
     assert [step_rows(tokens, gpus=1) for tokens in (1e11, 2.5e9, 1e9, 1e6)] == [512, 512, 128, 1]
     assert step_rows(1e9, gpus=24) == 144
     assert [checkpoint_steps(s, days=d) for s, d in ((28_000, 2), (1000, 0.01), (5, 1))] == [

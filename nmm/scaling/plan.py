@@ -4,12 +4,11 @@ What the papers say about a run of that size is in `nmm/scaling/rules.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nmm.config import ScheduleConfig
 from nmm.errors import UserError
 from nmm.flops import num_parameters, peak_flops_per_second
 from nmm.scaling.allocation import Accounting, numeric_optimum
@@ -24,7 +23,6 @@ from nmm.scaling.rules import (
     choose_model,
     learning_rate,
     published_rates,
-    sparse_warmup_steps,
     step_rows,
     zero_stage,
 )
@@ -61,7 +59,6 @@ class Plan:
     rows: int
     learning_rate: float
     phases: Phases
-    warmup_steps: int | None  # where it is not the default of the schedule
     days: float
     zero_stage: int
     checkpoint_steps: int
@@ -87,14 +84,14 @@ class Plan:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        warmup = f"schedule.warmup_steps={self.warmup_steps}"
+        longer = ["schedule.longer_warmup=true"] * self.model.schedule.longer_warmup
         return (
             f"run.name=plan_{self.budget.flops:.3g}".replace("+", ""),
             *self.model.overrides,
             f"data={self.data}",
             f"data.global_rows={self.rows}",
             f"schedule.total_tokens={self.tokens}",
-            *([] if self.warmup_steps is None else [warmup]),
+            *longer,
             f"optim.learning_rate={self.learning_rate:.3g}",
             f"engine=zero{self.zero_stage}",
             f"checkpoint.every_steps={self.checkpoint_steps}",
@@ -112,12 +109,11 @@ def make_plan(
     accounting = Accounting(**record["accounting"])
     parameters, flops = record["parameters"], np.array([budget.flops])
     best = numeric_optimum(parameters, flops=flops, accounting=accounting)
-    model = choose_model(float(best[0][0]), family=family)
+    model = choose_model(float(best[0][0]), family=family, data=data)
     tokens = round(accounting.tokens(flops=flops, size=np.array([float(model.size)]))[0])
     rows = step_rows(tokens, gpus=budget.gpus)
     step_tokens = rows * ROW_TOKENS
-    warmup = sparse_warmup_steps(-(-tokens // step_tokens)) if model.is_sparse else None
-    schedule = ScheduleConfig(total_tokens=tokens, warmup_steps=warmup)
+    schedule = replace(model.schedule, total_steps=None, total_tokens=tokens)
     steps = phases(schedule, tokens_per_step=step_tokens)
     days = budget.flops / (_peak(budget) * budget.gpus * budget.mfu * SECONDS_PER_DAY)
     return Plan(
@@ -132,9 +128,8 @@ def make_plan(
         tokens=tokens,
         loss=_loss(parameters, size=float(model.size), tokens=float(tokens)),
         rows=rows,
-        learning_rate=learning_rate(model.size, family=family),
+        learning_rate=learning_rate(model.size, family=family, data=data),
         phases=steps,
-        warmup_steps=warmup,
         days=days,
         zero_stage=zero_stage(model.config, gpus=budget.gpus, gpu=budget.gpu),
         checkpoint_steps=checkpoint_steps(steps.total_steps, days=days),
@@ -194,7 +189,7 @@ def text(plan: Plan) -> str:
     ]
     if plan.beyond > 1:
         lines.append(f"this is {plan.beyond:,.3g} times the FLOPs of the largest run of the fit")
-    if plan.model.size < published_rates(plan.family)[0][0] * 0.9:
+    if plan.model.size < published_rates(plan.family, data=plan.data)[0][0] * 0.9:
         lines.append("the rate is that of the smallest published model, and this one is smaller")
     return "\n".join([*lines, "", plan.command])
 
