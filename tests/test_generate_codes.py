@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import HashStore  # pyright: ignore
 
 from data.documents import Parts
+from data.loader import held_out_batches
 from data.prepare.image_codes.__main__ import main as image_codes
 from data.prepare.index import index_shards
 from data.tokenizer import IdTable, Tokenizer, UnitIds
 from data.units import Units
-from nmm import export
-from nmm.batch import Modality
+from nmm import evaluate, export
+from nmm.batch import NO_LABEL, Modality
 from nmm.begin import make_plan
 from nmm.codes import ImageCodes
 from nmm.codes.model import read
@@ -360,6 +361,38 @@ def test_an_export_holds_the_codebook(
     shutil.rmtree(tmp_path / "export" / "codebook")
     changed_codebook(codebook, tmp_path / "export" / "codebook")
     assert export.differences(trained, weights, tmp_path / "export") == ["codebook"]
+
+
+def test_the_gap_swaps_codes_and_counts_text(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every image gets that of another document, nothing else moves, and units are no labels."""
+    trained = read_run(run, device=CPU)
+    ids, data = trained.tokenizer.ids, trained.config.data
+    corpus = evaluate.open_held_out(trained)
+    batch = next(
+        batch
+        for name, batches in held_out_batches(corpus, data, rows_per_source=2, micro_batch=2)
+        for batch in batches
+        if name == "caption"
+    )
+    swapped = evaluate.with_images_of_others(batch)
+    assert swapped is not None
+    is_code = batch.modality == Modality.image
+    assert torch.equal(swapped.tokens[~is_code], batch.tokens[~is_code])
+    before, after = (b.tokens[is_code].view(-1, TOKENS).tolist() for b in (batch, swapped))
+    assert after == [before[-1], *before[:-1]]  # a caption has one image
+    text = evaluate.with_text_labels(batch, ids)
+    kept = text.labels != NO_LABEL
+    assert torch.equal(kept, (batch.labels >= 0) & (batch.labels < ids.image))
+    assert torch.equal(text.labels[kept], batch.labels[kept])
+    assert not text.label_modality[~kept].any()
+    monkeypatch.setattr("sys.argv", ["evaluate", "--run", str(run), "--image-gap", "--json"])
+    evaluate.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["caption/own_images"] != found["caption/other_images"]
+    assert found["loss/modality/image"] > 0
+    assert found["loss/modality/text"] > 0
 
 
 def changed_codebook(codebook: Path, out: Path) -> Path:
