@@ -363,6 +363,7 @@ def write_run_directory(
             "parameters_total": parameters.total,
             "vocab_size": settings.model.vocab_size,
             "tokenizer_sha256": plan.corpus.tokenizer.hash,
+            "codebook_sha256": plan.codebook_sha256,
             "corpus_fingerprint": plan.corpus.fingerprint,
             "source_tokens": {source.name: source.tokens for source in plan.corpus.sources},
             "total_steps": plan.phases.total_steps,

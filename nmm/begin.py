@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from data.corpus import Corpus
 from nmm import checkpoint, config, parallel, parent, schedule
 from nmm.checkpoint import Progress
-from nmm.config import Config, ParentConfig, ParentMode
+from nmm.codes.model import read as codes_of
+from nmm.config import Config, DataConfig, ParentConfig, ParentMode, UnitModality
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
 from nmm.identity import identity_of, refuse_contradiction
@@ -30,6 +31,7 @@ class RunPlan:
     directory: Path
     corpus: Corpus
     held_out: Corpus
+    codebook_sha256: str | None
     split: Split
     phases: Phases
 
@@ -83,14 +85,37 @@ def make_plan(settings: Config, *, world: World) -> RunPlan:
             f"data.sources names {both[0]} in train and in held_out; change one of the two globs, "
             f"so that nothing is tested on what it was trained on."
         )
-    return RunPlan(config.run_directory(settings.run).absolute(), corpus, held_out, split, phases)
+    return RunPlan(
+        directory=config.run_directory(settings.run).absolute(),
+        corpus=corpus,
+        held_out=held_out,
+        codebook_sha256=_codebook_sha256(data),
+        split=split,
+        phases=phases,
+    )
+
+
+def _codebook_sha256(data: DataConfig) -> str | None:
+    """Of the VQ model, if one is given: it must be the one that the shards can be of."""
+    if data.codebook is None:
+        return None
+    codes, count = codes_of(data.codebook, key="data.codebook"), data.units[UnitModality.image]
+    if codes.codes != count:
+        raise UserError(
+            f"data.codebook is {data.codebook}, which has {codes.codes} codes, and "
+            f"data.units.image is {count}; set data.units.image={codes.codes}, or give the "
+            f"codebook that the shards were made with."
+        )
+    return codes.sha256()
 
 
 def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     """Its own newest complete checkpoint, else its parent's, else step 0; raises UserError."""
     newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
     checkpoint.check_resume(newest, settings.run.resume, directory=plan.directory)
-    identity = identity_of(settings, corpus=plan.corpus, held_out=plan.held_out)
+    identity = identity_of(
+        settings, corpus=plan.corpus, held_out=plan.held_out, codebook=plan.codebook_sha256
+    )
     if newest:
         begun = Beginning(checkpoint.read_progress(newest), own=newest)
     elif settings.parent.run:

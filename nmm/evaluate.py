@@ -13,8 +13,9 @@ import torch
 
 from data.corpus import Corpus
 from data.loader import held_out_batches
+from data.tokenizer import IdTable
 from nmm import report
-from nmm.batch import Dropped, PackedBatch
+from nmm.batch import NO_LABEL, Dropped, Modality, PackedBatch
 from nmm.config import DataConfig, Kind, ModelConfig, UnitModality
 from nmm.errors import UserError
 from nmm.model import Output
@@ -104,33 +105,68 @@ def causality(config: ModelConfig) -> Row:
 def with_images_of_others(batch: PackedBatch) -> PackedBatch | None:
     """The same batch, every image replaced by one of another document of the batch.
 
-    None where the batch has too few images of other documents.
+    None where the batch has too few images of other documents. Labels stay as they are.
     """
-    owners = _image_owners(batch)
+    codes = _code_positions(batch)
+    owners = _image_owners(batch) if codes is None else _documents(batch).flatten()[codes[:, 0]]
     most = int(torch.bincount(owners).max()) if len(owners) else 0
     if len(owners) < 2 * most or most == 0:
         return None
-    return replace(batch, pixels=batch.pixels.roll(most, dims=0))
+    if codes is None:
+        return replace(batch, pixels=batch.pixels.roll(most, dims=0))
+    tokens = batch.tokens.flatten().clone()
+    tokens[codes] = tokens[codes].roll(most, dims=0)
+    return replace(batch, tokens=tokens.view_as(batch.tokens))
+
+
+def _code_positions(batch: PackedBatch) -> torch.Tensor | None:
+    """int64[M, n]: where in B*L the n codes of every image are; None without images of codes."""
+    inside = ((batch.modality == Modality.image) & (batch.image == 0)).flatten()
+    places = inside.nonzero()[:, 0]
+    if len(places) == 0:
+        return None
+    # Codes stand between a begin and an end, so no two images touch.
+    images = int((places.diff() > 1).sum()) + 1
+    assert len(places) % images == 0, (len(places), images)
+    return places.view(images, -1)
+
+
+def with_text_labels(batch: PackedBatch, ids: IdTable) -> PackedBatch:
+    """The same batch, in which only text and the ends of documents are labels, and no units."""
+    units = min((unit.begin for unit in ids.units.values()), default=ids.size)
+    is_text = batch.labels < units
+    return replace(
+        batch,
+        labels=torch.where(is_text, batch.labels, NO_LABEL),
+        label_modality=torch.where(is_text, batch.label_modality, 0),
+    )
+
+
+def _documents(batch: PackedBatch) -> torch.Tensor:
+    """int64[B, L]: a number for every document of the batch."""
+    row = torch.arange(batch.tokens.shape[0])[:, None].expand_as(batch.document)
+    return row * (int(batch.document.max()) + 1) + batch.document
 
 
 def _image_owners(batch: PackedBatch) -> torch.Tensor:
     """int64[M]: a number for the document that each image belongs to."""
-    row = torch.arange(batch.tokens.shape[0])[:, None].expand_as(batch.document)
     shown = batch.image > 0
-    documents = int(batch.document.max()) + 1
     owners = torch.zeros(len(batch.pixels), dtype=torch.int64)
-    owners[batch.image[shown].long() - 1] = (row * documents + batch.document)[shown]
+    owners[batch.image[shown].long() - 1] = _documents(batch)[shown]
     return owners
 
 
 def image_gap(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> tuple[float, float]:
-    """Held-out nats per token of captions: with their own images, and with those of others."""
+    """Held-out nats per token of captions: with their own images, and with those of others.
+
+    Tokens are those of text, also where images are predicted too.
+    """
     device = next(trained.model.parameters()).device
     own, other = (Tally.zeros(len(corpus.sources), device=device) for _ in range(2))
     held_out = of_run(trained, corpus, rows_per_source=rows_per_source)
     for source, (_, batches) in zip(corpus.sources, held_out, strict=True):
         if source.kind is Kind.caption:
-            for batch in batches:
+            for batch in (with_text_labels(b, trained.tokenizer.ids) for b in batches):
                 swapped = with_images_of_others(batch)
                 if swapped is not None:
                     add_losses(own, trained.model, [batch], device=device)
@@ -229,12 +265,12 @@ def _report(arguments: argparse.Namespace) -> None:
 def _evaluate(trained: Trained, *, rows_per_source: int | None, with_gap: bool) -> Row:
     device = next(trained.model.parameters()).device
     rows = rows_per_source or trained.config.evaluation.rows_per_source
-    corpus = open_held_out(trained)
+    corpus, units = open_held_out(trained), trained.config.data.units
     tally = Tally.zeros(len(corpus.sources), device=device)
     dropped: list[Dropped] = []
     for _, batches in of_run(trained, corpus, rows_per_source=rows):
         dropped += add_losses(tally, trained.model, batches, device=device)
-    losses = {**loss_by_kind(tally, corpus), **causality(trained.config.model)}
+    losses = {**loss_by_kind(tally, corpus, units=units), **causality(trained.config.model)}
     row = {"step": trained.step, **losses, "dropped": len(dropped)}
     if with_gap:
         row["caption/own_images"], row["caption/other_images"] = image_gap(

@@ -17,11 +17,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
+from nmm.codes.model import read as read_codes
 from nmm.config import BlockConfig, ModelConfig, read_yaml, to_yaml
 from nmm.errors import UserError
 from nmm.model.folder import block_keys
 from nmm.rundir import git_commit
-from nmm.trained import CONFIG, FACTS, FORMAT, PIECES, WEIGHTS, Trained, read_run
+from nmm.trained import (
+    CODEBOOK_FOLDER,
+    CONFIG,
+    FACTS,
+    FORMAT,
+    PIECES,
+    WEIGHTS,
+    Trained,
+    read_run,
+)
 
 HUB = Path(__file__).parent / "hub"
 
@@ -64,6 +74,9 @@ def differences(trained: Trained, weights: Mapping[str, Tensor], directory: Path
         differing.append(CONFIG)
     if Tokenizer(directory / PIECES).hash != trained.tokenizer.hash:
         differing.append(PIECES)
+    if (codes := trained.codes()) is not None:
+        there = read_codes(directory / CODEBOOK_FOLDER, key="--out")
+        differing += [] if there.sha256() == codes.sha256() else [CODEBOOK_FOLDER]
     return differing
 
 
@@ -88,6 +101,8 @@ def _write(trained: Trained, directory: Path, *, weights: dict[str, Tensor]) -> 
     # The library makes files that only their owner may read.
     (directory / WEIGHTS).chmod((directory / CONFIG).stat().st_mode)
     shutil.copyfile(trained.tokenizer.path, directory / PIECES)
+    if (codes := trained.codes()) is not None:
+        codes.save(directory / CODEBOOK_FOLDER)
     facts = {
         "format": FORMAT,
         "run": trained.name,
@@ -95,6 +110,7 @@ def _write(trained: Trained, directory: Path, *, weights: dict[str, Tensor]) -> 
         "tokens": trained.tokens,
         "dtype": _name(next(iter(weights.values())).dtype),
         "tokenizer_sha256": trained.tokenizer.hash,
+        "codebook_sha256": None if codes is None else codes.sha256(),
         "git_commit": git_commit(),
     }
     if trained.config.model.sparse is None:

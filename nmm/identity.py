@@ -10,7 +10,7 @@ from nmm.config import Config, ParentConfig
 from nmm.errors import UserError
 
 # Keys of the identity.
-TOKENIZER = "data.tokenizer (sha256)"
+TOKENIZER, CODEBOOK = "data.tokenizer (sha256)", "data.codebook (sha256)"
 CORPUS, HELD_OUT = (f"data.sources ({split} fingerprint)" for split in ("corpus", "held-out"))
 # With the corpus, its weights and the tokenizer, these determine every row.
 DATA_KEYS = (
@@ -27,11 +27,14 @@ DATA_KEYS = (
 HOW_IT_IS_COMPUTED = ("attention", "loss")  # of the model, and not what
 
 
-def identity_of(config: Config, *, corpus: Corpus, held_out: Corpus) -> dict[str, Any]:
+def identity_of(
+    config: Config, *, corpus: Corpus, held_out: Corpus, codebook: str | None
+) -> dict[str, Any]:
     """What must not change over the life of a run, by the key that the user sets it with.
 
-    How a step is spread over processes is not part of it: the rows of a step stay the same.
-    The schedule may change for the steps to come; train.py holds it to the rate of the last step.
+    `codebook` is the sha256 of the VQ model, if one is given. How a step is spread over processes
+    is not part of it: the rows of a step stay the same. The schedule may change for the steps to
+    come; train.py holds it to the rate of the last step.
     """
     data = asdict(config.data)
     not_part = (*HOW_IT_IS_COMPUTED, *(() if config.model.sparse else ("moe",)))
@@ -59,6 +62,7 @@ def identity_of(config: Config, *, corpus: Corpus, held_out: Corpus) -> dict[str
     }
     return {
         TOKENIZER: corpus.tokenizer.hash,
+        **({} if codebook is None else {CODEBOOK: codebook}),
         **_dotted(values),
         CORPUS: corpus.fingerprint,
         HELD_OUT: held_out.fingerprint,

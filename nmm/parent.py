@@ -18,7 +18,7 @@ from nmm.checkpoint import (
 )
 from nmm.config import ParentConfig, ParentMode
 from nmm.errors import UserError
-from nmm.identity import HELD_OUT, TOKENIZER, refuse_contradiction
+from nmm.identity import CODEBOOK, HELD_OUT, TOKENIZER, refuse_contradiction
 from nmm.model import Model
 from nmm.parallel import World, copy_from_main
 from nmm.pieces import WEIGHT, Stored
@@ -95,4 +95,6 @@ def _must_agree(key: str, mode: ParentMode) -> bool:
         case ParentMode.branch:
             return not key.startswith(FREE)
         case ParentMode.weights:
-            return key == TOKENIZER or (key.startswith("model.") and key not in FREE_OF_WEIGHTS)
+            return key in (TOKENIZER, CODEBOOK) or (
+                key.startswith("model.") and key not in FREE_OF_WEIGHTS
+            )

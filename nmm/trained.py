@@ -4,7 +4,8 @@ An export is a folder:
 model.safetensors   every weight under its name in nmm/model/; metadata is the format's own "pt"
 config.yaml         the configuration of the run
 tokenizer.model     the sentencepiece model
-export.json         format, run, step, tokens, dtype, sha256 of the tokenizer
+codebook/           the VQ model of the image codes, if the run has one
+export.json         format, run, step, tokens, dtype, sha256 of tokenizer and codebook
 """
 
 import argparse
@@ -20,13 +21,16 @@ from torch import Tensor
 
 from data.tokenizer import Tokenizer
 from nmm.checkpoint import DAMAGE, complete, damage_of, newest, read_progress
+from nmm.codes import ImageCodes
+from nmm.codes.model import read as read_codes
 from nmm.config import Config, DataConfig, ModelConfig, read_yaml
 from nmm.errors import UserError
-from nmm.identity import TOKENIZER
+from nmm.identity import CODEBOOK, TOKENIZER
 from nmm.model import Model
 from nmm.pieces import Stored
 
 FORMAT = 1
+CODEBOOK_FOLDER = "codebook"
 WEIGHTS, CONFIG, PIECES, FACTS = (
     "model.safetensors",
     "config.yaml",
@@ -39,7 +43,8 @@ WEIGHTS, CONFIG, PIECES, FACTS = (
 class Trained:
     """A model with fp32 weights on one device, in evaluation mode, and what belongs to it.
 
-    `name` is the run's; `tokens` were trained on until `step`, padding excluded.
+    `name` is the run's; `tokens` were trained on until `step`, padding excluded. `codebook_sha256`
+    is that of the VQ model of its image codes, if it has one.
     """
 
     config: Config
@@ -48,6 +53,21 @@ class Trained:
     name: str
     step: int
     tokens: int
+    codebook_sha256: str | None = None
+
+    def codes(self) -> ImageCodes | None:
+        """The VQ model that its images were made into codes with, if any; raises UserError."""
+        folder = self.config.data.codebook
+        if folder is None:
+            return None
+        device = next(self.model.parameters()).device
+        codes = read_codes(folder, key="data.codebook", device=device)
+        if self.codebook_sha256 not in (None, found := codes.sha256()):
+            raise UserError(
+                f"data.codebook is {folder}, which is not the one of the training (sha256 "
+                f"{found[:12]}, not {str(self.codebook_sha256)[:12]}); restore it."
+            )
+        return codes
 
 
 def read_run(directory: Path, *, device: torch.device, step: int | None = None) -> Trained:
@@ -65,6 +85,7 @@ def read_run(directory: Path, *, device: torch.device, step: int | None = None) 
         name=config.run.name,
         step=progress.step,
         tokens=progress.totals.get("tokens", 0),
+        codebook_sha256=progress.identity.get(CODEBOOK),
     )
 
 
@@ -102,6 +123,8 @@ def read_export(directory: Path, *, device: torch.device) -> Trained:
     facts = _facts(directory)
     config = read_yaml(directory / CONFIG)
     config.data.tokenizer = str(directory / PIECES)
+    if config.data.codebook is not None:
+        config.data.codebook = str(directory / CODEBOOK_FOLDER)
     tokenizer = _tokenizer(config.data, sha256=facts["tokenizer_sha256"])
     try:
         model = _model(config.model, load_file(directory / WEIGHTS), device=device)
@@ -118,6 +141,7 @@ def read_export(directory: Path, *, device: torch.device) -> Trained:
         name=facts["run"],
         step=facts["step"],
         tokens=facts["tokens"],
+        codebook_sha256=facts.get("codebook_sha256"),
     )
 
 

@@ -25,8 +25,9 @@ from nmm.config import (
 )
 from nmm.errors import UserError
 from nmm.generate import Sampling, continue_prompts, generate
+from nmm.generate.rules import only_text
 from nmm.generate.sampling import choose, most_probable, uniforms
-from nmm.generate.text import check_prompts, lay_out, only_text
+from nmm.generate.text import check_prompts, lay_out
 from nmm.model import Cache, Model, build
 from tests import corpora
 

@@ -16,6 +16,7 @@ from data.images import decode
 from nmm.generate.__main__ import main
 from nmm.generate.page import Result, render
 from nmm.generate.prompts import Prompt, of_file, of_options
+from nmm.generate.seen import Seen
 from nmm.generate.text import Written
 from tests import corpora, runs
 
@@ -140,10 +141,11 @@ def test_the_page_needs_no_other_file_and_runs_nothing(pictures: Path) -> None:
     image = (pictures / "a.jpg").read_bytes()
     evil = "<script>alert(1)</script> & \u0000 \" ' $x$"
     results = [
-        Result(Prompt(evil, [evil, image], ["a.jpg"]), evil, Written(evil, ended=False)),
-        Result(Prompt("2", [], []), None, Written("short", ended=True)),
+        Result(Prompt(evil, [evil, image], ["a.jpg"]), evil, Written([evil], ended=False)),
+        Result(Prompt("2", [], []), None, Written(["short"], ended=True)),
     ]
-    html = render(results, title=evil, said=evil, side=16)
+    seen = Seen(corpora.IMAGE)
+    html = render(results, title=evil, said=evil, seen=seen)
     page = Page(html)
     assert {tag for tag, _ in page.tags} == {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "main", "article"),
@@ -157,7 +159,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(pictures: Path) -> None:
     assert page.texts["more"] == [" …"]
     with Image.open(BytesIO(b64decode(source.partition(",")[2]))) as shown:
         assert np.array_equal(np.asarray(shown), decode(image, 16))
-    assert html == render(results, title=evil, said=evil, side=16)
+    assert html == render(results, title=evil, said=evil, seen=seen)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,8 @@ class DataConfig:
     for each training process. A run stops when more than `max_bad_fraction` of the documents of a
     window turn out to be unreadable. `weight_changes` are in the order of their
     steps. `units` says how many ids every modality of units has; in this order they follow the ids
-    of text.
+    of text. `codebook` is the folder of the VQ model that made the image codes: what is trained
+    then draws images with it.
 
     Shards may be URLs. Their indexes are below `index_dir`. With a `cache_dir` they are copied
     there whole, at most `cache_gigabytes` (10^9 bytes) at a time, else read by document. A read is
@@ -160,6 +161,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     weight_changes: list[WeightChange] = field(default_factory=list)
     units: dict[UnitModality, int] = field(default_factory=dict)
+    codebook: str | None = None
     index_dir: str | None = None
     cache_dir: str | None = None
     cache_gigabytes: float = 100.0

@@ -167,6 +167,11 @@ class Config:
                 "model.image.kind is codes and data.units does not say how many there are; set "
                 "data.units.image to the size of the codebook, or another model.image.kind."
             )
+        if self.data.codebook is not None and kind is not ImageKind.codes:
+            raise UserError(
+                f"data.codebook is {self.data.codebook} and model.image.kind is {kind.name}, so "
+                f"that nothing is made of codes; set model.image.kind=codes, or leave it out."
+            )
         if self.weights.vision is not None and self.model.encoder is None:
             raise UserError(
                 f"weights.vision is {self.weights.vision} and model.image.kind is "
@@ -242,6 +247,8 @@ def with_absolute_paths(config: Config) -> Config:
     """The same config for another working directory; URLs stay as they are."""
     absolute = deepcopy(config)
     absolute.data.tokenizer = _absolute(config.data.tokenizer)
+    codebook = config.data.codebook
+    absolute.data.codebook = None if codebook is None else _absolute(codebook)
     for source in absolute.data.sources.values():
         source.train = _absolute(source.train)
         source.held_out = None if source.held_out is None else _absolute(source.held_out)

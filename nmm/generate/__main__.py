@@ -1,4 +1,4 @@
-"""`python -m nmm.generate`: let a trained model continue prompts, or caption held-out images."""
+"""`python -m nmm.generate`: let a trained model continue prompts, caption images or draw them."""
 
 import argparse
 import sys
@@ -7,133 +7,125 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.documents import Parts
+from data.units import Units
+from nmm.codes import ImageCodes
+from nmm.config import ImageKind
 from nmm.errors import UserError
 from nmm.evaluate import open_held_out
-from nmm.generate import page
+from nmm.generate import asked, page
 from nmm.generate.captions import held_out_captions
 from nmm.generate.page import Result
 from nmm.generate.prompts import Prompt, of_file, of_options
+from nmm.generate.rules import BORDERS, Writing
 from nmm.generate.sampling import Sampling
-from nmm.generate.text import check_prompts, generate
-from nmm.trained import Trained, add_arguments, read
+from nmm.generate.seen import Seen
+from nmm.generate.text import check_prompts, generate, prompt_tokens
+from nmm.trained import Trained, read
 
-DESCRIPTION = """\
-Let a trained model continue documents of images and text, or caption its held-out images."""
-
-EXAMPLES = """\
-examples:
-  python -m nmm.generate --run runs/demo --image cat.jpg
-  python -m nmm.generate --run runs/demo --prompt "A:" --image a.jpg --prompt "B:"   in this order
-  python -m nmm.generate --run runs/demo --prompt "Once" --temperature 0.8 --top-p 0.95 --samples 4
-  python -m nmm.generate --export demo --prompts prompts.jsonl --out written
-  python -m nmm.generate --run runs/demo --held-out 64
-
-a line of prompts.jsonl: {"texts": ["A:", null, "B:"], "images": [null, "a.jpg", null]}"""
+TEXT_TOKENS = 48  # at most, where nobody says how many
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = _parser().parse_args(arguments)
+    given = asked.parser().parse_args(arguments)
     try:
-        sampling = _checked(given)
+        sampling = asked.checked(given)
         prompts = of_file(given.prompts) if given.prompts else [of_options(given.parts)]
         trained = read(given)
         if given.held_out:
-            _caption(trained, given, sampling=sampling)
+            _held_out(trained, given, sampling=sampling)
         else:
             _continue(trained, prompts, given=given, sampling=sampling)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m nmm.generate",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    what = parser.add_argument_group("what to continue")
-    text = "text of the prompt; texts and images keep their order"
-    what.add_argument("--prompt", action="append", dest="parts", default=[], help=text)
-    image = "image of the prompt; repeatable, as --prompt is"
-    what.add_argument("--image", action="append", dest="parts", type=Path, help=image)
-    file = "or a file with one prompt a line, as below"
-    what.add_argument("--prompts", type=Path, metavar="FILE", help=file)
-    captions = "or caption N held-out images of the run"
-    what.add_argument("--held-out", type=int, metavar="N", help=captions)
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--max-tokens", type=int, default=48, help="most tokens to write (%(default)s)"
-    )
-    how.add_argument(
-        "--temperature", type=float, default=0.0, help="0 takes the most probable id (%(default)s)"
-    )
-    how.add_argument(
-        "--top-p", type=float, default=1.0, help="draw from this part of the probability (all)"
-    )
-    how.add_argument("--seed", type=int, default=0, help="for temperatures above 0 (%(default)s)")
-    how.add_argument("--samples", type=int, default=1, help="of every prompt (%(default)s)")
-    how.add_argument("--batch", type=int, default=64, help="prompts at a time (%(default)s)")
-    out = "write .jsonl, .png and .html there (--held-out: into the run, if not given)"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
-    return parser
+def _codes(trained: Trained, given: argparse.Namespace, *, shown: bool) -> ImageCodes | None:
+    """What reads and draws the images of a model whose images are codes; raises UserError.
 
-
-def _checked(given: argparse.Namespace) -> Sampling:
-    """Refuse numbers and combinations that mean nothing; raises UserError."""
-    for name in ("max_tokens", "samples", "batch"):
-        if getattr(given, name) < 1:
+    `shown`: are there images in the prompts?
+    """
+    kind, writes = trained.config.model.image.kind, Writing(given.write) is not Writing.text
+    if kind is not ImageKind.codes:
+        if writes:
             raise UserError(
-                f"--{name.replace('_', '-')} is {getattr(given, name)}; give 1 or more."
+                f"--write is {given.write} but model.image.kind is {kind.name}, so the model "
+                f"writes text only; give a run with model.image.kind=codes."
             )
-    ways = [bool(given.parts), given.prompts is not None, given.held_out is not None]
-    if not any(ways):
-        raise UserError("nothing to continue; give --image and --prompt, --prompts or --held-out.")
-    if sum(ways) > 1:
+        return None
+    codes = trained.codes()
+    if codes is None and (writes or shown):
         raise UserError(
-            "--image and --prompt, --prompts and --held-out are three ways to say what to "
-            "continue; give one."
+            f"data.codebook is null in the config.yaml of {trained.name}, so its image codes "
+            f"cannot be read or drawn; name the folder of the VQ model there that made them."
         )
-    if given.held_out is not None and given.held_out < 1:
-        raise UserError(f"--held-out is {given.held_out}; give 1 or more.")
-    if given.held_out and given.export and not given.out:
-        raise UserError("--held-out of an --export needs a place to write to; give --out.")
-    sampling = Sampling(given.temperature, given.top_p, given.seed)
-    if given.samples > 1 and sampling.temperature == 0:
-        raise UserError(
-            f"--samples is {given.samples} but --temperature is 0, which writes the same again; "
-            f"set --temperature above 0."
-        )
-    return sampling
+    return codes
+
+
+def _max_tokens(
+    trained: Trained, prompts: Sequence[Parts], given: argparse.Namespace, *, seen: Seen
+) -> int:
+    """As asked; else a default for text, an image's length, or what the context has room for."""
+    if given.max_tokens is not None:
+        return given.max_tokens
+    match Writing(given.write):
+        case Writing.text:
+            return TEXT_TOKENS
+        case Writing.image:
+            assert seen.codes is not None
+            return seen.codes.tokens + BORDERS
+        case Writing.both:
+            lengths = [
+                prompt_tokens(parts, tokenizer=trained.tokenizer, image=seen.image)
+                for parts in prompts
+            ]
+            return max(1, trained.config.data.context_tokens - max(lengths))
 
 
 def _continue(
     trained: Trained, prompts: list[Prompt], *, given: argparse.Namespace, sampling: Sampling
 ) -> None:
-    asked = [(prompt, None) for prompt in prompts]
-    results = _results(trained, asked, given=given, sampling=sampling)
+    shown = any(prompt.images for prompt in prompts)
+    seen = Seen(trained.config.model.image, _codes(trained, given, shown=shown))
+    pairs = [(prompt, None) for prompt in prompts]
+    results = _results(trained, pairs, seen=seen, given=given, sampling=sampling)
     for number, result in enumerate(results):
         if len(results) > 1:
             print(f"{'' if number == 0 else chr(10)}== {result.prompt.name}")
-        print(_harmless(result.prompt.said() + result.written.text))
+        written = (part if isinstance(part, str) else "[image]" for part in result.written.parts)
+        print(_harmless(result.prompt.said() + "".join(written)))
     if given.out:
-        _write(results, trained, given.out, name="generated", given=given, sampling=sampling)
+        name = "generated"
+        _write(results, trained, given.out, name=name, seen=seen, given=given, sampling=sampling)
 
 
-def _caption(trained: Trained, given: argparse.Namespace, *, sampling: Sampling) -> None:
-    found = held_out_captions(open_held_out(trained), count=given.held_out)
-    asked = [(Prompt(key, [image], [key]), caption) for key, image, caption in found]
-    results = _results(trained, asked, given=given, sampling=sampling)
-    print(f"captioned {len(found)} held-out images")
-    directory = given.out or given.run
-    _write(results, trained, directory, name="captions", given=given, sampling=sampling)
+def _held_out(trained: Trained, given: argparse.Namespace, *, sampling: Sampling) -> None:
+    """Captions of held-out images, or with --write image: images of held-out captions."""
+    seen = Seen(trained.config.model.image, _codes(trained, given, shown=True))
+    coded = seen.codes is not None
+    found = held_out_captions(open_held_out(trained), count=given.held_out, coded=coded)
+    draws = Writing(given.write) is Writing.image
+    pairs = [
+        (Prompt(key, [text], []), image) if draws else (Prompt(key, [image], [key]), text)
+        for key, image, text in found
+    ]
+    results = _results(trained, pairs, seen=seen, given=given, sampling=sampling)
+    print(f"{'drew' if draws else 'captioned'} {len(found)} held-out images")
+    _write(
+        results,
+        trained,
+        given.out or given.run,
+        name="drawings" if draws else "captions",
+        seen=seen,
+        given=given,
+        sampling=sampling,
+    )
 
 
 def _results(
     trained: Trained,
-    asked: Sequence[tuple[Prompt, str | None]],
+    pairs: Sequence[tuple[Prompt, str | bytes | Units | None]],
     *,
+    seen: Seen,
     given: argparse.Namespace,
     sampling: Sampling,
 ) -> list[Result]:
@@ -142,24 +134,27 @@ def _results(
         (replace(prompt, name=f"{prompt.name}, sample {n}"), reference)
         if given.samples > 1
         else (prompt, reference)
-        for prompt, reference in asked
+        for prompt, reference in pairs
         for n in range(1, given.samples + 1)
     ]
-    prompts: list[Parts] = [[*prompt.parts] for prompt, _ in repeated]
+    prompts = [seen.parts(prompt.parts) for prompt, _ in repeated]
+    max_tokens = _max_tokens(trained, prompts, given, seen=seen)
     check_prompts(
         prompts,
         tokenizer=trained.tokenizer,
         model=trained.config.model,
-        max_tokens=given.max_tokens,
+        max_tokens=max_tokens,
         context_tokens=trained.config.data.context_tokens,
     )
     written = generate(
         trained.model,
         prompts,
         tokenizer=trained.tokenizer,
-        max_tokens=given.max_tokens,
+        max_tokens=max_tokens,
         sampling=sampling,
         at_once=given.batch,
+        writing=Writing(given.write),
+        codes=seen.codes,
     )
     return [Result(*one, text) for one, text in zip(repeated, written, strict=True)]
 
@@ -170,6 +165,7 @@ def _write(
     directory: Path,
     *,
     name: str,
+    seen: Seen,
     given: argparse.Namespace,
     sampling: Sampling,
 ) -> None:
@@ -180,9 +176,8 @@ def _write(
             directory,
             name=name,
             title=f"{trained.name}, step {trained.step:,}",
-            said=f"After {trained.tokens:,} tokens of training; {how}, at most "
-            f"{given.max_tokens:,} tokens each.",
-            side=trained.config.model.image.side_pixels,
+            said=f"After {trained.tokens:,} tokens of training; {how}.{_order(given)}",
+            seen=seen,
         )
     except OSError as error:
         raise UserError(
@@ -190,6 +185,12 @@ def _write(
             f"another folder."
         ) from None
     print(f"wrote {', '.join(map(str, paths))}")
+
+
+def _order(given: argparse.Namespace) -> str:
+    """What the reader must know to tell images apart."""
+    draws = given.held_out and Writing(given.write) is Writing.image
+    return " First what the model drew, then the image that the text belongs to." if draws else ""
 
 
 def _drawn(sampling: Sampling) -> str:

@@ -1,4 +1,4 @@
-"""Captions of the held-out images of a run, beside those that people or programs wrote."""
+"""Held-out images of a run with their captions: each is a prompt, and what it is compared with."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -8,16 +8,19 @@ from data.documents import parse
 from data.images import decode
 from data.layout import read_document
 from data.samples import BadSample
-from nmm.config import Kind
+from data.units import Units
+from nmm.config import Kind, UnitModality
 from nmm.errors import UserError
 
 
-def held_out_captions(corpus: Corpus, *, count: int) -> list[tuple[str, bytes, str]]:
+def held_out_captions(
+    corpus: Corpus, *, count: int, coded: bool
+) -> list[tuple[str, bytes | Units, str]]:
     """SHARD/KEY, image and caption of the first `count` held-out documents of kind caption.
 
-    Raises UserError where there is none.
+    Images are codes where they are `coded`, else files. Raises UserError where there is none.
     """
-    found = list(islice(_captions(corpus), count))
+    found = list(islice(_captions(corpus, modality=UnitModality.image if coded else None), count))
     if not found:
         raise UserError(
             "--held-out found no held-out document of kind caption in data.sources; give --image "
@@ -26,20 +29,23 @@ def held_out_captions(corpus: Corpus, *, count: int) -> list[tuple[str, bytes, s
     return found
 
 
-def _captions(corpus: Corpus) -> Iterator[tuple[str, bytes, str]]:
+def _captions(
+    corpus: Corpus, *, modality: UnitModality | None
+) -> Iterator[tuple[str, bytes | Units, str]]:
     """Every readable one, in the order of the shards; of an image with several, the first."""
     for source in corpus.sources:
-        if source.kind is not Kind.caption or source.layout.modality is not None:
-            continue  # the captions of units are not those of images
+        if source.kind is not Kind.caption or source.layout.modality is not modality:
+            continue  # captions of speech are not those of images
         for shard in source.shards:
             for number in range(len(shard.index)):
                 if shard.index.variant[number]:
                     continue
                 try:
                     image, text = parse(source.layout, read_document(shard, number)).parts
-                    assert isinstance(image, bytes)
+                    assert isinstance(image, bytes | Units)
                     assert isinstance(text, str)
-                    decode(image, corpus.image.side_pixels)
+                    if isinstance(image, bytes):
+                        decode(image, corpus.image.side_pixels)
                 except BadSample:
                     continue
                 yield f"{shard.name}/{shard.index.key(number)}", image, text

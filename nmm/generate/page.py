@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from data.images import decode
-from data.pictures import png_url
+import numpy as np
+
+from data.pictures import png_url, write_png
+from data.units import Units
 from nmm.generate.prompts import Prompt
+from nmm.generate.seen import Seen
 from nmm.generate.text import Written
 from nmm.plot import BLACK, GREY, Panel, picture_figure
 
@@ -19,34 +22,40 @@ SMALL_PIXELS = 128
 
 @dataclass(frozen=True)
 class Result:
-    """A prompt, what others had written after it, and what the model wrote."""
+    """A prompt, what others had after it (a text or an image), and what the model wrote."""
 
     prompt: Prompt
-    reference: str | None
+    reference: str | bytes | Units | None
     written: Written
 
 
 def write(
-    results: Sequence[Result], directory: Path, *, name: str, title: str, said: str, side: int
+    results: Sequence[Result], directory: Path, *, name: str, title: str, said: str, seen: Seen
 ) -> list[Path]:
     """DIRECTORY/NAME.jsonl with all results, .png and .html with the first; returns the paths.
 
-    `title` and `said` stand on top of the page; images are shown as the model sees them, `side`
-    pixels wide.
+    Every image that was written is DIRECTORY/NAME/RESULT-IMAGE.png. `title` and `said` stand on top
+    of the page; images are shown as the model sees them.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lines, picture, page = (directory / f"{name}.{form}" for form in ("jsonl", "png", "html"))
-    lines.write_text("".join(json.dumps(_row(result)) + "\n" for result in results))
-    picture_figure([_panel(result, side=side) for result in results[:ON_PICTURE]], picture)
-    page.write_text(render(results, title=title, said=said, side=side), encoding="utf-8")
+    rows = []
+    for number, result in enumerate(results):
+        files = [f"{name}/{number}-{place}.png" for place in range(len(result.written.images))]
+        for file, image in zip(files, result.written.images, strict=True):
+            write_png(image, directory / file)
+        rows.append(_row(result, files=files))
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture_figure([_panel(result, seen=seen) for result in results[:ON_PICTURE]], picture)
+    page.write_text(render(results, title=title, said=said, seen=seen), encoding="utf-8")
     return [lines, picture, page]
 
 
-def render(results: Sequence[Result], *, title: str, said: str, side: int) -> str:
+def render(results: Sequence[Result], *, title: str, said: str, seen: Seen) -> str:
     """The page; the same results give the same bytes."""
     left = len(results) - ON_PAGE
     more = f'<p class="more">{left:,} more are in the .jsonl file beside this page.</p>'
-    articles = "\n".join(_article(result, side=side) for result in results[:ON_PAGE])
+    articles = "\n".join(_article(result, seen=seen) for result in results[:ON_PAGE])
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(title)}</title>\n<style>\n{CSS.read_text()}</style></head>\n"
@@ -55,25 +64,42 @@ def render(results: Sequence[Result], *, title: str, said: str, side: int) -> st
     )
 
 
-def _row(result: Result) -> dict[str, object]:
+def _row(result: Result, *, files: Sequence[str]) -> dict[str, object]:
     """Keys of a line; texts and images stand as in a prompts file, images by their names."""
     row: dict[str, object] = {"key": result.prompt.name}
-    names = iter(result.prompt.images)
     if result.reference is None:
-        parts = result.prompt.parts
-        places = [(p, None) if isinstance(p, str) else (None, next(names)) for p in parts]
-        row |= {"texts": [text for text, _ in places], "images": [image for _, image in places]}
+        row |= _columns(result.prompt.parts, names=result.prompt.images)
     row |= {"written": result.written.text, "ended": result.written.ended}
-    return row if result.reference is None else row | {"reference": result.reference}
+    if files:
+        row |= _columns(result.written.parts, names=files, prefix="written_")
+    if isinstance(result.reference, str):
+        return row | {"reference": result.reference}
+    return row if result.reference is None else row | {"prompt": result.prompt.said()}
 
 
-def _panel(result: Result, *, side: int) -> Panel:
-    """Images, then the texts of the prompt in grey, what was written in black, the reference."""
-    images = [decode(part, side) for part in result.prompt.parts if isinstance(part, bytes)]
-    texts = [(result.prompt.said(), GREY)] if _has_text(result.prompt) else []
-    texts.append((result.written.text + ("" if result.written.ended else " …"), BLACK))
-    if result.reference is not None:
-        texts.append((result.reference, GREY))
+def _columns(
+    parts: Sequence[object], *, names: Sequence[str], prefix: str = ""
+) -> dict[str, object]:
+    """Two lists of equal length: texts, and the names of images in their places."""
+    left = iter(names)
+    places = [(part, None) if isinstance(part, str) else (None, next(left)) for part in parts]
+    texts, images = ([place[column] for place in places] for column in (0, 1))
+    return {f"{prefix}texts": texts, f"{prefix}images": images}
+
+
+def _panel(result: Result, *, seen: Seen) -> Panel:
+    """Images of the prompt, written ones, that of the reference; texts of the prompt in grey,
+    written ones in black, the reference's in grey."""
+    asked, written, reference = result.prompt, result.written, result.reference
+    images = [seen.pixels(part) for part in asked.parts if not isinstance(part, str)]
+    images += written.images
+    texts = [(asked.said(), GREY)] if _has_text(asked) else []
+    if written.text or not written.images:
+        texts.append((written.text + ("" if written.ended else " …"), BLACK))
+    if isinstance(reference, str):
+        texts.append((reference, GREY))
+    elif reference is not None:
+        images.append(seen.pixels(reference))
     return Panel(images, texts)
 
 
@@ -81,22 +107,21 @@ def _has_text(prompt: Prompt) -> bool:
     return any(isinstance(part, str) for part in prompt.parts)
 
 
-def _article(result: Result, *, side: int) -> str:
-    parts = "".join(_part(part, side=side) for part in result.prompt.parts)
+def _article(result: Result, *, seen: Seen) -> str:
+    asked = "".join(_part(part, "prompt", seen=seen) for part in result.prompt.parts)
+    written = "".join(_part(part, "written", seen=seen) for part in result.written.parts)
     more = "" if result.written.ended else '<span class="more" title="not ended"> …</span>'
-    reference = (
-        ""
-        if result.reference is None
-        else f'<div class="said reference">{escape(result.reference)}</div>'
-    )
+    reference = result.reference
+    compared = "" if reference is None else _part(reference, "reference", seen=seen)
     return (
-        f"<article><h2>{escape(result.prompt.name)}</h2>{parts}"
-        f'<div class="said written">{escape(result.written.text)}{more}</div>{reference}</article>'
+        f"<article><h2>{escape(result.prompt.name)}</h2>{asked}"
+        f'<div class="answer">{written}{more}</div>{compared}</article>'
     )
 
 
-def _part(part: str | bytes, *, side: int) -> str:
+def _part(part: str | bytes | Units | np.ndarray, role: str, *, seen: Seen) -> str:
     if isinstance(part, str):
-        return f'<div class="said prompt">{escape(part)}</div>'
-    small = ' class="small"' if side < SMALL_PIXELS else ""
-    return f'<img{small} alt="" src="{png_url(decode(part, side))}">'
+        return f'<div class="said {role}">{escape(part)}</div>'
+    pixels = part if isinstance(part, np.ndarray) else seen.pixels(part)
+    small = " small" if len(pixels) < SMALL_PIXELS else ""
+    return f'<img class="{role}{small}" alt="" src="{png_url(pixels)}">'

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.documents import clean, json_object
+from data.documents import Parts, clean, json_object
 from data.images import decode
 from data.interleaved import places
 from data.samples import BadSample
@@ -16,7 +16,7 @@ class Prompt:
     """The beginning of a document; `name` says where it is from, `images` where its images are."""
 
     name: str
-    parts: list[str | bytes]
+    parts: Parts
     images: list[str]
 
     def said(self) -> str:
@@ -29,7 +29,7 @@ class Prompt:
 
 def of_options(given: Sequence[str | Path]) -> Prompt:
     """What --prompt (str) and --image (Path) gave, in their order; raises UserError."""
-    parts: list[str | bytes] = []
+    parts: Parts = []
     for value in given:
         if isinstance(value, Path):
             parts.append(readable(value, said="--image"))
@@ -61,7 +61,7 @@ def of_file(path: Path) -> list[Prompt]:
 
 def _of_line(line: str, *, number: int, path: Path) -> Prompt:
     where = f"--prompts {path}, line {number}:"
-    parts: list[str | bytes] = []
+    parts: Parts = []
     images: list[str] = []
     try:
         layout = json_object({"json": line.encode()})

@@ -1,4 +1,4 @@
-"""Text after prompts of texts and images, many at a time.
+"""Text and images after prompts of both, many at a time.
 
 Legend of shapes: B prompts, L positions of the longest, V ids.
 """
@@ -8,25 +8,38 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data import images, sequences
 from data.documents import Parts
 from data.tokenizer import IdTable, Tokenizer
-from nmm.batch import NO_LABEL, PackedBatch
+from nmm.batch import NO_LABEL, Modality, PackedBatch
+from nmm.codes import ImageCodes
 from nmm.config import ImageConfig, ModelConfig
 from nmm.errors import UserError
 from nmm.generate.loop import Prompts, Rule, continue_prompts
+from nmm.generate.rules import Writing, one_image, only_text, with_images
 from nmm.generate.sampling import Sampling
+from nmm.generate.seen import Seen
 from nmm.model import Model
 
 
 @dataclass(frozen=True)
 class Written:
-    """Text that follows a prompt, and whether the model ended the document there."""
+    """What follows a prompt: texts, and images uint8[S, S, 3], in reading order.
 
-    text: str
+    `ended` says whether the model ended there by itself.
+    """
+
+    parts: list[str | np.ndarray]
     ended: bool
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        return [part for part in self.parts if not isinstance(part, str)]
 
 
 def generate(
@@ -37,32 +50,63 @@ def generate(
     max_tokens: int,
     sampling: Sampling | None = None,
     at_once: int = 64,
+    writing: Writing = Writing.text,
+    codes: ImageCodes | None = None,
 ) -> list[Written]:
     """Continue every prompt by at most `max_tokens` tokens, or to the end of its document.
 
-    Only text ids and the end are ever taken. What is drawn for a prompt depends on the seed and its
-    number among the prompts, not on those beside it or on how many are worked on `at_once`.
+    Only what the `writing` asks for is ever taken; images need the `codes` that the model was
+    trained with. What is drawn for a prompt depends on the seed and its number among the prompts,
+    not on those beside it or on how many are worked on `at_once`.
     """
+    seen = Seen(model.config.image, codes)
+    rule, end = _rule(writing, tokenizer.ids, model=model, codes=codes, max_tokens=max_tokens)
     found: list[Written] = []
     for start in range(0, len(prompts), at_once):
-        some = prompts[start : start + at_once]
+        some = [seen.parts(parts) for parts in prompts[start : start + at_once]]
         rows = continue_prompts(
             model,
             lay_out(some, tokenizer=tokenizer, image=model.config.image),
-            rule=only_text(tokenizer.ids, model=model),
-            end=tokenizer.ids.eos,
+            rule=rule,
+            end=end,
             max_tokens=max_tokens,
             sampling=sampling or Sampling(),
             streams=range(start, start + len(some)),
         )
         found += [
-            Written(
-                text=tokenizer.decode(ids, after=_last_text(parts, tokenizer)),
-                ended=ids[-1] == tokenizer.ids.eos,
-            )
+            Written(_read(ids, after=parts, tokenizer=tokenizer, seen=seen), ended=ids[-1] == end)
             for parts, ids in zip(some, rows, strict=True)
         ]
     return found
+
+
+def _rule(
+    writing: Writing, ids: IdTable, *, model: Model, codes: ImageCodes | None, max_tokens: int
+) -> tuple[Rule, int]:
+    """What may come next, and the id behind which nothing does."""
+    if writing is Writing.text:
+        return only_text(ids, model=model), ids.eos
+    assert codes is not None, writing
+    if writing is Writing.image:
+        return one_image(ids, model=model, image_codes=codes.tokens), ids.units[Modality.image].end
+    rule = with_images(ids, model=model, image_codes=codes.tokens, max_tokens=max_tokens)
+    return rule, ids.eos
+
+
+def _read(
+    ids: Sequence[int], *, after: Parts, tokenizer: Tokenizer, seen: Seen
+) -> list[str | np.ndarray]:
+    """The texts and images that ids stand for, behind the parts of a prompt."""
+    image = tokenizer.ids.units.get(Modality.image)
+    parts: list[str | np.ndarray] = []
+    rest, before = list(ids), _last_text(after, tokenizer)
+    while image is not None and image.begin in rest:
+        start, stop = rest.index(image.begin), rest.index(image.end)
+        codes = np.array(rest[start + 1 : stop]) - image.first
+        parts += [tokenizer.decode(rest[:start], after=before), seen.drawn(codes)]
+        rest, before = rest[stop + 1 :], []
+    parts.append(tokenizer.decode(rest, after=before))
+    return [part for part in parts if not isinstance(part, str) or part]
 
 
 def check_prompts(
@@ -88,7 +132,7 @@ def check_prompts(
                 f"prompt {number} has an image but model.image.kind is {model.image.kind.name}, so "
                 f"the model reads no pixels; leave --image out."
             )
-        length = len(_tokens(parts, tokenizer, image=model.image).tokens) - 1
+        length = prompt_tokens(parts, tokenizer=tokenizer, image=model.image)
         if length + max_tokens > context_tokens:
             raise UserError(
                 f"prompt {number} has {length} tokens and --max-tokens is {max_tokens}, but the "
@@ -97,18 +141,9 @@ def check_prompts(
             )
 
 
-def only_text(ids: IdTable, *, model: Model) -> Rule:
-    """The rule that takes every text piece and the end, and nothing else."""
-    device = next(model.parameters()).device
-    allowed = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
-    allowed[: ids.text_end] = True
-    allowed[[ids.pad, ids.unk, ids.bos]] = False
-    allowed[ids.eos] = True
-
-    def rule(written: Tensor) -> Tensor:
-        return allowed
-
-    return rule
+def prompt_tokens(parts: Parts, *, tokenizer: Tokenizer, image: ImageConfig) -> int:
+    """Positions that a prompt takes, with the begin of its document."""
+    return len(_tokens(parts, tokenizer, image=image).tokens) - 1
 
 
 def lay_out(prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfig) -> Prompts:
@@ -147,7 +182,9 @@ def lay_out(prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfi
 
 def _tokens(parts: Parts, tokenizer: Tokenizer, *, image: ImageConfig) -> sequences.Sequence:
     texts = sequences.encode(parts, tokenizer)
-    return sequences.sequence(texts, tokenizer.ids, image_tokens=image.tokens)
+    return sequences.sequence(
+        texts, tokenizer.ids, image_tokens=image.tokens, modality=Modality.image
+    )
 
 
 def _last_text(parts: Parts, tokenizer: Tokenizer) -> list[int]:
