@@ -122,6 +122,7 @@ def test_the_manifest_holds_sizes_fingerprints_and_every_start(run: Path, settin
         "parameters_total": sum(sizes.values()),
         "vocab_size": 512,
         "tokenizer_sha256": hashlib.sha256(Path(data.tokenizer).read_bytes()).hexdigest(),
+        "codebook_sha256": None,
         "corpus_fingerprint": corpus.fingerprint,
         "source_tokens": {source.name: source.tokens for source in corpus.sources},
         "total_steps": runs.STEPS,
