@@ -4,13 +4,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from typing import NoReturn
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -25,35 +23,34 @@ from nmm import (
     parallel,
     parent,
     quarantine,
+    rows,
     rundir,
     schedule,
     skipped,
     stop,
 )
-from nmm.batch import Modality, PackedBatch
+from nmm.batch import PackedBatch
 from nmm.begin import (
     Beginning,
     RunPlan,
-    agreed,
     begin,
     is_finished,
     make_plan,
-    naming_process,
+    opening,
     owes_evaluation,
+    write_run_directory,
 )
 from nmm.checkpoint import Progress
 from nmm.config import Config
-from nmm.engine import Engine, StepResult
+from nmm.engine import Engine
 from nmm.errors import DivergenceError, UserError
-from nmm.flops import flops, num_parameters, peak_flops_per_second
 from nmm.heartbeat import Heartbeat, Phase
-from nmm.log import Row, RunLog
+from nmm.log import RunLog
 from nmm.model import build, load_given
-from nmm.parallel import World
+from nmm.parallel import World, agreed, naming_process
 from nmm.pieces import Written
 from nmm.schedule import at_interval, due
 from nmm.stop import Stopped, Stops
-from nmm.tally import LABELS, TOKENS, loss_keys, token_keys
 
 
 def train(
@@ -84,7 +81,7 @@ def train(
         try:
             loop(plan, progress, engine, loader, log, settings=settings, stops=stops, world=world)
         except Stopped as stopped:
-            if not is_saved(plan, progress, world=world):
+            if not checkpoint.is_saved(plan.directory, progress, world=world):
                 heartbeat.enter(Phase.checkpoint)
                 save(plan, progress, engine, settings, world=world)
             log.say(
@@ -131,7 +128,7 @@ def loop(
         )
         log.heartbeat.enter(Phase.between)
         progress.step, progress.stream, progress.learning_rate = step, stream, rate
-        count(progress.totals, result, settings=settings, sources=sources)
+        rows.count(progress.totals, result, settings=settings, sources=sources)
         skipped.count(progress, result)
         if not result.applied:
             log.skipped(skipped.row(progress, result))
@@ -146,9 +143,12 @@ def loop(
 
         is_due = due(step, every=settings.log.every_steps, last=total_steps)
         if watch or is_due or not result.applied:
-            rows = loss_row(progress, result, settings, sources=sources)
-            timing = speed(result, settings, started=started, heartbeat=log.heartbeat, world=world)
-            log.losses({**now(plan, progress), **rows, **timing})
+            when = rows.now(plan.phases, progress)
+            losses = rows.losses(progress, result, settings, sources=sources)
+            timing = rows.speed(
+                result, settings, started=started, heartbeat=log.heartbeat, world=world
+            )
+            log.losses({**when, **losses, **timing})
             progress.logged_step = step
         skipped.refuse_many(
             progress, result, limit=settings.engine.max_skipped_in_a_row, directory=plan.directory
@@ -167,27 +167,6 @@ def load(engine: Engine, begun: Beginning, *, world: World) -> Written:
     say = partial(print, flush=True) if world.is_main else lambda _: None
     with naming_process(world):
         return checkpoint.load(engine, begun.whole, say=say, remedy=remedy)
-
-
-def opening(plan: RunPlan, begun: Beginning, written: Written | None) -> str:
-    """What the run says first: where it stands, and what it begins from."""
-    progress, came_from = begun.progress, ""
-    if begun.parent and progress.parent:
-        taken = "of" if begun.whole else "with the weights of"
-        came_from = f", {taken} {begun.parent} ({progress.parent['tokens']:,} tokens)"
-    if written:
-        writers = f"{written.processes} process{'' if written.processes == 1 else 'es'}"
-        came_from += f", written by {writers} with ZeRO {written.zero_stage}"
-    return (
-        f"{'continuing' if begun.own else 'starting'} {plan.directory} after step {progress.step} "
-        f"of {plan.phases.total_steps}{came_from}"
-    )
-
-
-def is_saved(plan: RunPlan, progress: Progress, *, world: World) -> bool:
-    """Would the same command continue from where the run stands? Its beginning needs no saving."""
-    newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
-    return progress.step == (checkpoint.step_of(newest) if newest else progress.first_step)
 
 
 def save(
@@ -232,52 +211,6 @@ def open_log(
     )
 
 
-def count(
-    totals: dict[str, int], result: StepResult, *, settings: Config, sources: Sequence[str]
-) -> None:
-    """Add a step to the cumulative keys of losses.jsonl; a skipped update counts no tokens."""
-    counted = (
-        token_keys(result.tally, sources=sources, units=settings.data.units)
-        if result.applied
-        else {}
-    )
-    if result.applied:
-        counted["flops"] = step_flops(result, settings)
-    counted |= result.counts
-    for document in result.dropped:
-        key = f"dropped/{document.reason}"
-        counted[key] = counted.get(key, 0) + 1
-    for key, value in counted.items():
-        totals[key] = totals.get(key, 0) + value
-
-
-def step_flops(result: StepResult, settings: Config) -> int:
-    """What the step's tokens cost to train on, by the convention of the scaling laws."""
-    return flops(
-        settings.model,
-        tokens=result.tally.count(TOKENS),
-        image_tokens=result.tally.count(TOKENS, modality=Modality.image),
-    )
-
-
-def loss_row(
-    progress: Progress, result: StepResult, settings: Config, *, sources: Sequence[str]
-) -> Row:
-    """The keys of losses.jsonl that are the same however fast the machine is (docs/scaling.md)."""
-    positions = settings.data.global_rows * settings.data.row_tokens
-    tokens, labels = result.tally.count(TOKENS), result.tally.count(LABELS)
-    return {
-        **progress.totals,
-        "fill_fraction": tokens / positions,
-        "labels": labels,
-        "lr": progress.learning_rate,
-        **loss_keys(result.tally, sources=sources, units=settings.data.units),
-        "grad_norm": result.grad_norm,
-        **(result.routed.keys(settings.model.moe) if result.routed else {}),
-        **(result.signals.keys(tokens=tokens, labels=labels) if result.signals else {}),
-    }
-
-
 def evaluation(
     engine: Engine,
     plan: RunPlan,
@@ -316,61 +249,8 @@ def evaluation(
         )
     trained = {key: progress.totals.get(key, 0) for key in ("tokens", "flops")}
     losses |= evaluate.causality(settings.model)
-    log.evaluation({**now(plan, progress), **trained, **losses, "dropped": len(dropped)})
-
-
-def now(plan: RunPlan, progress: Progress) -> Row:
-    """The keys of both logs that say when."""
-    step = progress.step
-    phase = schedule.phase_name(plan.phases, step=step) if step > 0 else "start"
-    return {"step": step, "phase": phase}
-
-
-def speed(
-    result: StepResult, settings: Config, *, started: float, heartbeat: Heartbeat, world: World
-) -> Row:
-    """The keys of losses.jsonl that depend on the machine and the moment."""
-    seconds = time.perf_counter() - started
-    rate = result.tally.count(TOKENS) / seconds
-    peak = peak_flops_per_second(
-        torch.cuda.get_device_name() if world.device.type == "cuda" else ""
-    )
-    return {
-        "tokens_per_second": rate,
-        "mfu": step_flops(result, settings) / seconds / (peak * world.size) if peak else None,
-        "seconds": seconds,
-        **{f"seconds/{phase.name}": spent for phase, spent in heartbeat.seconds().items()},
-        "peak_memory_bytes": parallel.peak_memory_bytes(world),
-        "wall_time": rundir.wall_time(),
-    }
-
-
-def write_run_directory(
-    plan: RunPlan, settings: Config, *, overrides: list[str], first: Progress, world: World
-) -> None:
-    """config.yaml, overrides.txt and manifest.json, by the main process."""
-    if not world.is_main:
-        return
-    parameters = num_parameters(settings.model)
-    rundir.write(
-        plan.directory,
-        config_yaml=config.to_yaml(config.with_absolute_paths(settings)),
-        overrides=overrides,
-        facts={
-            "N": parameters.N,
-            "N_active": parameters.N_active,
-            "N_vision": parameters.N_vision,
-            "parameters_total": parameters.total,
-            "vocab_size": settings.model.vocab_size,
-            "tokenizer_sha256": plan.corpus.tokenizer.hash,
-            "codebook_sha256": plan.codebook_sha256,
-            "corpus_fingerprint": plan.corpus.fingerprint,
-            "source_tokens": {source.name: source.tokens for source in plan.corpus.sources},
-            "total_steps": plan.phases.total_steps,
-            "parent": first.parent,
-        },
-        start={"step": first.step, "processes": world.size},
-    )
+    when = rows.now(plan.phases, progress)
+    log.evaluation({**when, **trained, **losses, "dropped": len(dropped)})
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")

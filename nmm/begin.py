@@ -1,27 +1,25 @@
 """How a run begins: what a user can get wrong is checked before any work, by every process."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from data.corpus import Corpus
-from nmm import checkpoint, config, parallel, parent, schedule
+from nmm import checkpoint, config, parallel, parent, rundir, schedule
 from nmm.checkpoint import Progress
 from nmm.codes.model import read as codes_of
 from nmm.config import Config, DataConfig, ParentConfig, ParentMode, UnitModality
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
+from nmm.flops import num_parameters
 from nmm.identity import identity_of, refuse_contradiction
 from nmm.log import read_rows
 from nmm.model import check_given
 from nmm.needs import refuse_missing
 from nmm.parallel import World
+from nmm.pieces import Written
 from nmm.schedule import Phases
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,49 @@ def _from_parent(plan: RunPlan, config: ParentConfig, *, identity: dict[str, Any
     return Beginning(progress, parent=found, mode=config.mode)
 
 
+def opening(plan: RunPlan, begun: Beginning, written: Written | None) -> str:
+    """What the run says first: where it stands, and what it begins from."""
+    progress, came_from = begun.progress, ""
+    if begun.parent and progress.parent:
+        taken = "of" if begun.whole else "with the weights of"
+        came_from = f", {taken} {begun.parent} ({progress.parent['tokens']:,} tokens)"
+    if written:
+        writers = f"{written.processes} process{'' if written.processes == 1 else 'es'}"
+        came_from += f", written by {writers} with ZeRO {written.zero_stage}"
+    return (
+        f"{'continuing' if begun.own else 'starting'} {plan.directory} after step {progress.step} "
+        f"of {plan.phases.total_steps}{came_from}"
+    )
+
+
+def write_run_directory(
+    plan: RunPlan, settings: Config, *, overrides: list[str], first: Progress, world: World
+) -> None:
+    """config.yaml, overrides.txt and manifest.json, by the main process."""
+    if not world.is_main:
+        return
+    parameters = num_parameters(settings.model)
+    rundir.write(
+        plan.directory,
+        config_yaml=config.to_yaml(config.with_absolute_paths(settings)),
+        overrides=overrides,
+        facts={
+            "N": parameters.N,
+            "N_active": parameters.N_active,
+            "N_vision": parameters.N_vision,
+            "parameters_total": parameters.total,
+            "vocab_size": settings.model.vocab_size,
+            "tokenizer_sha256": plan.corpus.tokenizer.hash,
+            "codebook_sha256": plan.codebook_sha256,
+            "corpus_fingerprint": plan.corpus.fingerprint,
+            "source_tokens": {source.name: source.tokens for source in plan.corpus.sources},
+            "total_steps": plan.phases.total_steps,
+            "parent": first.parent,
+        },
+        start={"step": first.step, "processes": world.size},
+    )
+
+
 def owes_evaluation(plan: RunPlan, progress: Progress, settings: Config, *, world: World) -> bool:
     """Is the evaluation of the step where the run stands missing, since a stop came before it?"""
     step, config = progress.step, settings.evaluation
@@ -212,28 +253,3 @@ def refuse_jump(begun: Beginning, settings: Config, *, plan: RunPlan) -> None:
         f"schedule.* gives the rate {rate:g} at step {progress.step}, but {trained} was trained "
         f"with {progress.learning_rate:g} there; {remedy}."
     )
-
-
-def agreed(work: Callable[[], T], *, world: World) -> T:
-    """The result of `work`, if every process could do it; else the first error, on every process.
-
-    A shard can be missing on one machine only, and the others must not wait for it.
-    """
-    done, errors = [], []
-    try:
-        done.append(work())
-    except UserError as error:
-        errors.append(f"{error}" if world.is_main else f"{error} (process {world.rank})")
-    errors = parallel.gather_lists(errors)
-    if errors:
-        raise UserError(errors[0])
-    return done[0]
-
-
-@contextmanager
-def naming_process(world: World) -> Iterator[None]:
-    """What only one process meets should say which."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{error} (process {world.rank})") from None

@@ -20,7 +20,7 @@ from data.plan import StreamState
 from nmm.config import CheckpointConfig, Resume
 from nmm.engine import Engine
 from nmm.errors import UserError
-from nmm.parallel import World, barrier, is_of_a_collective
+from nmm.parallel import World, barrier, from_main, is_of_a_collective
 from nmm.pieces import Written
 from nmm.schedule import at_interval, due
 
@@ -156,6 +156,12 @@ def save(
         for old in complete(directory)[: -config.keep_last]:
             if not is_kept(step_of(old), config):
                 _remove(old)
+
+
+def is_saved(directory: Path, progress: Progress, *, world: World) -> bool:
+    """Would the same command continue from where the run stands? Its beginning needs no saving."""
+    found = from_main(newest(directory) if world.is_main else None)
+    return progress.step == (step_of(found) if found else progress.first_step)
 
 
 def is_due(step: int, config: CheckpointConfig, *, last: int) -> bool:

@@ -4,7 +4,8 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -135,6 +136,31 @@ def gather_lists(items: Sequence[T]) -> list[T]:
     parts: list[Sequence[T]] = [()] * dist.get_world_size()
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def agreed(work: Callable[[], T], *, world: World) -> T:
+    """The result of `work`, if every process could do it; else the first error, on every process.
+
+    A shard can be missing on one machine only, and the others must not wait for it.
+    """
+    done, errors = [], []
+    try:
+        done.append(work())
+    except UserError as error:
+        errors.append(f"{error}" if world.is_main else f"{error} (process {world.rank})")
+    errors = gather_lists(errors)
+    if errors:
+        raise UserError(errors[0])
+    return done[0]
+
+
+@contextmanager
+def naming_process(world: World) -> Iterator[None]:
+    """What only one process meets should say which."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} (process {world.rank})") from None
 
 
 def from_main(value: T) -> T:

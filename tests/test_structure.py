@@ -52,6 +52,7 @@ RANKS = {
     "nmm.parent": 5,
     "nmm.quarantine": 5,
     "nmm.report": 5,
+    "nmm.rows": 5,
     "nmm.skipped": 5,
     "nmm.trained": 5,
     "data.prepare": 6,
