@@ -152,7 +152,7 @@ def _absent(world: World) -> Roll:
     """
     present = _collect("is here", "", world=world, until=lambda: world.store.check(["nmm/fault"]))
     lost = [rank for rank in range(world.size) if rank not in present]
-    return Roll(*_first_with_hosts(lost, world=world))
+    return Roll(*_first_with_hosts(lost, answered=len(present), world=world))
 
 
 def _behind(world: World, *, beats: int) -> Roll:
@@ -161,10 +161,11 @@ def _behind(world: World, *, beats: int) -> Roll:
     counts = _collect("beats", str(beats), world=world, until=lambda: False)
     lost = [rank for rank in range(world.size) if rank not in counts]
     if lost:
-        return Roll(*_first_with_hosts(lost, world=world))
+        return Roll(*_first_with_hosts(lost, answered=len(counts), world=world))
     fewest = min(int(count) for count in counts.values())
     lost = [rank for rank, count in counts.items() if int(count) == fewest]
-    return Roll(*_first_with_hosts(lost, world=world), answered=True)
+    found = _first_with_hosts(lost, answered=len(counts), world=world)
+    return Roll(*found, answered=True)
 
 
 def _collect(title: str, answer: str, *, world: World, until: Callable[[], bool]) -> dict[int, str]:
@@ -178,10 +179,21 @@ def _collect(title: str, answer: str, *, world: World, until: Callable[[], bool]
     return {rank: world.store.get(keys[rank]).decode() for rank in there}
 
 
-def _first_with_hosts(lost: list[int], *, world: World) -> tuple[bool, list[int], list[str]]:
-    """The hosts first: once it is known who speaks, the others leave, and the store with one."""
+def _first_with_hosts(
+    lost: list[int], *, answered: int, world: World
+) -> tuple[bool, list[int], list[str]]:
+    """Whether this process tells, who is lost, and on which machines.
+
+    The one that tells waits until all who answered know that it does: the store may live in it.
+    """
     hosts = sorted({world.store.get(f"nmm/host of {rank}").decode() for rank in lost})
-    return _is_first(world), lost, hosts
+    if not _is_first(world):
+        return False, lost, hosts
+    deadline = time.monotonic() + SECONDS_TO_ANSWER
+    with suppress(dist.DistError):
+        while world.store.add("nmm/fault", 0) < answered and time.monotonic() < deadline:
+            time.sleep(0.1)
+    return True, lost, hosts
 
 
 def _told(found: Roll, directory: Path, *, why: str, where: str, world: World) -> str:

@@ -165,6 +165,8 @@ with (
         os.kill(os.getpid(), signal.SIGSTOP)
     if world.rank == 1 and case == "late":
         time.sleep(4)
+    if world.rank == 1 and case == "slow":
+        fault._is_first = lambda world: time.sleep(2) or world.store.add("nmm/fault", 1) == 1
     if world.rank == 0:
         heart.hold([["a"], ["b"]])
         heart.enter(Phase.backward, 1)
@@ -184,6 +186,7 @@ def test_processes_that_wait_for_ever_end_themselves(tmp_path: Path) -> None:
         "alone": f"process 0 of 1 does not go on after step 7 (on HOST): {slow} backward, with 1 "
         f"document: b; {gone}",
         "behind": f"process 1 of 2 does not go on after step 7 (on HOST): {slow} data wait; {gone}",
+        "slow": f"process 1 of 2 does not go on after step 7 (on HOST): {slow} data wait; {gone}",
         "stopped": f"process 1 of 2 no longer answers after step 7 (on HOST): {slow} data wait; "
         + gone,
         "late": "all 2 processes answer after step 7, but one came too late (",
