@@ -210,7 +210,7 @@ def _read(piece: Piece, *, corpus: Corpus, seed: int) -> Document | BadSample:
             f"than its index says (was it indexed with another version of sentencepiece?); "
             f"run `python -m data.prepare.index` with --force."
         )
-    fraction, (text_first,) = source.text_first_fraction, (False,)
+    text_first, fraction = False, source.text_first_fraction
     if fraction:
         (text_first,) = augment.text_first(
             np.array([number]), fraction=fraction, seed=seed, **place

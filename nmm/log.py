@@ -34,6 +34,17 @@ def read_rows(path: Path) -> list[Row]:
     return [row for part in parts for row in _parsed_lines(part, path=path)]
 
 
+def read_losses(run: Path) -> list[Row]:
+    """The rows of losses.jsonl of a run directory, at least one; UserError without."""
+    rows = read_rows(run / "losses.jsonl")
+    if not rows:
+        raise UserError(
+            f"{run / 'losses.jsonl'} has no rows; give the directory of a run that has trained for "
+            f"a step."
+        )
+    return rows
+
+
 class JsonLog:
     """One JSON object a line, each with a `step`.
 

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nmm.config.schedule import Cooldown, ScheduleConfig
 from nmm.errors import UserError
-from nmm.log import read_rows
+from nmm.log import read_losses, read_rows
 from nmm.schedule import cooldown_factor, learning_rate, phase_name, phases
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
@@ -234,12 +234,7 @@ def save(figure: Figure, *, axes: Sequence[Axes], path: Paths) -> None:
 
 
 def _draw_run(run: Path) -> Path:
-    rows = read_rows(run / "losses.jsonl")
-    if not rows:
-        raise UserError(
-            f"--run is {run}, but {run / 'losses.jsonl'} has no rows; give the directory of a run "
-            f"that has trained for a step."
-        )
+    rows = read_losses(run)
     path = run / "loss.png"
     loss_figure(rows, evals=read_rows(run / "evals.jsonl"), path=path)
     return path

@@ -13,10 +13,9 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from nmm.errors import UserError
 from nmm.fault import FILE as FAULTS
 from nmm.heartbeat import Phase
-from nmm.log import Row, duration, read_rows
+from nmm.log import Row, duration, read_losses, read_rows
 from nmm.plot import loss_figure, short_count
 from nmm.plot.time import time_figure
 from nmm.rundir import MANIFEST, wall_time
@@ -63,12 +62,7 @@ def write(directory: Path) -> Path:
 
 
 def _read(directory: Path) -> Written:
-    losses = read_rows(directory / "losses.jsonl")
-    if not losses:
-        raise UserError(
-            f"--run is {directory}, but {directory / 'losses.jsonl'} has no rows; give the "
-            f"directory of a run that has trained for a step."
-        )
+    losses = read_losses(directory)
     faults = directory / FAULTS
     lines = faults.read_text().splitlines() if faults.exists() else []
     return Written(

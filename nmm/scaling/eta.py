@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nmm.errors import UserError
-from nmm.log import Row, read_rows
+from nmm.log import Row, read_losses
 
 WINDOW_FRACTION = 0.02  # of the logged rows that a mean is taken over
 
@@ -29,20 +28,13 @@ class Eta:
 
 def eta(dense: Path, sparse: Path) -> list[Eta]:
     """Overall and for every modality that both runs have a loss of."""
-    rows = [_rows(run) for run in (dense, sparse)]
+    rows = [read_losses(run) for run in (dense, sparse)]
     measured = [
         {key for row in one for key, value in row.items() if value is not None} for one in rows
     ]
     both = sorted(measured[0] & measured[1])
     keys = [key for key in both if key == "loss" or key.startswith("loss/modality/")]
     return [_matched(rows[0], rows[1], key=key) for key in keys]
-
-
-def _rows(run: Path) -> list[Row]:
-    rows = read_rows(run / "losses.jsonl")
-    if not rows:
-        raise UserError(f"{run / 'losses.jsonl'} has no rows; give the directory of a run.")
-    return rows
 
 
 def _matched(dense: Sequence[Row], sparse: Sequence[Row], *, key: str) -> Eta:
