@@ -183,7 +183,7 @@ def build_engine(plan: RunPlan, begun: Beginning, settings: Config, *, world: Wo
     """
     model = build(settings.model, seed=settings.run.seed)
     if begun.weights:
-        parent.load_weights(model, begun.weights, world=world)
+        parent.load_weights(model, begun.weights, mode=begun.mode, world=world)
     elif begun.whole is None:
         load_given(model, settings.weights)
     return Engine(

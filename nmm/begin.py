@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from data.corpus import Corpus
+from data.plan import StreamState
 from nmm import checkpoint, config, parallel, parent, rundir, schedule
 from nmm.checkpoint import Progress
 from nmm.codes.model import read as codes_of
-from nmm.config import Config, DataConfig, ParentConfig, ParentMode, UnitModality
+from nmm.config import Config, DataConfig, ParentMode, UnitModality
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
 from nmm.flops import num_parameters
@@ -53,8 +54,8 @@ class Beginning:
 
     @property
     def weights(self) -> Path | None:
-        """The checkpoint of which the weights alone are taken, if there is one."""
-        return self.parent if self.mode is ParentMode.weights else None
+        """The checkpoint of which the weights are taken and no optimizer state, if there is one."""
+        return None if self.own or self.mode is ParentMode.branch else self.parent
 
 
 def make_plan(settings: Config, *, world: World) -> RunPlan:
@@ -117,7 +118,7 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     if newest:
         begun = Beginning(checkpoint.read_progress(newest), own=newest)
     elif settings.parent.run:
-        begun = _from_parent(plan, settings.parent, identity=identity)
+        begun = _from_parent(plan, settings, identity=identity)
     else:
         begun = Beginning(Progress(identity=identity))
     if world.is_main:
@@ -131,20 +132,32 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     return begun
 
 
-def _from_parent(plan: RunPlan, config: ParentConfig, *, identity: dict[str, Any]) -> Beginning:
-    found = parent.checkpoint_of(config)
-    total_steps = plan.phases.total_steps
+def _from_parent(plan: RunPlan, settings: Config, *, identity: dict[str, Any]) -> Beginning:
+    asked, data, total_steps = settings.parent, settings.data, plan.phases.total_steps
+    found = parent.checkpoint_of(asked)
     progress = parent.begun_from(
-        found, mode=config.mode, identity=identity, total_steps=total_steps
+        found,
+        mode=asked.mode,
+        identity=identity,
+        total_steps=total_steps,
+        model=settings.model,
     )
-    return Beginning(progress, parent=found, mode=config.mode)
+    if progress.stream and progress.step == 0:  # steps to come are more than those of the schedule
+        behind = StreamState.from_dict(progress.stream)
+        rows = behind.rows + behind.row + total_steps * data.global_rows
+        plan.corpus.check_budget(rows * data.row_tokens, repeat=data.repeat)
+    return Beginning(progress, parent=found, mode=asked.mode)
 
 
 def opening(plan: RunPlan, begun: Beginning, written: Written | None) -> str:
     """What the run says first: where it stands, and what it begins from."""
     progress, came_from = begun.progress, ""
     if begun.parent and progress.parent:
-        taken = "of" if begun.whole else "with the weights of"
+        taken = {
+            ParentMode.branch: "of",
+            ParentMode.weights: "with the weights of",
+            ParentMode.upcycle: "with experts made of",
+        }[begun.mode]
         came_from = f", {taken} {begun.parent} ({progress.parent['tokens']:,} tokens)"
     if written:
         writers = f"{written.processes} process{'' if written.processes == 1 else 'es'}"

@@ -21,10 +21,9 @@ from nmm.codes.model import read as read_codes
 from nmm.config import BlockConfig, ModelConfig, read_yaml, to_yaml
 from nmm.errors import UserError
 from nmm.model.folder import block_keys
-from nmm.rundir import git_commit
+from nmm.rundir import CONFIG, git_commit
 from nmm.trained import (
     CODEBOOK_FOLDER,
-    CONFIG,
     FACTS,
     FORMAT,
     PIECES,

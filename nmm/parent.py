@@ -1,7 +1,8 @@
-"""Beginning from another run's checkpoint: a branch of its training, or its weights alone.
+"""Beginning from another run's checkpoint: a branch of its training, its weights alone, or experts.
 
 A branch trains on its parent's next batches, with the parent's optimizer state, under a schedule of
-its own; its steps and counts go on from the parent's.
+its own; its steps and counts go on from the parent's. An upcycled run trains on the next batches
+too and its counts go on, while its steps and all else begin anew (nmm/upcycle.py).
 """
 
 from pathlib import Path
@@ -16,18 +17,21 @@ from nmm.checkpoint import (
     read_progress,
     step_of,
 )
-from nmm.config import ParentConfig, ParentMode
+from nmm.config import ModelConfig, ParentConfig, ParentMode, read_yaml
 from nmm.errors import UserError
 from nmm.identity import CODEBOOK, HELD_OUT, TOKENIZER, refuse_contradiction
 from nmm.model import Model
 from nmm.parallel import World, copy_from_main
-from nmm.pieces import WEIGHT, Stored
-from nmm.rundir import MANIFEST
+from nmm.pieces import Stored
+from nmm.rundir import CONFIG, MANIFEST
+from nmm.upcycle import Upcycled, seeds
 
 # What a branch may have otherwise: where its parent came from, and what it is evaluated on.
 FREE = ("parent.", "evaluation.", HELD_OUT)
 # What weights do not depend on. The rest of model.* says what they mean.
 FREE_OF_WEIGHTS = ("model.dropout", "model.vision.dropout", "model.z_loss")
+# What upcycling changes; nmm/upcycle.py compares the sizes.
+OF_EXPERTS = ("model.moe.", "model.ffn_hidden")
 REMEDY = "give the value of the parent, or another parent.run"
 GIVE_ANOTHER = "give another parent.step"
 
@@ -52,7 +56,12 @@ def checkpoint_of(config: ParentConfig) -> Path:
 
 
 def begun_from(
-    checkpoint: Path, *, mode: ParentMode, identity: dict[str, Any], total_steps: int
+    checkpoint: Path,
+    *,
+    mode: ParentMode,
+    identity: dict[str, Any],
+    total_steps: int,
+    model: ModelConfig,
 ) -> Progress:
     """Where a run with this parent stands before its first step; raises UserError if it cannot."""
     progress = read_progress(checkpoint)
@@ -69,6 +78,15 @@ def begun_from(
     refuse_contradiction(saved, current, checkpoint=checkpoint, remedy=REMEDY)
     if mode is ParentMode.weights:
         return Progress(identity=identity, parent=parent)
+    if mode is ParentMode.upcycle:
+        seeds(_model_of(checkpoint), config=model)
+        return Progress(
+            stream=progress.stream,
+            totals=progress.totals,
+            bad_documents=progress.bad_documents,
+            identity=identity,
+            parent=parent,
+        )
     if progress.step >= total_steps:
         raise UserError(
             f"schedule.total_steps is {total_steps} and parent.step is {progress.step}; a branch "
@@ -79,22 +97,39 @@ def begun_from(
     return progress
 
 
-def load_weights(model: Model, checkpoint: Path, *, world: World) -> None:
+def load_weights(model: Model, checkpoint: Path, *, mode: ParentMode, world: World) -> None:
     """Copy a checkpoint's weights over the initial ones; the main process reads for all."""
     with torch.no_grad(), damage_of(checkpoint, remedy=GIVE_ANOTHER):
-        stored = Stored(checkpoint) if world.is_main else None
+        first = _first_weights(model, checkpoint, mode=mode) if world.is_main else None
         for name, parameter in model.named_parameters():
-            if stored:
-                stored.copy(parameter.view(-1), name=name, kind=WEIGHT)
+            if first:
+                first.fill(parameter, name=name)
             copy_from_main(parameter, world=world)
+
+
+def _first_weights(model: Model, checkpoint: Path, *, mode: ParentMode) -> Stored | Upcycled:
+    stored = Stored(checkpoint)
+    if mode is not ParentMode.upcycle:
+        return stored
+    seed = _model_of(checkpoint)
+    return Upcycled(stored, seed, seeds(seed, config=model.config))
+
+
+def _model_of(checkpoint: Path) -> ModelConfig:
+    """The model that a run's checkpoint is of."""
+    return read_yaml(checkpoint.parents[1] / CONFIG).model
 
 
 def _must_agree(key: str, mode: ParentMode) -> bool:
     """Must this value of the identity be the parent's?"""
+    of_weights = key in (TOKENIZER, CODEBOOK) or (
+        key.startswith("model.") and key not in FREE_OF_WEIGHTS
+    )
     match mode:
         case ParentMode.branch:
             return not key.startswith(FREE)
         case ParentMode.weights:
-            return key in (TOKENIZER, CODEBOOK) or (
-                key.startswith("model.") and key not in FREE_OF_WEIGHTS
-            )
+            return of_weights
+        case ParentMode.upcycle:
+            of_data = key.startswith("data.") and key != HELD_OUT
+            return of_data or (of_weights and not key.startswith(OF_EXPERTS))

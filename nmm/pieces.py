@@ -121,11 +121,15 @@ class Stored:
         if filled != into.numel():
             raise ValueError(f"{filled} of {into.numel()} elements of {name}, {kind} are there")
 
+    def fill(self, parameter: Tensor, *, name: str) -> None:
+        """Put a whole weight in its place."""
+        self.copy(parameter.view(-1), name=name, kind=WEIGHT)
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The name and the whole weight in fp32 of every parameter, one at a time."""
         for name, shape in self.about.shapes.items():
             weight = torch.empty(shape)
-            self.copy(weight.view(-1), name=name, kind=WEIGHT)
+            self.fill(weight, name=name)
             yield name, weight
 
     def _open(self, process: int) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nmm.errors import UserError
 
-MANIFEST = "manifest.json"
+CONFIG, MANIFEST = "config.yaml", "manifest.json"
 FLOCK = "hhqqi"  # struct flock of 64-bit Linux: kind, whence, start, length, process
 PACKAGES = ("torch", "deepspeed", "webdataset", "sentencepiece", "pillow", "simplejpeg", "numpy")
 
@@ -32,7 +32,7 @@ def write(
     A start holds the step it continues from and the number of processes; commit, versions and
     time are added.
     """
-    write_whole(directory / "config.yaml", config_yaml)
+    write_whole(directory / CONFIG, config_yaml)
     write_whole(directory / "overrides.txt", "".join(f"{line}\n" for line in overrides))
     manifest = directory / MANIFEST
     starts = _starts(manifest)

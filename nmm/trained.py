@@ -28,15 +28,11 @@ from nmm.errors import UserError
 from nmm.identity import CODEBOOK, TOKENIZER
 from nmm.model import Model
 from nmm.pieces import Stored
+from nmm.rundir import CONFIG
 
 FORMAT = 1
 CODEBOOK_FOLDER = "codebook"
-WEIGHTS, CONFIG, PIECES, FACTS = (
-    "model.safetensors",
-    "config.yaml",
-    "tokenizer.model",
-    "export.json",
-)
+WEIGHTS, PIECES, FACTS = "model.safetensors", "tokenizer.model", "export.json"
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ RANKS = {
     "nmm.rows": 5,
     "nmm.skipped": 5,
     "nmm.trained": 5,
+    "nmm.upcycle": 5,
     "data.prepare": 6,
     "launch": 6,
     "bench": 6,

@@ -12,10 +12,13 @@ class ParentMode(Enum):
 
     branch   everything: it trains on the parent's next batches, with a schedule of its own
     weights  the weights alone: step, optimizer, data and counts begin anew
+    upcycle  the weights, of which experts are made (nmm/upcycle.py), and the place in the data: it
+             trains on the parent's next batches with a new schedule, optimizer and routers
     """
 
     branch = "branch"
     weights = "weights"
+    upcycle = "upcycle"
 
 
 @dataclass

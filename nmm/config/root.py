@@ -94,12 +94,18 @@ class Config:
         self._check_experts()
 
     def _check_parent(self) -> None:
-        only_weights = self.parent.run is not None and self.parent.mode is ParentMode.weights
-        given = self.weights.decoder or self.weights.vision
-        if only_weights and given is not None:
+        mode, given = self.parent.mode, self.weights.decoder or self.weights.vision
+        if self.parent.run is None:
+            return
+        if mode is not ParentMode.branch and given is not None:
             raise UserError(
-                f"parent.mode is weights and weights.* names {given}, so that there are two "
+                f"parent.mode is {mode.name} and weights.* names {given}, so that there are two "
                 f"sources of weights; leave one of them out."
+            )
+        if mode is ParentMode.upcycle and self.model.sparse is None:
+            raise UserError(
+                "parent.mode is upcycle and model.moe.routing is none, so that there are no "
+                "experts to make; choose a sparse model, for example model=tiny_moma."
             )
 
     def _check_context(self) -> None:

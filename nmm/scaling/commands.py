@@ -111,8 +111,9 @@ def eta_command(arguments: argparse.Namespace) -> None:
         if found.flops is None:
             say(f"{found.loss}: the sparse run never reaches {found.dense_loss:.4f}")
         else:
+            seconds = "unknown" if found.seconds is None else f"{found.seconds:.2f}"
             say(
-                f"{found.loss}: eta {found.flops:.2f} by FLOPs, {found.seconds:.2f} by the clock "
+                f"{found.loss}: eta {found.flops:.2f} by FLOPs, {seconds} by the clock "
                 f"(loss {found.dense_loss:.4f}, reached at step {found.matched_step})"
             )
 
