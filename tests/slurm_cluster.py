@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +76,15 @@ class Cluster:
             assert time.monotonic() < deadline, self.state(job)
             time.sleep(0.2)
 
-    def wait_for_restart(self, job: str, *, times: int) -> None:
-        """Until the job runs again, which Slurm would delay by two minutes.
+    def wait_for_restart(self, job: str, *, until: Callable[[], object]) -> None:
+        """Until what the job does when it runs again; Slurm would delay that by two minutes.
 
-        It is asked again and again: while the last processes end, it sets the delay anew.
+        It is asked again and again: while the last processes end, it sets the delay anew, also
+        when the job was said to run already.
         """
         deadline = time.monotonic() + 100
-        while (now := self.state(job))["Restarts"] != f"{times}" or now["JobState"] != "RUNNING":
+        while not until():
+            now = self.state(job)
             assert time.monotonic() < deadline, now
             if now["Reason"] == "BeginTime":
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,9 +40,12 @@ def submit(cluster: Cluster, *words: str) -> str:
     return done.stdout.split(";")[0].removeprefix("submitted job ")
 
 
+def starts(directory: Path) -> list[dict[str, Any]]:
+    return json.loads((directory / "manifest.json").read_text())["starts"]
+
+
 def stops(directory: Path) -> list[str]:
-    starts = json.loads((directory / "manifest.json").read_text())["starts"]
-    return [start["ended"]["how"] for start in starts if "ended" in start]
+    return [start["ended"]["how"] for start in starts(directory) if "ended" in start]
 
 
 @pytest.mark.skipif(WHY_NOT is not None, reason=f"{WHY_NOT}")
@@ -59,16 +63,16 @@ def test_jobs_stop_for_others_go_back_into_the_queue_and_finish(
     wait_until(lambda: last_step(directory) > 3, seconds=100, log=printed)
     # As Slurm does it before a time limit: a signal to the shell of the job alone.
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
-    cluster.wait_for_restart(job, times=1)
+    cluster.wait_for_restart(job, until=lambda: len(starts(directory)) == 2)
     assert "because" in printed.read_text()
     assert f"(the time limit of job {job})" in printed.read_text()
 
-    stopped_at = last_step(directory)
-    wait_until(lambda: last_step(directory) > stopped_at + 3, seconds=100, log=printed)
+    resumed_at = starts(directory)[1]["step"]
+    wait_until(lambda: last_step(directory) > resumed_at + 3, seconds=100, log=printed)
     first = tmp_path / "first.sh"
     first.write_text("#!/bin/sh\nsleep 1\n")
     other = cluster.ask("sbatch", f"--output={tmp_path}/first.out", *HIGH, str(first))
-    cluster.wait_for_restart(job, times=2)
+    cluster.wait_for_restart(job, until=lambda: len(starts(directory)) == 3)
     cluster.wait_for(other.strip(), "COMPLETED", seconds=60)
     assert stops(directory) == ["stopped", "stopped"]
 
