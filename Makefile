@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= passive
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check fmt bench-data soak check-image clean
+.PHONY: help env demo test check fmt bench-data soak audit check-image clean
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: env ## formatting, lint and types
 soak: env ## kill processes of a run 50 times at random moments; the log must not show it: 10 minutes or more
 	$(python) -m tests.soak
 
+audit: ## known vulnerabilities of the pinned packages; asks pypi.org, so CI leaves it out
+	@launch/audit.sh
+
 fmt: env ## format the code and apply the safe lint fixes
 	$(python) -m ruff format
 	$(python) -m ruff check --fix
@@ -40,5 +43,5 @@ check-image: env ## the steps of the Dockerfile in a clean folder, with every pa
 	FULL_INSTALL=1 $(python) -m pytest -q --timeout=3000 tests/test_image.py
 
 clean: ## delete the environment and the caches; runs/ and data/corpora/ stay
-	rm -rf $(VENV) bench/.venv-* .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-audit bench/.venv-* .pytest_cache .ruff_cache
 	find . -path ./runs -prune -o -name __pycache__ -prune -exec rm -rf {} +

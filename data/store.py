@@ -23,6 +23,7 @@ from data.cache import Cache
 from data.remote import is_url
 from data.retry import NotThereError, cause_of, retry
 from nmm.config import DataConfig
+from nmm.config.check import no_credentials
 from nmm.errors import UserError
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Store:
 
         `{000000..000099}` and `{a,b}` are expanded as in a shell; `*`, `?` and `[]` are matched.
         """
+        no_credentials(pattern, key=key)
         try:
             names = list(braceexpand(pattern)) if "{" in pattern else [pattern]
         except ValueError:
@@ -145,7 +147,8 @@ class Store:
     def index_path(self, shard: str) -> Path:
         """Where the index of a shard is: X.tar.index beside X.tar, for a URL below `index_dir`.
 
-        Of s3://bucket/a/X.tar it is INDEX_DIR/bucket/a/X.tar.index.
+        Of s3://bucket/a/X.tar it is INDEX_DIR/bucket/a/X.tar.index. Raises UserError for a URL that
+        would lead out of there, as a bucket of others may list one.
         """
         if not is_url(shard):
             return Path(shard + ".index")
@@ -155,7 +158,13 @@ class Store:
                 "`python -m data.prepare.index`, to a folder for the indexes of URLs."
             )
         parts = urlsplit(shard)
-        return Path(self.index_dir, parts.netloc, parts.path.lstrip("/") + ".index")
+        below = Path(parts.netloc, parts.path.lstrip("/") + ".index")
+        if ".." in below.parts:
+            raise UserError(
+                f"{shard} has .. in it, so that its index would lie outside of data.index_dir; "
+                f"name the shard without it."
+            )
+        return Path(self.index_dir, below)
 
     def find_index(self, shard: str) -> Path:
         """`index_path`; the index of a URL is copied there when one is published beside the URL."""

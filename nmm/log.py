@@ -136,6 +136,8 @@ class WandbMirror:
                 resume="allow",
                 config=settings,
                 notes=notes_of(settings),
+                # The address of the code may hold a token; manifest.json names the commit.
+                settings=wandb.Settings(disable_git=True),
             )
             for part in ("train", "eval"):
                 self._run.define_metric(f"{part}/*", step_metric=f"{part}/step")

@@ -15,6 +15,8 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/loca
 NO_NGINX = "nginx is not installed (Debian, Ubuntu: apt-get install nginx-light)"
 BUCKET = "corpus"
 # busy: 503 always.  whole: ignores ranges.  crowded: 503 beyond 100 requests/s.  slow: 2 bytes/s.
+# locked: for USER with PASSWORD.  signed: for those who know the parameter sig=PASSWORD.
+USER, PASSWORD = "reader", "pass-word-of-nginx"
 NGINX_CONFIG = """
 daemon off; master_process off; pid {home}/pid; error_log {home}/error.log;
 events {{}}
@@ -28,6 +30,8 @@ http {{
     location /whole/ {{ alias {root}/; max_ranges 0; }}
     location /crowded/ {{ alias {root}/; limit_req zone=crowd burst=10 nodelay; }}
     location /slow/ {{ alias {root}/; limit_rate 2; }}
+    location /locked/ {{ alias {root}/; auth_basic here; auth_basic_user_file {home}/users; }}
+    location /signed/ {{ if ($arg_sig != {password}) {{ return 403; }} alias {root}/; }}
   }}
 }}
 """
@@ -39,7 +43,8 @@ def nginx(root: Path, *, home: Path) -> Iterator[str]:
     assert NGINX
     port = _free_port()
     config = home / "nginx.conf"
-    config.write_text(NGINX_CONFIG.format(home=home, root=root, port=port))
+    config.write_text(NGINX_CONFIG.format(home=home, root=root, port=port, password=PASSWORD))
+    (home / "users").write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n")
     with _running([NGINX, "-p", str(home), "-e", f"{home}/error.log", "-c", str(config)], port):
         yield f"http://127.0.0.1:{port}"
 

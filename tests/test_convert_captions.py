@@ -31,13 +31,18 @@ def captions(tmp_path: Path) -> Path:
         (tmp_path / "images" / f"{index}.jpg").write_bytes(picture(index))
     (tmp_path / "images" / "page.jpg").write_bytes(b"<html>not found</html>")
     (tmp_path / "images" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "images" / "zero").symlink_to("/dev/zero")
+    outside = tmp_path.with_name(f"{tmp_path.name}.jpg")
+    outside.write_bytes(picture(0))
     rows: list = [{"image": f"images/{i}.jpg", "caption": f"Text {i % 20}."} for i in range(60)]
     rows[0] = b"\xef\xbb\xbf" + json.dumps(rows[0]).encode()
     rows += [
         {"image": "images/0.jpg", "caption": " ", "alt": "from alt\r\nin two lines"},
         {"image": "images/none.jpg", "caption": "dangling"},
         {"image": "images", "caption": "a folder"},
-        {"image": "/dev/zero", "caption": "without end"},
+        {"image": "images/zero", "caption": "without end"},
+        {"image": f"{outside}", "caption": "no business of theirs"},
+        {"image": f"images/../../{outside.name}", "caption": "nor this way"},
         {"image": "images/page.jpg", "caption": "a web page"},
         {"image": "images/empty.jpg", "caption": "nothing"},
         {"image": "https://example.org/1.jpg", "caption": "on the web"},
@@ -77,6 +82,7 @@ def test_captions_arrive_whole_on_two_disjoint_sides(
         "1 image that is not JPEG, PNG, WebP or GIF",
         "1 image of 0 bytes",
         "1 image given by a URL, never fetched",
+        "2 image outside of --image-root",
         "1 no image in image",
         "2 no text in caption",
         "1 half a surrogate pair in the text",

@@ -1,6 +1,7 @@
 """The logs: cut to the restored step, never half a line, and wandb cannot stop a run."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,10 @@ def test_wandb_failing_in_the_middle_is_said_once_and_training_rows_continue(
     import wandb
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    remote = "https://a-token@host/code.git"  # of the code that is run from here
+    for command in (["init", "-q"], ["remote", "add", "origin", remote]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
     offline = LogConfig(wandb=WandbMode.offline, wandb_group="a_study")
     settings = {"parent": {"run": "runs/a_trunk", "step": 7, "mode": "branch"}}
     log = RunLog(
@@ -85,6 +90,7 @@ def test_wandb_failing_in_the_middle_is_said_once_and_training_rows_continue(
     link = f"branch of a_trunk at step 7, wandb id {wandb_id(Path('runs/a_trunk').absolute())}"
     wandb.finish()
     assert all(word.encode() in begun.read_bytes() for word in ("a_study", link))
+    assert b"a-token" not in begun.read_bytes()
     log.losses(rows[1])
     log.evaluation({"step": 2, "loss": 4.0})
     log.losses(rows[2])

@@ -19,6 +19,7 @@ RANKS = {
     "nmm": 0,
     "nmm.activations": 0,
     "nmm.config": 0,
+    "nmm.credentials": 0,
     "nmm.errors": 0,
     "nmm.schedule": 0,
     "nmm.flops": 0,

@@ -141,7 +141,10 @@ def _config(folder: Path, *, key: str) -> "JanusVQVAEConfig":
         ) from None
     if kind not in (VQ, WHOLE):
         raise UserError(f"{key} is {folder}, a model of type {kind}; {REMEDY}")
-    return JanusVQVAEConfig.from_dict(found["vq_config"] if kind == WHOLE else found)
+    facts = found["vq_config"] if kind == WHOLE else found
+    # Where `kernels` is installed, transformers runs code of the hub that a config names so.
+    plain = {name: value for name, value in facts.items() if "attn_implementation" not in name}
+    return JanusVQVAEConfig.from_dict(plain)
 
 
 def _load(vq: "JanusVQVAE", folder: Path, *, key: str) -> None:

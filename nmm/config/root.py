@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nmm.config.check import at_least, positive
+from nmm.config.check import at_least, no_credentials, positive, texts_of
 from nmm.config.data import DataConfig, UnitModality
 from nmm.config.engine import EngineConfig
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig
@@ -22,6 +22,7 @@ from nmm.config.model import GivenWeights, ImageAttention, ImageKind, ModelConfi
 from nmm.config.optim import OptimConfig
 from nmm.config.parent import ParentConfig, ParentMode
 from nmm.config.schedule import ScheduleConfig
+from nmm.credentials import masked
 from nmm.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -222,10 +223,10 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def sentence(error: Exception) -> str:
-    """What a library says and why, in one line, without its lists of internals."""
+    """What a library says and why, in one line, without its lists of internals, or passwords."""
     said = [str(e).partition("Config search path")[0] for e in (error, error.__cause__) if e]
     lines = (text.partition("full_key:")[0].partition("To append")[0] for text in said)
-    return " ".join(" ".join(lines).split())
+    return masked(" ".join(" ".join(lines).split()))
 
 
 def register() -> None:
@@ -238,6 +239,7 @@ def load(composed: DictConfig) -> Config:
     try:
         # Merged anew into the schema, because Hydra lets `+key=value` add what the schema lacks.
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+        no_credentials(plain)
         checked = OmegaConf.merge(OmegaConf.structured(Config), plain)
         missing = sorted(OmegaConf.missing_keys(checked))
         if missing:
@@ -291,6 +293,13 @@ def read_yaml(path: Path) -> Config:
         raise UserError(f"{path} cannot be read ({sentence(error)}); restore it.") from None
     if not isinstance(stored, DictConfig) or not stored:
         raise UserError(f"{path} is no configuration; restore it.")
+    plain = OmegaConf.to_container(stored)
+    if references := [key for key, text in texts_of(plain) if "${" in text]:
+        # The run of somebody else could take what our environment hides, and put it into a URL.
+        raise UserError(
+            f"{path} has a reference (${{...}}) in {references[0]}, where a run has its values; "
+            f"write the value there."
+        )
     try:
         return load(stored)
     except UserError as error:

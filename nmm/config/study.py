@@ -11,11 +11,11 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nmm.config.check import at_least, fraction, positive
+from nmm.config.check import at_least, fraction, no_credentials, positive
 from nmm.config.root import CONF, sentence
 from nmm.errors import UserError
 
-NAME = re.compile(r"[A-Za-z0-9_.]+")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 
 
 class Design(Enum):
@@ -175,7 +175,7 @@ class StudyConfig:
             if not NAME.fullmatch(name):
                 raise UserError(
                     f"the study has the name {name!r}, which is to be part of a folder's; use "
-                    f"letters, digits, dots and underscores."
+                    f"letters, digits, underscores and, but for its begin, dots."
                 )
 
     def _check_budgets(self, budgets: list[int], *, of: str) -> None:
@@ -203,7 +203,9 @@ def compose_study(overrides: list[str]) -> StudyCommand:
     ConfigStore.instance().store(name="study_schema", node=StudyCommand)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            command = OmegaConf.to_object(hydra_compose("study", overrides))
+            composed = hydra_compose("study", overrides)
+            no_credentials(OmegaConf.to_container(composed))
+            command = OmegaConf.to_object(composed)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         raise UserError(sentence(error)) from None
     assert isinstance(command, StudyCommand)

@@ -34,7 +34,13 @@ def weight_files(folder: Path, *, key: str) -> list[Path]:
     if (folder / INDEX).exists():
         found = _json(folder / INDEX, key=key).get("weight_map")
         if isinstance(found, dict) and found:
-            return [folder / str(name) for name in sorted({*found.values()})]
+            names = sorted({str(name) for name in found.values()})
+            if outside := [name for name in names if name in ("", "..") or Path(name).name != name]:
+                raise UserError(
+                    f"{key} is {folder}, whose {INDEX} names {outside[0]}, which is no file of the "
+                    f"folder; put the files into it, under their names."
+                )
+            return [folder / name for name in names]
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     raise UserError(

@@ -54,4 +54,4 @@ def _image(link: str, *, file: Path, root: Path | None) -> bytes:
     if not link.startswith("/"):
         folders.insert(0, file.parent)
     paths = [folder / name.lstrip("/") for name in names for folder in folders]
-    return values.linked(link, paths=paths)
+    return values.linked(link, paths=paths, within=[root or file.parent, file.parent])

@@ -4,6 +4,7 @@ import base64
 import binascii
 import codecs
 import errno
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -67,11 +68,15 @@ def image(value: object, *, field: str, root: Path) -> bytes:
         raise Unusable(f"no image in {field}")
     if len(value) >= BASE64_CHARACTERS and value.startswith(BASE64_STARTS):
         return checked(_base64(value))
-    return linked(value, paths=[root / value])
+    return linked(value, paths=[root / value], within=[root])
 
 
-def linked(link: str, *, paths: Sequence[Path]) -> bytes:
-    """The image of a data URI, or of the first of the `paths` that is a file; no URL is fetched."""
+def linked(link: str, *, paths: Sequence[Path], within: Sequence[Path]) -> bytes:
+    """The image of a data URI, or of the first of the `paths` that is a file; no URL is fetched.
+
+    Other people's pages must not choose any file of this machine: a path is taken if it lies below
+    one of the folders `within`. What links on the disk point to is the user's own affair.
+    """
     if match := DATA_URI.match(link):
         body = link[match.end() :]
         if match[0].lower().endswith(";base64,"):
@@ -79,7 +84,15 @@ def linked(link: str, *, paths: Sequence[Path]) -> bytes:
         return checked(unquote_to_bytes(body.encode(errors="replace")))
     if URL.match(link):
         raise Unusable("image given by a URL, never fetched", expected=True)
-    return checked(_file(paths))
+    inside = [path for path in paths if any(_is_below(path, folder) for folder in within)]
+    if not inside:
+        raise Unusable("image outside of --image-root")
+    return checked(_file(inside))
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Does it lie there, with each .. taken back?"""
+    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
 
 
 def checked(image: bytes) -> bytes:
