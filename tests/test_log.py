@@ -9,6 +9,7 @@ import pytest
 from nmm.config import LogConfig, WandbMode
 from nmm.heartbeat import Heartbeat
 from nmm.log import Console, JsonLog, RunLog, WandbMirror, duration, read_rows, wandb_id
+from tests.launches import wait_until
 
 
 def test_rows_after_the_restored_step_and_half_lines_are_cut(tmp_path: Path) -> None:
@@ -89,7 +90,12 @@ def test_wandb_failing_in_the_middle_is_said_once_and_training_rows_continue(
     (begun,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     link = f"branch of a_trunk at step 7, wandb id {wandb_id(Path('runs/a_trunk').absolute())}"
     wandb.finish()
-    assert all(word.encode() in begun.read_bytes() for word in ("a_study", link))
+    words = [word.encode() for word in ("a_study", link)]  # its service writes in its own time
+    wait_until(
+        lambda: all(word in begun.read_bytes() for word in words),
+        seconds=60,
+        log=tmp_path / "console.log",
+    )
     assert b"a-token" not in begun.read_bytes()
     log.losses(rows[1])
     log.evaluation({"step": 2, "loss": 4.0})
