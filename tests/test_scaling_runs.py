@@ -277,6 +277,11 @@ def write_curve(directory: Path, *, losses: np.ndarray, flops: float, seconds: f
         row = {"step": step, "flops": flops * step, "seconds": seconds, "loss": loss}
         log.write({**row, "loss/modality/text": loss + 1, "loss/modality/image": None})
     log.close()
+    evals = JsonLog(directory / "evals.jsonl", keep_until_step=0)
+    for step in range(0, len(losses) + 1, 10):
+        held_out = {"loss": losses[step - 1].item() + 0.5} if step else {"loss": 9.0}
+        evals.write({"step": step, "flops": flops * step, **held_out})
+    evals.close()
     return directory
 
 
@@ -295,6 +300,10 @@ def test_eta_is_the_ratio_of_steps_times_their_costs(
     assert text.flops == overall.flops
     main(["eta", "--dense", str(dense), "--sparse", str(sparse)])
     assert f"loss: eta {overall.flops:.2f} by FLOPs" in capsys.readouterr().out
+    (held_out,) = eta(dense, sparse, held_out=True)
+    step = 20 * 1.5**0.5  # half of the loss between the evaluations after 20 and 30 steps
+    assert (held_out.dense_loss, held_out.matched_step) == pytest.approx((3.5, step))
+    assert (held_out.flops, held_out.seconds) == pytest.approx((100 / step, 50 / step))
     never = eta(sparse, dense)[0]
     assert (never.flops, never.seconds) == (None, None)
 

@@ -138,6 +138,7 @@ def _add_report(command: argparse.ArgumentParser) -> None:
 def _add_eta(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dense", type=Path, required=True, metavar="RUN")
     command.add_argument("--sparse", type=Path, required=True, metavar="RUN")
+    command.add_argument("--held-out", action="store_true", help="held-out losses, not training's")
     command.set_defaults(run=commands.eta_command)
 
 

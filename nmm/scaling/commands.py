@@ -107,14 +107,14 @@ def _frontier(points: Points, *, arguments: argparse.Namespace) -> Record:
 
 def eta_command(arguments: argparse.Namespace) -> None:
     """A line per loss."""
-    for found in eta(arguments.dense, arguments.sparse):
+    for found in eta(arguments.dense, arguments.sparse, held_out=arguments.held_out):
         if found.flops is None:
             say(f"{found.loss}: the sparse run never reaches {found.dense_loss:.4f}")
         else:
             seconds = "unknown" if found.seconds is None else f"{found.seconds:.2f}"
             say(
                 f"{found.loss}: eta {found.flops:.2f} by FLOPs, {seconds} by the clock "
-                f"(loss {found.dense_loss:.4f}, reached at step {found.matched_step})"
+                f"(loss {found.dense_loss:.4f}, reached at step {found.matched_step:.0f})"
             )
 
 
