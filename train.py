@@ -49,6 +49,7 @@ from nmm.log import RunLog
 from nmm.model import build, load_given
 from nmm.parallel import World, agreed, naming_process
 from nmm.pieces import Written
+from nmm.saving import Saves
 from nmm.schedule import at_interval, due
 from nmm.stop import Stopped, Stops
 
@@ -77,13 +78,14 @@ def train(
         state=progress.stream,
     )
     with closing(open_log(plan, progress, settings, heartbeat=heartbeat, world=world)) as log:
+        for sentence in begun.left_out:
+            log.alarm(sentence, step=progress.step, about="damage")
         log.say(opening(plan, begun, written))
         try:
             loop(plan, progress, engine, loader, log, settings=settings, stops=stops, world=world)
         except Stopped as stopped:
             if not checkpoint.is_saved(plan.directory, progress, world=world):
-                heartbeat.enter(Phase.checkpoint)
-                save(plan, progress, engine, settings, world=world)
+                saves(plan, engine, log, settings, world=world).save_at_the_end(progress)
             log.say(
                 f"stopped {plan.directory} after step {progress.step} of "
                 f"{plan.phases.total_steps}, because {stopped}; the same command continues it."
@@ -108,6 +110,7 @@ def loop(
     total_steps = plan.phases.total_steps
     sources = [source.name for source in plan.corpus.sources]
     batches = iter(loader)
+    saving = saves(plan, engine, log, settings, world=world)
     if owes_evaluation(plan, progress, settings, world=world):
         evaluation(engine, plan, progress, log, settings=settings, stops=stops, world=world)
     while progress.step < total_steps:
@@ -155,9 +158,7 @@ def loop(
         )
         if due(step, every=settings.evaluation.every_steps, last=total_steps):
             evaluation(engine, plan, progress, log, settings=settings, stops=stops, world=world)
-        if checkpoint.is_due(step, settings.checkpoint, last=total_steps):
-            log.heartbeat.enter(Phase.checkpoint)
-            save(plan, progress, engine, settings, world=world)
+        saving.save_if_due(progress)
 
 
 def load(engine: Engine, begun: Beginning, *, world: World) -> Written:
@@ -169,11 +170,14 @@ def load(engine: Engine, begun: Beginning, *, world: World) -> Written:
         return checkpoint.load(engine, begun.whole, say=say, remedy=remedy)
 
 
-def save(
-    plan: RunPlan, progress: Progress, engine: Engine, settings: Config, *, world: World
-) -> None:
-    checkpoint.save(
-        engine, progress, directory=plan.directory, config=settings.checkpoint, world=world
+def saves(plan: RunPlan, engine: Engine, log: RunLog, settings: Config, *, world: World) -> Saves:
+    return Saves(
+        engine,
+        plan.directory,
+        settings.checkpoint,
+        last_step=plan.phases.total_steps,
+        log=log,
+        world=world,
     )
 
 

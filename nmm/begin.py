@@ -1,21 +1,21 @@
 """How a run begins: what a user can get wrong is checked before any work, by every process."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.corpus import Corpus
 from data.plan import StreamState
-from nmm import checkpoint, config, parallel, parent, rundir, schedule
+from nmm import checkpoint, config, intact, parallel, parent, rundir, saving, schedule
 from nmm.checkpoint import Progress
 from nmm.codes.model import read as codes_of
-from nmm.config import Config, DataConfig, ParentMode, UnitModality
+from nmm.config import CheckpointConfig, Config, DataConfig, ParentMode, UnitModality
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
 from nmm.flops import num_parameters
 from nmm.identity import identity_of, refuse_contradiction
-from nmm.log import read_rows
+from nmm.log import ALARMS, read_rows
 from nmm.model import check_given
 from nmm.needs import refuse_missing
 from nmm.parallel import World
@@ -39,13 +39,14 @@ class RunPlan:
 class Beginning:
     """Where a run stands, and the checkpoint it goes on from: its `own`, else its `parent`'s.
 
-    With neither it begins from scratch.
+    With neither it begins from scratch. `left_out` says which newer ones of its own are damaged.
     """
 
     progress: Progress
     own: Path | None = None
     parent: Path | None = None
     mode: ParentMode = ParentMode.branch
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def whole(self) -> Path | None:
@@ -109,20 +110,22 @@ def _codebook_sha256(data: DataConfig) -> str | None:
 
 
 def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
-    """Its own newest complete checkpoint, else its parent's, else step 0; raises UserError."""
-    newest = parallel.from_main(checkpoint.newest(plan.directory) if world.is_main else None)
+    """Its own newest intact checkpoint, else its parent's, else step 0; raises UserError."""
+    found = intact.newest_intact(plan.directory, world=world)
+    newest = found.checkpoint
     checkpoint.check_resume(newest, settings.run.resume, directory=plan.directory)
     identity = identity_of(
         settings, corpus=plan.corpus, held_out=plan.held_out, codebook=plan.codebook_sha256
     )
     if newest:
-        begun = Beginning(checkpoint.read_progress(newest), own=newest)
+        progress = checkpoint.read_progress(newest)
+        begun = Beginning(progress, own=newest, left_out=found.sentences())
     elif settings.parent.run:
-        begun = _from_parent(plan, settings, identity=identity)
+        begun = _from_parent(plan, settings, identity=identity, world=world)
     else:
         begun = Beginning(Progress(identity=identity))
     if world.is_main:
-        refuse_lost_evidence(plan.directory, begun, every_steps=settings.checkpoint.every_steps)
+        refuse_lost_evidence(plan.directory, begun, config=settings.checkpoint)
     if newest:
         refuse_contradiction(begun.progress.identity, identity, checkpoint=newest)
     elif begun.parent is None:
@@ -132,9 +135,12 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     return begun
 
 
-def _from_parent(plan: RunPlan, settings: Config, *, identity: dict[str, Any]) -> Beginning:
+def _from_parent(
+    plan: RunPlan, settings: Config, *, identity: dict[str, Any], world: World
+) -> Beginning:
     asked, data, total_steps = settings.parent, settings.data, plan.phases.total_steps
-    found = parent.checkpoint_of(asked)
+    found = parallel.agreed(lambda: parent.checkpoint_of(asked), world=world)
+    intact.refuse_damaged(found, remedy=parent.GIVE_ANOTHER, world=world)
     progress = parent.begun_from(
         found,
         mode=asked.mode,
@@ -218,16 +224,16 @@ def is_finished(plan: RunPlan, progress: Progress, settings: Config, *, world: W
     return not owes_evaluation(plan, progress, settings, world=world)
 
 
-def refuse_lost_evidence(directory: Path, begun: Beginning, *, every_steps: int) -> None:
+def refuse_lost_evidence(directory: Path, begun: Beginning, *, config: CheckpointConfig) -> None:
     """Do not begin anew, or go on, over a run whose checkpoints or log somebody removed.
 
-    Checkpoints are due every `every_steps`. All logs are read, so that damage shows before work.
+    A run that could not write any checkpoint yet has lost none. All logs are read, so that damage
+    shows before work.
     """
     names = ("losses", "evals", "quarantine")
     rows, *_ = (read_rows(directory / f"{name}.jsonl") for name in names)
     path, progress = directory / "losses.jsonl", begun.progress
-    first_due = (progress.first_step // every_steps + 1) * every_steps
-    if begun.own is None and rows and rows[-1]["step"] > first_due:
+    if begun.own is None and rows and rows[-1]["step"] > _first_try(directory, progress, config):
         raise UserError(
             f"{path} reaches step {rows[-1]['step']} but there is no checkpoint to continue from; "
             f"restore {directory / 'checkpoints'}, or start another run with run.name=NEW."
@@ -241,6 +247,15 @@ def refuse_lost_evidence(directory: Path, begun: Beginning, *, every_steps: int)
             f"it reached {progress.logged_step}; restore the log, or start another run with "
             f"run.name=NEW."
         )
+
+
+def _first_try(directory: Path, progress: Progress, config: CheckpointConfig) -> int:
+    """After which step the first checkpoint was due that no alarm says was not written."""
+    alarms = read_rows(directory / ALARMS)
+    unwritten = [row["step"] for row in alarms if row["about"] == saving.ABOUT]
+    if unwritten:
+        return saving.next_try(unwritten[-1], config)
+    return (progress.first_step // config.every_steps + 1) * config.every_steps
 
 
 def refuse_jump(begun: Beginning, settings: Config, *, plan: RunPlan) -> None:

@@ -3,28 +3,31 @@
 A marker is written last, and only a checkpoint that has it is found.
 checkpoints/step_00001000/state.json    step, place in the data, cumulative counters, identity
                          /pieces.json, /*.pt   weights and optimizer state (nmm/pieces.py)
-                         /COMPLETE      empty; its presence says that all the rest is there
+                         /COMPLETE      bytes and CRC-32 of every other file; all are there
+Whether the files still are as COMPLETE says is asked by nmm/intact.py.
 """
 
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from data.plan import StreamState
 from nmm.config import CheckpointConfig, Resume
 from nmm.engine import Engine
 from nmm.errors import UserError
-from nmm.parallel import World, barrier, from_main, is_of_a_collective
+from nmm.parallel import Unwritten, World, from_main, is_of_a_collective, writing_together
 from nmm.pieces import Written
 from nmm.schedule import at_interval, due
+from nmm.sums import Sum, write_text
 
 MARKER = "COMPLETE"
+STATE = "state.json"
+SPARE_BYTES = 2**20  # for the small files, and for the logs beside
 
 # What torch and DeepSpeed raise on files that are cut, missing, or hold something else.
 DAMAGE = (
@@ -38,7 +41,7 @@ DAMAGE = (
     ValueError,
     UnpicklingError,
 )
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass
@@ -69,9 +72,11 @@ def complete(directory: Path) -> list[Path]:
     return [path for path in _all(directory) if (path / MARKER).exists()]
 
 
-def _unfinished(directory: Path) -> list[Path]:
-    """What kills left: checkpoints that were being written or removed."""
-    return [path for path in _all(directory) if not (path / MARKER).exists()]
+def _remove_unfinished(directory: Path) -> None:
+    """What kills and full disks left: checkpoints that were being written or removed."""
+    for path in _all(directory):
+        if not (path / MARKER).exists():
+            shutil.rmtree(path)
 
 
 def _all(directory: Path) -> list[Path]:
@@ -92,29 +97,18 @@ def step_of(checkpoint: Path) -> int:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Read state.json; raises UserError for one that this version did not write."""
-    path = checkpoint / "state.json"
-    remedy = f"delete {checkpoint}, so that the run continues from the checkpoint before it."
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {remedy}") from None
-    if not isinstance(stored, dict) or "format" not in stored:
-        raise UserError(f"{path} is damaged (it has no format); {remedy}")
-    written = stored.pop("format")
+    """Read state.json of an intact checkpoint; raises UserError for one of another version."""
+    stored = json.loads((checkpoint / STATE).read_text())
+    refuse_format(stored.pop("format"), checkpoint=checkpoint)
+    return Progress(**stored)
+
+
+def refuse_format(written: object, *, checkpoint: Path) -> None:
     if written != FORMAT:
         raise UserError(
             f"{checkpoint} has format {written} but this version reads {FORMAT}; continue the run "
             f"with the version that started it (manifest.json names the commit)."
         )
-    try:
-        progress = Progress(**stored)
-        StreamState.from_dict(progress.stream or {})
-    except TypeError as error:
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
-    if not isinstance(progress.step, int) or not isinstance(progress.identity, dict):
-        raise UserError(f"{path} is damaged (step or identity); {remedy}")
-    return progress
 
 
 def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None:
@@ -133,29 +127,62 @@ def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None
 
 def save(
     engine: Engine, progress: Progress, *, directory: Path, config: CheckpointConfig, world: World
-) -> None:
-    """Write a checkpoint, mark it complete, then remove those not to be kept."""
-    tag = f"step_{progress.step:08d}"
-    checkpoint = directory / "checkpoints" / tag
+) -> Path:
+    """Write a checkpoint, mark it complete, then remove those not to be kept.
+
+    Where it cannot be written, nothing of it is left, and Unwritten is raised on all processes.
+    """
+    checkpoint = directory / "checkpoints" / f"step_{progress.step:08d}"
+    try:
+        _write(engine, progress, checkpoint, world=world)
+    except Unwritten:
+        if world.is_main:
+            with suppress(OSError):
+                _remove_unfinished(directory)
+        raise
     if world.is_main:
-        for unfinished in _unfinished(directory):
-            _remove(unfinished)
-        checkpoint.mkdir(parents=True)
-        state = {"format": FORMAT, **vars(progress)}
-        (checkpoint / "state.json").write_text(json.dumps(state))
-    barrier()
+        with suppress(OSError):  # the next one removes what stays
+            for old in complete(directory)[: -config.keep_last]:
+                if not is_kept(step_of(old), config):
+                    _remove(old)
+    return checkpoint
+
+
+def _write(engine: Engine, progress: Progress, checkpoint: Path, *, world: World) -> None:
+    """All files, the marker last."""
+    sums: dict[str, Sum] = {}
+    num_bytes = engine.bytes_to_save()
+    with writing_together():
+        if world.is_main:
+            make_room(checkpoint, num_bytes=num_bytes)
+            checkpoint.mkdir()
+            state = {"format": FORMAT, **vars(progress)}
+            sums[STATE] = write_text(checkpoint / STATE, json.dumps(state))
     if not checkpoint.is_dir():
         raise UserError(
             f"{checkpoint} was made by the main process but process {world.rank} does not see it; "
             f"put run.dir on a file system that all machines share."
         )
-    engine.save(checkpoint)
-    barrier()
-    if world.is_main:
-        (checkpoint / MARKER).touch()
-        for old in complete(directory)[: -config.keep_last]:
-            if not is_kept(step_of(old), config):
-                _remove(old)
+    sums |= engine.save(checkpoint)
+    with writing_together():
+        if world.is_main:
+            # Beside and renamed: where there is no room for it, there is no marker either.
+            beside = checkpoint / f"{MARKER}.part"
+            write_text(beside, json.dumps(sums))
+            beside.rename(checkpoint / MARKER)
+
+
+def make_room(checkpoint: Path, *, num_bytes: int) -> None:
+    """Remove what is unfinished; raises OSError where the disk has no room for so many bytes."""
+    folder = checkpoint.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(folder.parent)
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + SPARE_BYTES:
+        raise OSError(
+            f"{folder} has {free / 2**20:,.1f} MiB free, and a checkpoint takes "
+            f"{(num_bytes + SPARE_BYTES) / 2**20:,.1f}"
+        )
 
 
 def is_saved(directory: Path, progress: Progress, *, world: World) -> bool:
@@ -202,6 +229,5 @@ def damage_of(checkpoint: Path, *, remedy: str = DELETE) -> Iterator[None]:
 
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint, its marker first: a kill in between leaves an ignored one."""
-    (checkpoint / MARKER).unlink(missing_ok=True)
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint)
+    (checkpoint / MARKER).unlink()
+    shutil.rmtree(checkpoint)

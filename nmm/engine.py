@@ -28,11 +28,12 @@ from nmm.errors import UserError
 from nmm.heartbeat import Phase
 from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
-from nmm.parallel import World, add_over_ranks, gather_lists
-from nmm.pieces import Stored, Written, write_pieces, write_shares
+from nmm.parallel import World, add_over_ranks, gather_lists, writing_together
+from nmm.pieces import PIECES, Stored, Written, path_of, write_pieces, write_shares
 from nmm.routing import Routed
 from nmm.shares import held, publish, shapes, written_by
 from nmm.signals import Signals, part
+from nmm.sums import Sum
 from nmm.tally import Tally
 
 DEEPSPEED_VERSION = "0.19.8"  # this file relies on details that releases change
@@ -308,14 +309,17 @@ class Engine:
                 norm = torch.linalg.vector_norm(piece, dtype=torch.float32)
                 signals.add_gradient(part(name), norm.double().square())
 
-    def save(self, checkpoint: Path) -> None:
-        """Write weights and optimizer state into a folder that is there, every process its part."""
-        mine = held(self._engine, world=self.world)
+    def save(self, checkpoint: Path) -> dict[str, Sum]:
+        """Write weights and optimizer state into a folder that is there, every process its part.
+
+        Every process gets the sums of all files; raises Unwritten, on all processes together.
+        """
+        mine, sums = held(self._engine, world=self.world), {}
         shares = [each.share() for each in mine if each.writes]
-        write_shares(checkpoint, shares, process=self.world.rank)
+        with writing_together():
+            name = path_of(checkpoint, self.world.rank).name
+            sums[name] = write_shares(checkpoint, shares, process=self.world.rank)
         files = gather_lists([[share.pieces for share in shares]])
-        if not self.world.is_main:
-            return
         updates, kinds = written_by(mine)
         about = Written(
             step=self._engine.global_steps,
@@ -326,7 +330,16 @@ class Engine:
             shapes=shapes(self._engine, world=self.world),
             files=files,
         )
-        write_pieces(checkpoint, about)
+        with writing_together():
+            if self.world.is_main:
+                sums[PIECES] = write_pieces(checkpoint, about)
+        return dict(gather_lists(list(sums.items())))
+
+    def bytes_to_save(self) -> int:
+        """What all processes together write of weights and state; all call it together."""
+        shares = [each.share() for each in held(self._engine, world=self.world) if each.writes]
+        mine = sum(tensor.nbytes for share in shares for tensor in share.tensors.values())
+        return sum(gather_lists([mine]))
 
     def load(self, checkpoint: Path, *, say: Callable[[str], None] = print) -> Written:
         """Take what `save` wrote, with any number of processes and in any ZeRO stage."""

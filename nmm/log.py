@@ -12,15 +12,17 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from nmm.config import LogConfig, WandbMode
 from nmm.errors import UserError
 from nmm.heartbeat import Heartbeat
+from nmm.rundir import wall_time
 
 Row = dict[str, Any]
+ALARMS = "alarms.jsonl"
 LINES_AT_ONCE = 100  # of a log that is read
 SECONDS_BETWEEN_LINES = 5.0  # of a pipe; console.log has every row
 
@@ -45,6 +47,29 @@ def read_losses(run: Path) -> list[Row]:
     return rows
 
 
+class Lines:
+    """A file that whole lines are added to; what a full disk refuses waits for the next line."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
+        self._waiting = b""
+
+    def write(self, line: str) -> None:
+        self._waiting += f"{line}\n".encode()
+        with suppress(OSError):
+            self.flush()
+
+    def flush(self) -> None:
+        """All lines are in the file when this returns; raises OSError."""
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.flush()
+        os.close(self._file)
+
+
 class JsonLog:
     """One JSON object a line, each with a `step`.
 
@@ -62,15 +87,18 @@ class JsonLog:
             beside = path.with_suffix(".cut")
             beside.write_text("".join(kept))
             beside.replace(path)
-        self._file = path.open("a")
+        self._lines = Lines(path)
 
     def write(self, row: Row) -> None:
-        """Append a row; it is in the file, whole, when this returns."""
-        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
-        self._file.flush()
+        """Append a row; unless the disk is full it is in the file, whole, when this returns."""
+        self._lines.write(json.dumps(_finite(row), allow_nan=False))
+
+    def flush(self) -> None:
+        """All rows are in the file when this returns; raises OSError."""
+        self._lines.flush()
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def _finite(row: Row) -> Row:
@@ -188,7 +216,7 @@ class Console:
     """A progress bar on a terminal; one plain line a logged row in console.log (and on pipes)."""
 
     def __init__(self, path: Path, *, first_step: int, total_steps: int) -> None:
-        self._file: TextIO = path.open("a")
+        self._lines = Lines(path)
         self._tty = sys.stderr.isatty()
         self._bar = tqdm(
             total=total_steps,
@@ -233,16 +261,17 @@ class Console:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
+        self._lines.close()
 
     def _write(self, line: str, *, shown: bool) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+        self._lines.write(line)
         if shown and not self._tty:
             try:
                 print(line, flush=True)
             except BrokenPipeError:  # the reader has left; the files have everything
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it serves until the end
+            except OSError:
+                return  # its disk is full, too
 
 
 def duration(seconds: float) -> str:
@@ -290,6 +319,7 @@ class RunLog:
             JsonLog(directory / f"{name}.jsonl", keep_until_step=keep_until_step)
             for name in ("losses", "evals", "quarantine", "skipped")
         )
+        self._alarms = Lines(directory / ALARMS)
         self._wandb = WandbMirror(
             config, directory=directory, name=directory.name, settings=settings
         )
@@ -325,6 +355,19 @@ class RunLog:
             numbers = f"loss {_number(row['loss'])}, gradient norm {row['grad_norm']}"
             self.say(f"the update of step {row['step']} was left out: {numbers}")
 
+    def alarm(self, text: str, *, step: int, about: str) -> None:
+        """What somebody should look at, though the run goes on (docs/scaling.md)."""
+        if self._is_main:
+            row = {"time": wall_time(), "step": step, "about": about, "reason": text}
+            self._alarms.write(json.dumps(row))
+            self.say(f"ALARM: {text}")
+
+    def flush(self) -> None:
+        """What a full disk refused is in the logs when this returns; raises OSError."""
+        if self._is_main:
+            for log in (self._losses, self._evals, self._quarantine, self._skipped):
+                log.flush()
+
     def say(self, text: str) -> None:
         """A sentence for the person who watches."""
         if self._is_main:
@@ -333,5 +376,5 @@ class RunLog:
     def close(self) -> None:
         if self._is_main:
             files = (self._losses, self._evals, self._quarantine, self._skipped)
-            for outlet in (*files, self._wandb, self._console):
+            for outlet in (*files, self._alarms, self._wandb, self._console):
                 outlet.close()

@@ -21,6 +21,10 @@ from nmm.errors import UserError
 T = TypeVar("T")
 
 
+class Unwritten(Exception):  # noqa: N818 - the run goes on
+    """Files could not be written, and all processes know; the message says whose and why."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all; `size` 1 needs no launcher. All read and write the `store`."""
@@ -161,6 +165,18 @@ def naming_process(world: World) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{error} (process {world.rank})") from None
+
+
+@contextmanager
+def writing_together() -> Iterator[None]:
+    """An OSError of any process becomes Unwritten on all; all of them pass here together."""
+    faults: list[str] = []
+    try:
+        yield
+    except OSError as error:
+        faults.append(f"{error} (process {dist.get_rank()})")
+    if faults := gather_lists(faults):
+        raise Unwritten(faults[0])
 
 
 def from_main(value: T) -> T:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nmm.sums import Sum, summing, write_text
+
 WEIGHT = "weight"  # the kind that every parameter has; the others are torch's names of its state
 PIECES = "pieces.json"
 
@@ -65,14 +67,16 @@ def path_of(checkpoint: Path, process: int) -> Path:
     return checkpoint / f"states_{process:05d}.pt"
 
 
-def write_shares(checkpoint: Path, shares: list[Share], *, process: int) -> None:
-    """The file of one process."""
+def write_shares(checkpoint: Path, shares: list[Share], *, process: int) -> Sum:
+    """The file of one process; raises OSError."""
     tensors = {
         f"{number}/{kind}": _alone(tensor)
         for number, share in enumerate(shares)
         for kind, tensor in share.tensors.items()
     }
-    torch.save(tensors, path_of(checkpoint, process))
+    with summing(path_of(checkpoint, process)) as file:
+        torch.save(tensors, file)  # pyright: ignore[reportArgumentType]
+    return file.sum
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -81,9 +85,9 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
-def write_pieces(checkpoint: Path, written: Written) -> None:
-    """pieces.json, by the main process."""
-    (checkpoint / PIECES).write_text(json.dumps(asdict(written)))
+def write_pieces(checkpoint: Path, written: Written) -> Sum:
+    """pieces.json, by the main process; raises OSError."""
+    return write_text(checkpoint / PIECES, json.dumps(asdict(written)))
 
 
 class Stored:

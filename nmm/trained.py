@@ -10,6 +10,7 @@ export.json         format, run, step, tokens, dtype, sha256 of tokenizer and co
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
-from nmm.checkpoint import DAMAGE, complete, damage_of, newest, read_progress
+from nmm.checkpoint import DAMAGE, complete, damage_of, read_progress, step_of
 from nmm.codes import ImageCodes
 from nmm.codes.model import read as read_codes
 from nmm.config import Config, DataConfig, ModelConfig, read_yaml
 from nmm.errors import UserError
 from nmm.identity import CODEBOOK, TOKENIZER
+from nmm.intact import newest_intact, refuse_damaged
 from nmm.model import Model
 from nmm.pieces import Stored
 from nmm.rundir import CONFIG
@@ -86,21 +88,30 @@ def read_run(directory: Path, *, device: torch.device, step: int | None = None) 
 
 
 def _checkpoint(directory: Path, *, step: int | None) -> Path:
-    found = newest(directory)
-    if found is None:
+    steps = {step_of(path): path for path in complete(directory)}
+    if not steps:
         raise UserError(
             f"{directory} has no complete checkpoint; train it further, or give another run."
         )
     if step is None:
-        return found
-    steps = {int(path.name.removeprefix("step_")): path for path in complete(directory)}
+        return _newest(directory)
     if step not in steps:
         have = ", ".join(map(str, steps))
         raise UserError(
             f"--step is {step} but {directory} has complete checkpoints of the steps {have}; give "
             f"one of them, and keep more with checkpoint.keep_last."
         )
+    refuse_damaged(steps[step], remedy="give another --step")
     return steps[step]
+
+
+def _newest(directory: Path) -> Path:
+    """Says what is damaged."""
+    found = newest_intact(directory)
+    for sentence in found.sentences():
+        print(sentence, file=sys.stderr)
+    assert found.checkpoint is not None, directory
+    return found.checkpoint
 
 
 def _tokenizer(data: DataConfig, *, sha256: object) -> Tokenizer:

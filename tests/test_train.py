@@ -131,7 +131,7 @@ def test_a_checkpoint_without_its_marker_is_not_loaded(
         assert f"after step {STEPS - 5} of {STEPS}" in done.stdout, done.stderr
         assert rows(whole / "losses.jsonl") == before
     finally:
-        (checkpoint / "COMPLETE").touch()
+        (tmp_path / "COMPLETE").rename(checkpoint / "COMPLETE")
 
 
 @pytest.mark.parametrize(
@@ -247,17 +247,21 @@ def test_damage_and_loss_are_said_in_a_sentence(
     corpus: Path, undisturbed: Path, world: World, tmp_path: Path
 ) -> None:
     """Each on a copy of the finished run, in the order in which a start would meet it."""
-    steps = f"step_{STEPS:08d}"
     cases: list[tuple[str, Callable[[Path], object], str]] = [
         (
             "state",
-            lambda run: (run / "checkpoints" / steps / "state.json").write_text("{"),
-            r"state.json cannot be read",
+            lambda run: write_all(run, "step_*/state.json", "{"),
+            r"damaged \(state.json has 1 bytes .*\), and no other checkpoint is intact; restore",
+        ),
+        (
+            "marker",
+            lambda run: write_all(run, "step_*/COMPLETE", ""),
+            r"damaged \(COMPLETE cannot be read.*\), and no other checkpoint is intact; restore",
         ),
         (
             "format",
-            lambda run: (run / "checkpoints" / steps / "state.json").write_text("{}"),
-            r"state.json is damaged \(it has no format\); delete",
+            lambda run: write_all(run, "step_*/state.json", '{"format": 5}'),
+            r"step_00000300 has format 5 but this version reads 6; continue the run with",
         ),
         (
             "checkpoints",
@@ -293,6 +297,12 @@ def test_damage_and_loss_are_said_in_a_sentence(
             plan_and_begin(arguments, world=world)
 
 
+def write_all(run: Path, pattern: str, text: str) -> None:
+    """Into a file of every checkpoint."""
+    for path in (run / "checkpoints").glob(pattern):
+        path.write_text(text)
+
+
 def keep_lines(path: Path, *, count: int) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
 
@@ -310,12 +320,18 @@ def test_a_run_directory_is_held_by_one_run(tmp_path: Path) -> None:
     assert run([sys.executable, "-c", code, str(tmp_path / "run")]).returncode == 0
 
 
-def test_weights_that_are_cut_are_said_in_a_sentence(undisturbed: Path, tmp_path: Path) -> None:
+def test_weights_that_are_cut_are_said_in_a_sentence(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(undisturbed, tmp_path / "cut")
     for path in (tmp_path / "cut" / "checkpoints" / f"step_{STEPS:08d}").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"step_00000300 is damaged \(.*; delete it"):
-        read_run(tmp_path / "cut", device=torch.device("cpu"))
+    device = torch.device("cpu")
+    with pytest.raises(UserError, match=r"step_00000300 is damaged \(.*; give another --step"):
+        read_run(tmp_path / "cut", device=device, step=STEPS)
+    assert read_run(tmp_path / "cut", device=device).step == STEPS - 5
+    assert "bytes instead of " in (said := capsys.readouterr().err)
+    assert "going on from step_00000295" in said
 
 
 def test_the_deepspeed_launcher_runs_it_with_two_processes(

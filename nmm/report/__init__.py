@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from nmm.fault import FILE as FAULTS
 from nmm.heartbeat import Phase
-from nmm.log import Row, duration, read_losses, read_rows
+from nmm.log import ALARMS, Row, duration, read_losses, read_rows
 from nmm.plot import loss_figure, short_count
 from nmm.plot.time import time_figure
 from nmm.rundir import MANIFEST, wall_time
@@ -37,6 +37,7 @@ class Written:
     evals: list[Row]
     skipped: list[Row]
     faults: list[Row]
+    alarms: list[Row]
     config: str
 
     @property
@@ -72,6 +73,7 @@ def _read(directory: Path) -> Written:
         evals=read_rows(directory / "evals.jsonl"),
         skipped=read_rows(directory / "skipped.jsonl"),
         faults=[json.loads(line) for line in lines],
+        alarms=read_rows(directory / ALARMS),
         config=(directory / "config.yaml").read_text(),
     )
 
@@ -136,6 +138,10 @@ def _doubts(run: Written) -> str:
         ranks = Counter(row["rank"] for row in run.faults)
         said = ", ".join(f"process {rank} ({count})" for rank, count in ranks.items())
         found.append(f"Processes died or hung: {said}; see {FAULTS}.")
+    if run.alarms:
+        about = Counter(row["about"] for row in run.alarms)
+        said = ", ".join(f"{what} ({count})" for what, count in about.items())
+        found.append(f"Alarms: {said}; see {ALARMS}.")
     spent = _spent(run)
     if spent and _waiting(spent) > MUCH_WAITING_FRACTION:
         found.append(

@@ -1,0 +1,138 @@
+"""Checkpoints on disks that are full, and files that are cut or changed; really so."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nmm import rundir
+from nmm.checkpoint import complete, make_room, step_of
+from nmm.intact import SET_ASIDE
+from nmm.log import JsonLog, read_rows
+from nmm.pieces import Share, write_shares
+from nmm.sums import fault_of, write_text
+from tests import runs
+from tests.runs import environment
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """A file system of 4 MiB, for those who may mount one."""
+    path = tmp_path_factory.mktemp("small")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.fixture
+def small_disk(mounted: Path | None) -> Path:
+    if mounted is None:
+        pytest.skip("only root can mount a small disk")
+    return mounted
+
+
+@pytest.fixture(scope="module")
+def launched(mounted: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of tests/saving_cases.py are, and what they said."""
+    directory = tmp_path_factory.mktemp("saving")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.saving_cases",
+            str(directory),
+            *([mounted] if mounted else []),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (directory / "said").write_text(done.stdout + done.stderr)
+    return directory
+
+
+def test_files_that_were_cut_or_changed_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    expected = write_text(path, "some words")
+    assert (expected.num_bytes, fault_of(path, expected=expected)) == (10, None)
+    path.write_text("some wordz")
+    assert fault_of(path, expected=expected) == "a has another checksum"
+    path.write_text("some")
+    assert fault_of(path, expected=expected) == "a has 4 bytes instead of 10"
+    path.unlink()
+    assert fault_of(path, expected=expected) == "a cannot be read (No such file or directory)"
+
+
+def test_the_sum_of_a_file_that_torch_wrote_is_that_of_its_bytes(tmp_path: Path) -> None:
+    shares = [Share({"weight": torch.arange(9.0), "exp_avg": torch.ones(9)}, [])]
+    found = write_shares(tmp_path, shares, process=3)
+    assert fault_of(tmp_path / "states_00003.pt", expected=found) is None
+    assert found.num_bytes > 72
+
+
+def test_what_a_full_disk_refuses_of_a_log_waits(small_disk: Path) -> None:
+    """A row may be cut anywhere, and comes whole when there is room."""
+    whole = [{"step": step, "text": "x" * 1000} for step in range(20)]
+    log = JsonLog(small_disk / "log.jsonl", keep_until_step=-1)
+    (small_disk / "other").write_bytes(bytes(2**22 - 2**13))
+    for row in whole:
+        log.write(row)
+    assert 0 < len(read_rows(small_disk / "log.jsonl")) < 10
+    with pytest.raises(OSError, match="No space left"):
+        log.flush()
+    (small_disk / "other").unlink()
+    log.flush()
+    assert read_rows(small_disk / "log.jsonl") == whole
+    log.close()
+    (small_disk / "log.jsonl").unlink()
+
+
+def test_a_full_disk_is_an_alarm_and_another_try(launched: Path, small_disk: Path) -> None:
+    """See tests/saving_cases.py."""
+    alarms = read_rows(small_disk / "full" / "alarms.jsonl")
+    assert [(row["step"], row["about"]) for row in alarms] == [(5, "checkpoint"), (6, "checkpoint")]
+    assert "has 1.2 MiB free, and a checkpoint takes 1." in alarms[0]["reason"]
+    assert alarms[0]["reason"].endswith("the next try is after step 6")
+    said = (small_disk / "full" / "console.log").read_text()
+    assert "ALARM: no checkpoint after step 5: " in said
+    with pytest.raises(OSError, match="No space left"):
+        write_shares(small_disk, [Share({"weight": torch.zeros(2**20)}, [])], process=0)
+
+
+def test_a_checkpoint_that_has_no_room_is_not_begun(tmp_path: Path) -> None:
+    """What is unfinished makes room first."""
+    unfinished = tmp_path / "checkpoints" / "step_00000005"
+    unfinished.mkdir(parents=True)
+    with pytest.raises(OSError, match=r"MiB free, and a checkpoint takes 953,674,317\.4"):
+        make_room(tmp_path / "checkpoints" / "step_00000010", num_bytes=10**15)
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_two_processes_know_together_of_what_fails_and_what_is_damaged(launched: Path) -> None:
+    """See tests/saving_cases.py; the logs are in the end those of an undisturbed run."""
+    limited, whole = launched / "limited", launched / "whole"
+    said = (launched / "said").read_text()
+    assert "error: no checkpoint of step 8 could be written ([Errno 27] File" in said
+    assert said.count("starting ") == 3
+    alarms = read_rows(limited / "alarms.jsonl")
+    assert [row["step"] for row in alarms] == [5, 6, 7, 8, 8, 8, 5]
+    assert all("large (process 1); " in row["reason"] for row in alarms[:6])
+    damaged = limited / "checkpoints" / "step_00000008"
+    reason = f"{damaged} is damaged (states_00001.pt has another checksum): going on from "
+    assert alarms[6]["reason"] == f"{reason}step_00000005"
+    assert f"continuing {limited} after step 5 of 8" in said
+    for name in ("losses.jsonl", "evals.jsonl", "quarantine.jsonl"):
+        assert runs.rows(limited / name) == runs.rows(whole / name), name
+    assert [step_of(path) for path in complete(limited)] == [5, 8]
+    assert not list(limited.glob(f"checkpoints/*/{SET_ASIDE}"))
+    starts = json.loads((limited / rundir.MANIFEST).read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 0, 5]
