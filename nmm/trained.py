@@ -105,7 +105,7 @@ def _checkpoint(directory: Path, *, step: int | None) -> Path:
 
 def _tokenizer(data: DataConfig, *, sha256: object) -> Tokenizer:
     """Another tokenizer would give the ids other meanings."""
-    tokenizer = Tokenizer(data.tokenizer, units=data.units)
+    tokenizer = Tokenizer(data.tokenizer, units=data.units, sentinels=data.masking.ids)
     if tokenizer.hash != sha256:
         raise UserError(
             f"data.tokenizer is {data.tokenizer}, which is not the one that the model was trained "
