@@ -252,7 +252,7 @@ def evaluation(
             f"(run.name=NEW) with a lower optim.learning_rate."
         )
     trained = {key: progress.totals.get(key, 0) for key in ("tokens", "flops")}
-    losses |= evaluate.causality(settings.model)
+    losses |= evaluate.causality(settings.model) | evaluate.objective(settings.data)
     when = rows.now(plan.phases, progress)
     log.evaluation({**when, **trained, **losses, "dropped": len(dropped)})
 

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from glob import glob
 
-from data import container, mixture
+from data import container, masking, mixture
 from data.cache import Cache
 from data.container import SUFFIXES, is_shard
 from data.mixture import Stage
@@ -46,7 +46,7 @@ class Corpus:
         Sources without held-out shards are no part of that split.
         """
         assert split in ("train", "held_out"), split
-        tokenizer = Tokenizer(config.tokenizer, units=config.units)
+        tokenizer = Tokenizer(config.tokenizer, units=config.units, sentinels=config.masking.ids)
         tokenizer.check_capacity(vocab_size)
         store = Store.of(config)
         digest = hashlib.sha256(tokenizer.hash.encode())
@@ -66,9 +66,13 @@ class Corpus:
             if source.modality is not None:
                 digest.update(f"{source.modality.value}\n".encode())
                 _check_units(shards, key=key, modality=source.modality, config=config)
+            if config.masking.mean_spans:
+                _check_room_for_spans(shards, key=key, config=config)
             for number in range(len(shards)):
                 digest.update(shards.totals.digest_of(number).encode())
-            sources.append(_source(name, source, shards, split=split))
+            sources.append(
+                _source(name, source, shards, split=split, masks=config.masking.mean_spans > 0)
+            )
         if store.cache:
             _check_cache(sizes, cache=store.cache)
         return Corpus(
@@ -165,9 +169,26 @@ def _check_units(shards: Shards, *, key: str, modality: UnitModality, config: Da
         )
 
 
-def _source(name: str, source: SourceConfig, shards: Shards, *, split: str) -> Source:
+def _check_room_for_spans(shards: Shards, *, key: str, config: DataConfig) -> None:
+    """Refuse images that are as long as the pieces which leave room for spans."""
+    codes = shards.layout.modality is UnitModality.image
+    longest = int(shards.totals.longest_units.max()) if codes else 0
+    if shards.totals.images.any():
+        longest = max(longest, shards.image)
+    room = config.context_tokens - 2 - config.context_tokens // masking.PIECE_SHARE
+    if longest > room:
+        raise UserError(
+            f"{key} holds an image of {longest} tokens and data.masking.mean_spans is "
+            f"{config.masking.mean_spans:g}, for which long documents leave "
+            f"1/{masking.PIECE_SHARE} of data.context_tokens={config.context_tokens} free; raise "
+            f"data.context_tokens, or set data.masking.mean_spans=0."
+        )
+
+
+def _source(name: str, source: SourceConfig, shards: Shards, *, split: str, masks: bool) -> Source:
     """A source; nothing of the held-out split is drawn, so that no loss depends on a seed."""
     totals = shards.totals
+    longest = int(totals.longest.max())
     return Source(
         name=name,
         layout=source.layout,
@@ -181,7 +202,7 @@ def _source(name: str, source: SourceConfig, shards: Shards, *, split: str) -> S
         skipped_images=int(totals.skipped_images.sum()),
         unit_tokens=int(totals.unit_tokens.sum()),
         tokens=totals.tokens(shards.image),
-        longest=int(totals.longest.max()),
+        longest=masking.longest(longest) if masks else longest,
         text_first_fraction=source.text_first_fraction if split == "train" else 0.0,
     )
 

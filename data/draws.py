@@ -22,6 +22,7 @@ class Purpose(IntEnum):
 
     text_first = 1
     view = 2
+    spans = 3
 
 
 def key(
@@ -35,6 +36,11 @@ def key(
     for part in (seed, purpose, epoch, source, shard):
         word = _mixed(((word ^ part) + GOLDEN) & MASK)
     return _mixed(((document ^ word) + GOLDEN) & MASK)
+
+
+def within(key: Words, part: Words) -> Words:
+    """The key of a part of what `key` is of, such as the piece that begins at token `part`."""
+    return _mixed(((key ^ part) + GOLDEN) & MASK)
 
 
 def uniform(key: int, number: int) -> float:

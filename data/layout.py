@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import augment, container, documents, images, sequences
+from data import augment, container, documents, images, masking, sequences
 from data.block import Blocks, Part
 from data.corpus import Corpus
 from data.documents import Parts
+from data.draws import Purpose, key
 from data.plan import Piece, RowPlan
 from data.samples import BadSample
 from data.sequences import Sequence, Texts
@@ -45,10 +46,11 @@ def build(rows: list[RowPlan], *, reader: "Reader", row_tokens: int, blocks: Blo
     for row, pieces in enumerate(rows):
         stop = 0
         for piece in pieces:
-            start, stop = stop, stop + piece.stop - piece.start
+            start, stop = stop, stop + piece.tokens
             found = reader.read(piece)
             if isinstance(found, Document):
-                page.draw(found, piece, row=row, here=slice(start, stop))
+                part = reader.part(found, piece)
+                page.draw(found, part, piece=piece, row=row, here=slice(start, stop))
             else:
                 page.leave_out(piece, reason=found.reason)
     return page.batch(blocks)
@@ -79,6 +81,24 @@ class Reader:
         self._kept.move_to_end(place)
         return self._kept[place]
 
+    def part(self, document: Document, piece: Piece) -> Sequence:
+        """The tokens of a piece in the order in which they stand in its row."""
+        part = document.sequence.part(piece.start, piece.stop)
+        if not piece.spans:
+            return part
+        masks = self.corpus.tokenizer.ids.masks
+        assert masks is not None
+        drawn_with = key(
+            Purpose.spans,
+            document=piece.document,
+            seed=self.seed,
+            epoch=piece.epoch,
+            source=piece.source,
+            shard=piece.shard,
+        )
+        spans = masking.spans_of(drawn_with, part, start=piece.start, count=piece.spans)
+        return masking.masked(part, spans, ids=masks)
+
 
 class Page:
     """The arrays of one batch, all padding at first."""
@@ -98,40 +118,47 @@ class Page:
         self.dropped: list[Dropped] = []
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
-    def draw(self, document: Document, piece: Piece, *, row: int, here: slice) -> None:
-        """Put a piece at the positions `here` of a row, as the row's next document."""
+    def draw(
+        self, document: Document, part: Sequence, *, piece: Piece, row: int, here: slice
+    ) -> None:
+        """Put a piece, whose tokens are `part`, at the positions `here` of a row.
+
+        It becomes the row's next document.
+        """
         self.keys[row].append(_key(piece, corpus=self.corpus))
-        sequence, there = document.sequence, slice(piece.start, piece.stop)
         self.counts["pieces"] += 1
         if piece.start == 0:
             self.counts["documents"] += 1
-            self.counts["cut_documents"] += piece.stop < len(sequence.tokens)
+            self.counts["cut_documents"] += piece.stop < len(document.sequence.tokens)
             self.counts["skipped_images"] += document.skipped_images
-        self.tokens[row, here] = sequence.tokens[there]
-        self.labels[row, here] = sequence.labels[there]
-        self.modality[row, here] = sequence.modality[there]
-        self.label_modality[row, here] = sequence.label_modality[there]
+        self.tokens[row, here] = part.tokens
+        self.labels[row, here] = part.labels
+        self.modality[row, here] = part.modality
+        self.label_modality[row, here] = part.label_modality
         self.source[row, here] = piece.source
         self.document[row, here] = len(self.keys[row])
-        self.position[row, here] = self.counting[: piece.stop - piece.start]
+        self.position[row, here] = self.counting[: piece.tokens]
         if document.pixels:
-            self._place_images(document, sequence.image[there], row=row, here=here)
+            self._place_images(document, part.image, row=row, here=here)
 
     def leave_out(self, piece: Piece, *, reason: str) -> None:
         """Count a piece of a document that could not be read; the first one lists the document."""
-        self.counts["padded_tokens"] += piece.stop - piece.start
+        self.counts["padded_tokens"] += piece.tokens
         if piece.start == 0:
             self.dropped.append(_dropped(piece, corpus=self.corpus, reason=reason))
 
     def _place_images(
         self, document: Document, in_document: np.ndarray, *, row: int, here: slice
     ) -> None:
-        """`in_document` are a piece's 1-based numbers of the document's images, 0 for text."""
+        """`in_document` are a piece's 1-based numbers of the document's images, 0 for text.
+
+        They follow each other in the document; in a masked piece some come behind later ones.
+        """
         is_image = in_document > 0
         numbers = in_document[is_image]
         if not len(numbers):
             return
-        first, last = int(numbers[0]), int(numbers[-1])
+        first, last = int(numbers.min()), int(numbers.max())
         self.image[row, here][is_image] = numbers + (len(self.pixels) + 1 - first)
         self.pixels += document.pixels[first - 1 : last]
 

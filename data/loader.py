@@ -16,7 +16,7 @@ from data.layout import Reader, build
 from data.plan import RowPlan, StreamState, plan_places, plan_rows
 from data.workers import context, forking, outlive_signals, shielded
 from nmm.batch import PackedBatch
-from nmm.config import DataConfig
+from nmm.config import DataConfig, MaskingConfig
 from nmm.errors import UserError
 
 Plan = tuple[list[RowPlan], StreamState]
@@ -122,14 +122,18 @@ def held_out_batches(
     micro_batch: int,
     rank: int = 0,
     world: int = 1,
+    masked: bool = False,
 ) -> list[tuple[str, Iterator[PackedBatch]]]:
     """(source name, its first `rows_per_source` rows as micro-batches) for every source.
 
     `corpus` is opened for the held-out split. Every source is planned by itself, in an order that
     does not depend on data.seed, without repetition. Ranks get different rows and equally many
-    micro-batches; empty rows fill up the last ones.
+    micro-batches; empty rows fill up the last ones. Documents are in their order, also where
+    training masks spans; `masked` asks for the objective of training instead.
     """
     fixed = replace(config, seed=0, repeat=False)
+    if not masked:
+        fixed = replace(fixed, masking=MaskingConfig())
 
     def batches(source: int) -> Iterator[PackedBatch]:
         rows = [row for row, _ in islice(plan_rows(corpus, fixed, only=[source]), rows_per_source)]

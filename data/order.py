@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from data.masking import SPAN_TOKENS
+
 BLOCK_SHARDS = 8
 
 
@@ -33,9 +35,9 @@ class Run:
 
     source, shard, document  int32[n]    document is the place in its shard's index
     epoch                    int32[n]    how often the source was read to its end before
-    length                   int32[n]    tokens
+    length                   int32[n]    tokens of its pieces
     border                   int64[n+1]  document i has the pieces [border[i], border[i+1])
-    start, stop, images      int32[p]    of pieces; those outside the borders are of others
+    start, stop, images, spans  int32[p] of pieces; those outside the borders are of others
     """
 
     source: np.ndarray
@@ -47,9 +49,15 @@ class Run:
     start: np.ndarray
     stop: np.ndarray
     images: np.ndarray
+    spans: np.ndarray
 
     def __len__(self) -> int:
         return len(self.length)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """int32[p]: of every piece, with what its spans add."""
+        return self.stop - self.start + SPAN_TOKENS * self.spans
 
     @property
     def of_documents(self) -> tuple[np.ndarray, ...]:
@@ -59,7 +67,7 @@ class Run:
     @property
     def of_pieces(self) -> tuple[np.ndarray, ...]:
         """What there is of every piece, in the order of the fields."""
-        return self.start, self.stop, self.images
+        return self.start, self.stop, self.images, self.spans
 
     def part(self, start: int, stop: int) -> "Run":
         """Documents [start, stop), without a copy."""
@@ -80,8 +88,8 @@ def _run(
     of_documents: Iterable[np.ndarray], border: np.ndarray, of_pieces: Iterable[np.ndarray]
 ) -> Run:
     source, shard, document, epoch, length = of_documents
-    start, stop, images = of_pieces
-    return Run(source, shard, document, epoch, length, border, start, stop, images)
+    start, stop, images, spans = of_pieces
+    return Run(source, shard, document, epoch, length, border, start, stop, images, spans)
 
 
 def join(runs: list[Run]) -> Run:

@@ -1,5 +1,6 @@
 """From documents to rows: cutting what is longer than the context, and filling rows with pieces."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +20,24 @@ class Cuts:
     border       int64[n+1]
     start, stop  int32[p]    tokens [start, stop) of the document's sequence
     images       int32[p]    that lie in them
+    spans        int32[p]    of them that are masked (data/masking.py)
     """
 
     border: np.ndarray
     start: np.ndarray
     stop: np.ndarray
     images: np.ndarray
+    spans: np.ndarray
+
+
+# Tokens to leave free in the pieces of some documents (their numbers) that begin at given tokens.
+Spare = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def uncut(lengths: np.ndarray, images: np.ndarray) -> Cuts:
     """Every document, of so many tokens and images, as one piece."""
-    return Cuts(np.arange(len(lengths) + 1), np.zeros_like(lengths), lengths, images)
+    nothing = np.zeros_like(lengths)
+    return Cuts(np.arange(len(lengths) + 1), nothing, lengths, images, nothing)
 
 
 def cut(
@@ -40,6 +48,7 @@ def cut(
     image_tokens: int,
     context_tokens: int,
     whole_units: bool = False,
+    spare: Spare | None = None,
 ) -> Cuts:
     """The pieces of documents of `lengths` tokens, begin and end included.
 
@@ -50,6 +59,8 @@ def cut(
     image and 6 tokens:
 
         b x x x x I I I | y y y y y y e        pieces (0, 8), (8, 15)
+
+    All pieces but the last leave what `spare` says of the context free.
     """
     ends = np.cumsum(segment_tokens(segment, image_tokens), dtype=np.int64)
     before = np.concatenate([[0], ends])[border[:-1]]
@@ -63,7 +74,8 @@ def cut(
     start = np.zeros(len(long), np.int64)
     owners, cuts, images = [], [], []
     while len(long):
-        limit = start + context_tokens
+        begun = start
+        limit = start + context_tokens - (0 if spare is None else spare(long, start))
         first, last = border[long], border[long + 1]
         # NOTE: empty texts of the next document share the end; they must not count.
         at = np.minimum(np.searchsorted(ends, before[long] + limit - 1, side="right"), last)
@@ -71,7 +83,7 @@ def cut(
         inside_image = (at < last) & is_image[at]
         full, of = MIN_FILL
         start = np.where(inside_image | (of * (edge - start) >= full * context_tokens), edge, limit)
-        assert (start > limit - context_tokens).all(), "an image does not fit the context"
+        assert (start > begun).all(), "an image does not fit the context"
         owners.append(long.astype(np.int32))
         cuts.append(start.astype(np.int32))
         images.append(seen[at] - seen[first])
@@ -103,7 +115,7 @@ def _in_order(
 
     start, stop = ranges(cuts, whole.stop)
     images_before, images_after = ranges(images, whole.images)
-    return Cuts(border, start, stop, images_after - images_before)
+    return Cuts(border, start, stop, images_after - images_before, np.zeros_like(start))
 
 
 def fill_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:

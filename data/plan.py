@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import augment, budget, index, mixture, order, pack
+from data import augment, budget, index, masking, mixture, order, pack
 from data.corpus import Corpus
+from data.draws import Purpose, key
 from data.mixture import Stage
 from data.order import Run, SourceOrder, Taken
+from data.pack import Cuts
 from nmm.config import DataConfig, UnitModality
 
 
@@ -19,7 +21,7 @@ class Piece(NamedTuple):
     """Tokens [start, stop) of a document's sequence; source, shard, document: its place.
 
     `epoch` is how often its source was read to the end before. It was planned in window `window`,
-    as one of `window_documents` documents.
+    as one of `window_documents` documents. So many `spans` of it are masked (data/masking.py).
     """
 
     source: int
@@ -30,6 +32,12 @@ class Piece(NamedTuple):
     epoch: int = 0
     window: int = 0
     window_documents: int = 0
+    spans: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Positions that it takes in a row."""
+        return self.stop - self.start + masking.SPAN_TOKENS * self.spans
 
 
 RowPlan = list[Piece]
@@ -76,7 +84,7 @@ class Window:
         self.border = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
 
     def _fill(self, *, row_tokens: int, max_images: int | None) -> list[list[int]]:
-        lengths, images = self.run.stop - self.run.start, self.run.images
+        lengths, images = self.run.tokens, self.run.images
         if max_images is None:
             return pack.fill_rows(lengths, row_tokens)
         return budget.fill_rows_within(lengths, row_tokens, images=images, max_images=max_images)
@@ -87,7 +95,7 @@ class Window:
         pieces = np.fromiter(chain.from_iterable(rows), np.int64, len(self.owner))
         row = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         cell = row * sources + run.source[self.owner[pieces]]
-        tokens = np.bincount(cell, (run.stop - run.start)[pieces], minlength=len(rows) * sources)
+        tokens = np.bincount(cell, run.tokens[pieces], minlength=len(rows) * sources)
         return tokens.astype(np.int64).reshape(len(rows), sources)
 
     def __len__(self) -> int:
@@ -98,9 +106,13 @@ class Window:
         run, owner = self.run, self.owner[pieces]
         places = (run.source[owner], run.shard[owner], run.document[owner])
         columns = (*places, run.start[pieces], run.stop[pieces], run.epoch[owner])
-        lists = (column.tolist() for column in columns)
+        spans = run.spans[pieces].tolist()
         window = {"window": self.before.window, "window_documents": len(run)}
-        return [Piece(*values, **window) for values in zip(*lists, strict=True)]
+        lists = zip(*(column.tolist() for column in columns), strict=True)
+        return [
+            Piece(*values, **window, spans=count)
+            for values, count in zip(lists, spans, strict=True)
+        ]
 
     def state_after(self, number: int) -> StreamState:
         before, after = self.before, self.after
@@ -201,35 +213,61 @@ def read_shards(
     opened = [corpus.sources[source].shards[shard] for shard in shards]
     counts = [len(shard.index) for shard in opened]
     lengths = np.concatenate([shard.lengths for shard in opened])
-    if (lengths > config.context_tokens).any():
-        segment, border = index.join_segments([shard.index for shard in opened])
-        is_text_first = _text_first(
-            corpus, source, dict(zip(shards, counts, strict=True)), epoch=epoch, config=config
-        )
-        image = border[:-1][is_text_first]  # a caption has two parts
-        segment[[image, image + 1]] = segment[[image + 1, image]]
-        cuts = pack.cut(
-            lengths,
-            segment=segment,
-            border=border,
-            image_tokens=corpus.image.tokens,
-            context_tokens=config.context_tokens,
-            whole_units=corpus.sources[source].layout.modality is UnitModality.image,
-        )
+    if config.masking.mean_spans or (lengths > config.context_tokens).any():
+        of_shards = dict(zip(shards, counts, strict=True))
+        segments = index.join_segments([shard.index for shard in opened])
+        cuts = _cut(corpus, source, of_shards, lengths, segments, epoch=epoch, config=config)
     else:
         images = np.concatenate([shard.index.image_counts for shard in opened])
         cuts = pack.uncut(lengths, images)
+    added = masking.SPAN_TOKENS * np.add.reduceat(cuts.spans, cuts.border[:-1])
     return Run(
         source=np.full(len(lengths), source, np.int32),
         shard=np.repeat(np.array(shards, np.int32), counts),
         document=np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
         epoch=np.full(len(lengths), epoch, np.int32),
-        length=lengths,
+        length=lengths + added,
         border=cuts.border,
         start=cuts.start,
         stop=cuts.stop,
         images=cuts.images,
+        spans=cuts.spans,
     )
+
+
+def _cut(
+    corpus: Corpus,
+    source: int,
+    counts: dict[int, int],
+    lengths: np.ndarray,
+    segments: tuple[np.ndarray, np.ndarray],
+    *,
+    epoch: int,
+    config: DataConfig,
+) -> Cuts:
+    """The pieces of the documents of some shards, and how many spans of each are masked.
+
+    `counts` are the documents of every shard, `segments` those of `index.join_segments`.
+    """
+    segment, border = segments
+    is_text_first = _text_first(corpus, source, counts, epoch=epoch, config=config)
+    image = border[:-1][is_text_first]  # a caption has two parts
+    segment[[image, image + 1]] = segment[[image + 1, image]]
+    layout = {
+        "segment": segment,
+        "border": border,
+        "image_tokens": corpus.image.tokens,
+        "context_tokens": config.context_tokens,
+        "whole_units": corpus.sources[source].layout.modality is UnitModality.image,
+    }
+    if not config.masking.mean_spans:
+        return pack.cut(lengths, **layout)
+    place = {"seed": config.seed, "epoch": epoch, "source": source}
+    keys = [
+        key(Purpose.spans, **place, shard=shard, document=np.arange(count, dtype=np.uint64))
+        for shard, count in counts.items()
+    ]
+    return masking.cut(lengths, keys=np.concatenate(keys), config=config.masking, **layout)
 
 
 def _text_first(

@@ -38,6 +38,16 @@ class Sequence:
     labels: np.ndarray
     label_modality: np.ndarray
 
+    def part(self, start: int, stop: int) -> "Sequence":
+        """Tokens [start, stop), without a copy."""
+        return Sequence(
+            self.tokens[start:stop],
+            self.modality[start:stop],
+            self.image[start:stop],
+            self.labels[start:stop],
+            self.label_modality[start:stop],
+        )
+
 
 def encode(parts: Parts, tokenizer: Tokenizer) -> Texts:
     """The ids of every text, None for an image; units as they are."""

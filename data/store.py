@@ -30,6 +30,7 @@ T = TypeVar("T")
 DOWNLOAD_BYTES = 1 << 25
 LISTED_FROM = 64
 TOTALS = "index.totals"
+CODEBOOK = "codebook.json"
 THREADS = 32
 
 
@@ -175,9 +176,16 @@ class Store:
 
     def find_totals(self, shard: str) -> Path:
         """Where the totals of a shard's folder are, beside its indexes; copied as an index is."""
-        path = self.index_path(shard).with_name(TOTALS)
+        return self._find_beside(shard, TOTALS)
+
+    def find_codebook(self, shard: str) -> Path:
+        """Where it says which VQ model a folder's image codes are of; copied as an index is."""
+        return self._find_beside(shard, CODEBOOK)
+
+    def _find_beside(self, shard: str, name: str) -> Path:
+        path = self.index_path(shard).with_name(name)
         if is_url(shard):
-            self._fetch_file(_beside(shard, TOTALS), path)
+            self._fetch_file(_beside(shard, name), path)
         return path
 
     def _fetch_file(self, url: str, path: Path) -> None:

@@ -27,11 +27,25 @@ class UnitIds:
 
 
 @dataclass(frozen=True)
+class MaskIds:
+    """The ids of the causal masked objective: a span's end, and behind it the sentinels."""
+
+    end: int
+    count: int
+
+    @property
+    def first(self) -> int:
+        """The id of sentinel 0."""
+        return self.end + 1
+
+
+@dataclass(frozen=True)
 class IdTable:
     """What ids mean: the model's pieces are 0 .. text_end-1, the sentinels follow, `size` in all.
 
     A model without a pad, begin or end piece gets a sentinel for it after the image id. Behind all
-    these come the `units` of every modality that data.units names.
+    these come the `units` of every modality that data.units names, and the `masks` that
+    data.masking asks for.
     """
 
     pad: int
@@ -42,6 +56,7 @@ class IdTable:
     image: int
     size: int
     units: dict[Modality, UnitIds] = field(default_factory=dict)
+    masks: MaskIds | None = None
 
     def with_units(self, counts: Mapping[UnitModality, int]) -> "IdTable":
         """The table with ids for so many units of every modality, in the order given."""
@@ -51,12 +66,23 @@ class IdTable:
             size += 2 + count
         return replace(self, units=units, size=size)
 
+    def with_masks(self, sentinels: int) -> "IdTable":
+        """The table with ids for so many sentinels and the end of a span; 0: none of these."""
+        if not sentinels:
+            return self
+        masks = MaskIds(end=self.size, count=sentinels)
+        return replace(self, masks=masks, size=masks.first + sentinels)
+
 
 class Tokenizer:
     """A sentencepiece model; `hash` is the sha256 of its bytes, `ids` the table of its ids."""
 
     def __init__(
-        self, path: str | Path, *, units: Mapping[UnitModality, int] | None = None
+        self,
+        path: str | Path,
+        *,
+        units: Mapping[UnitModality, int] | None = None,
+        sentinels: int = 0,
     ) -> None:
         self.path = str(path)
         try:
@@ -75,7 +101,7 @@ class Tokenizer:
                 f"data.tokenizer is {path}, which is not a sentencepiece model; train one with "
                 f"`python -m data.prepare.tokenizer`, or correct the path."
             ) from None
-        self.ids = _id_table(self._model).with_units(units or {})
+        self.ids = _id_table(self._model).with_units(units or {}).with_masks(sentinels)
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
@@ -98,9 +124,11 @@ class Tokenizer:
     def check_capacity(self, vocab_size: int) -> None:
         """Refuse a model whose embedding table is smaller than the id table."""
         if vocab_size < self.ids.size:
+            more = {"data.units": self.ids.units, "data.masking": self.ids.masks}
+            named = " and ".join(key for key, there in more.items() if there)
             raise UserError(
                 f"model.vocab_size is {vocab_size} but the tokenizer {self.path} needs "
-                f"{self.ids.size} ids{' with data.units' if self.ids.units else ''}; set "
+                f"{self.ids.size} ids{f' with {named}' if named else ''}; set "
                 f"model.vocab_size to {self.ids.size} or more."
             )
 

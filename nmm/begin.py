@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data import codebook
 from data.corpus import Corpus
 from data.plan import StreamState
 from nmm import checkpoint, config, intact, parallel, parent, rundir, saving, schedule
@@ -85,11 +86,13 @@ def make_plan(settings: Config, *, world: World) -> RunPlan:
             f"data.sources names {both[0]} in train and in held_out; change one of the two globs, "
             f"so that nothing is tested on what it was trained on."
         )
+    codebook_sha256 = _codebook_sha256(data)
+    codebook.check((corpus, held_out), data, sha256=codebook_sha256)
     return RunPlan(
         directory=config.run_directory(settings.run).absolute(),
         corpus=corpus,
         held_out=held_out,
-        codebook_sha256=_codebook_sha256(data),
+        codebook_sha256=codebook_sha256,
         split=split,
         phases=phases,
     )

@@ -102,6 +102,16 @@ def causality(config: ModelConfig) -> Row:
     return {"causal": False} if config.moe.chooses_tokens else {}
 
 
+def objective(data: DataConfig, *, masked: bool = False) -> Row:
+    """Which objective was scored, where training masks spans: documents in their order, or its own.
+
+    Absent otherwise: there is only one.
+    """
+    if not data.masking.mean_spans:
+        return {}
+    return {"objective": "causal_masked" if masked else "causal"}
+
+
 def with_images_of_others(batch: PackedBatch) -> PackedBatch | None:
     """The same batch, every image replaced by one of another document of the batch.
 
@@ -181,15 +191,16 @@ def image_gap(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> tupl
 
 
 def of_run(
-    trained: Trained, corpus: Corpus, *, rows_per_source: int
+    trained: Trained, corpus: Corpus, *, rows_per_source: int, masked: bool = False
 ) -> list[tuple[str, Iterator[PackedBatch]]]:
-    """The held-out batches of a run, all of them for this process."""
+    """The held-out batches of a run, all of them for this process; `masked` as in training."""
     group_rows = trained.config.model.moe.group_rows
     return held_out_batches(
         corpus,
         trained.config.data,
         rows_per_source=rows_per_source,
         micro_batch=group_rows * max(1, ROWS_AT_ONCE // group_rows),
+        masked=masked,
     )
 
 
@@ -211,6 +222,11 @@ def main() -> None:
         "--rows-per-source", type=int, help="most rows of each source (default: as the run)"
     )
     parser.add_argument(
+        "--masked",
+        action="store_true",
+        help="score the causal masked objective of the training, not documents in their order",
+    )
+    parser.add_argument(
         "--report",
         action="store_true",
         help="instead: one HTML page from the run's files, DIR/report.html",
@@ -226,6 +242,7 @@ def main() -> None:
             read(arguments),
             rows_per_source=arguments.rows_per_source,
             with_gap=arguments.image_gap,
+            masked=arguments.masked,
         )
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -248,6 +265,7 @@ def _report(arguments: argparse.Namespace) -> None:
         "--step": arguments.step,
         "--rows-per-source": arguments.rows_per_source,
         "--image-gap": arguments.image_gap or None,
+        "--masked": arguments.masked or None,
         "--json": arguments.json or None,
     }
     given = [flag for flag, value in others.items() if value is not None]
@@ -262,16 +280,25 @@ def _report(arguments: argparse.Namespace) -> None:
         sys.exit(f"error: {error}")
 
 
-def _evaluate(trained: Trained, *, rows_per_source: int | None, with_gap: bool) -> Row:
+def _evaluate(
+    trained: Trained, *, rows_per_source: int | None, with_gap: bool, masked: bool
+) -> Row:
     device = next(trained.model.parameters()).device
+    data = trained.config.data
     rows = rows_per_source or trained.config.evaluation.rows_per_source
-    corpus, units = open_held_out(trained), trained.config.data.units
+    if masked and not data.masking.mean_spans:
+        raise UserError(
+            "--masked scores the objective of data.masking, but data.masking.mean_spans was 0 in "
+            "the training; leave it out."
+        )
+    corpus = open_held_out(trained)
     tally = Tally.zeros(len(corpus.sources), device=device)
     dropped: list[Dropped] = []
-    for _, batches in of_run(trained, corpus, rows_per_source=rows):
+    for _, batches in of_run(trained, corpus, rows_per_source=rows, masked=masked):
         dropped += add_losses(tally, trained.model, batches, device=device)
-    losses = {**loss_by_kind(tally, corpus, units=units), **causality(trained.config.model)}
-    row = {"step": trained.step, **losses, "dropped": len(dropped)}
+    losses = loss_by_kind(tally, corpus, units=data.units)
+    said = {**causality(trained.config.model), **objective(data, masked=masked)}
+    row = {"step": trained.step, **losses, **said, "dropped": len(dropped)}
     if with_gap:
         row["caption/own_images"], row["caption/other_images"] = image_gap(
             trained, corpus, rows_per_source=rows

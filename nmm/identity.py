@@ -43,6 +43,7 @@ def identity_of(
         "weights": asdict(config.weights),
         "data": {
             **{key: data[key] for key in DATA_KEYS},
+            **({"masking": data["masking"]} if config.data.masking.mean_spans else {}),
             "units": [f"{unit.value}={count}" for unit, count in config.data.units.items()],
         },
         "optim": asdict(config.optim),

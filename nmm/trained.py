@@ -116,7 +116,7 @@ def _newest(directory: Path) -> Path:
 
 def _tokenizer(data: DataConfig, *, sha256: object) -> Tokenizer:
     """Another tokenizer would give the ids other meanings."""
-    tokenizer = Tokenizer(data.tokenizer, units=data.units)
+    tokenizer = Tokenizer(data.tokenizer, units=data.units, sentinels=data.masking.ids)
     if tokenizer.hash != sha256:
         raise UserError(
             f"data.tokenizer is {data.tokenizer}, which is not the one that the model was trained "

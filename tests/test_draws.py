@@ -53,7 +53,7 @@ def test_many_documents_draw_what_each_draws_alone() -> None:
 
 
 def test_every_coordinate_changes_the_draws() -> None:
-    """No two of 4,096 neighbouring places share a key, and none of their draws move together."""
+    """No two of 6,144 neighbouring places share a key, and none of their draws move together."""
     places = product(Purpose, (0, 1), range(4), range(4), range(8), range(8))
     keys = np.array(
         [
@@ -62,8 +62,8 @@ def test_every_coordinate_changes_the_draws() -> None:
         ],
         np.uint64,
     )
-    assert len(np.unique(keys)) == 2 * 2 * 4 * 4 * 8 * 8
-    drawn = uniforms(keys, 0).reshape(2, 2, 4, 4, 8, 8)
+    assert len(np.unique(keys)) == len(Purpose) * 2 * 4 * 4 * 8 * 8
+    drawn = uniforms(keys, 0).reshape(len(Purpose), 2, 4, 4, 8, 8)
     for axis in range(drawn.ndim):
         first, second = (np.take(drawn, [i], axis=axis).ravel() for i in (0, 1))
         assert abs(np.corrcoef(first, second)[0, 1]) < 5 / len(first) ** 0.5

@@ -264,8 +264,10 @@ def test_peaks_by_device_name() -> None:
 
 
 def test_describe_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["describe", "model=late_289m", "--json", "model.depth=12", "data.context_tokens=1024"])
+    data = ["data.context_tokens=1024", "+data.units.speech=500", "data.masking.mean_spans=1"]
+    main(["describe", "model=late_289m", "--json", "model.depth=12", *data])
     printed = json.loads(capsys.readouterr().out)
+    assert printed["ids"] == {"speech": 502, "masks": 513, "text": 50432 - 502 - 513}
     config = replace(preset("late_289m"), depth=12)
     expected = num_parameters(config)
     assert printed["N"] == printed["N_active"] == expected.N

@@ -14,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.distributed import HashStore  # pyright: ignore
 
+from data.codebook import write
 from data.documents import Parts
 from data.loader import held_out_batches
 from data.prepare.image_codes.__main__ import main as image_codes
 from data.prepare.index import index_shards
+from data.store import CODEBOOK
 from data.tokenizer import IdTable, Tokenizer, UnitIds
 from data.units import Units
 from nmm import evaluate, export
@@ -403,24 +405,46 @@ def changed_codebook(codebook: Path, out: Path) -> Path:
     return out
 
 
+def marked(words: list[str]) -> list[Path]:
+    """What says which codebook the shards of a training are of."""
+    globs = [
+        word.partition("=")[2] for word in words if re.match(r"data\.sources\.\w+\.train", word)
+    ]
+    return [path for glob in globs if (path := Path(glob).parent / CODEBOOK).exists()]
+
+
 def test_another_codebook_is_refused(
     run: Path, codebook: Path, words: list[str], tmp_path: Path
 ) -> None:
-    """By training that goes on, by generation, and one of another size before the first step."""
+    """By training, new or going on, by generation, and one of another size."""
     other = changed_codebook(codebook, tmp_path / "other")
     more = (f"data.codebook={other}", "schedule.total_steps=40")
+
+    def plan(*changes: str) -> object:
+        return make_plan(load(compose([*words, *changes])), world=World(0, 1, CPU, HashStore()))
+
+    with pytest.raises(UserError, match=r"other \(sha256 .* of another VQ model .*; give that one"):
+        plan(*more)
+    marks = {path: path.read_bytes() for path in marked(words)}
+    assert len(marks) == 2
+    write(next(iter(marks)).parent, sha256="0" * 64, codes=CODES)
+    with pytest.raises(UserError, match=r"data\.sources has image codes of two VQ models, in "):
+        plan("data.codebook=null")
+    for path in marks:  # what nobody says is not checked, but for what a run began with
+        path.unlink()
     done = runs.run([sys.executable, "train.py", *words, *more])
     assert done.returncode != 0
     assert "data.codebook (sha256)" in done.stdout + done.stderr
+    for path, content in marks.items():
+        path.write_bytes(content)
     copied = shutil.copytree(run, tmp_path / "run")
     config = copied / "config.yaml"
     config.write_text(config.read_text().replace(str(codebook), str(other)))
     assert read_run(copied, device=CPU).config.data.codebook == str(other)
     with pytest.raises(SystemExit, match=r"other, which is not the one of the training"):
         command("--run", copied, "--write", "image", "--prompt", "a", "--out", tmp_path)
-    settings = load(compose([*words, "data.units.image=9"]))
     with pytest.raises(UserError, match=r"which has 8 codes, and data\.units\.image is 9; set"):
-        make_plan(settings, world=World(0, 1, CPU, HashStore()))
+        plan("data.units.image=9")
 
 
 @pytest.mark.parametrize(

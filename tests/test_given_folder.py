@@ -110,7 +110,10 @@ def test_the_keys_to_set_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "gpt2"}, "says model_type 'gpt2'; give the folder of a Llama or an export"),
+        (
+            {"model_type": "gpt2"},
+            "says model_type 'gpt2'; give the folder of a Llama, an open_lm or an export",
+        ),
         ({"hidden_act": "gelu"}, "says hidden_act 'gelu', which no model here has"),
         ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_type 'linear'"),
         ({"num_attention_heads": 8}, "built otherwise; set model.heads=8."),

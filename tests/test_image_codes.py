@@ -21,6 +21,7 @@ from data.images import decode
 from data.prepare.image_codes.__main__ import main
 from data.prepare.index import index_shards
 from data.shards import ShardWriter
+from data.store import CODEBOOK
 from data.units import Units
 from nmm.codes import ImageCodes, Usage
 from nmm.codes.model import read, to_model
@@ -298,7 +299,12 @@ def test_killed_and_continued_it_writes_the_same_bytes(
     run(*writing(codebook, out, kind), "--workers", 1)
     assert contents(out) == contents(written / kind.value)
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert {path.name for path in out.iterdir()} == {*contents(out), ".image_codes", PICTURE}
+    assert {path.name for path in out.iterdir()} == {
+        *contents(out),
+        ".image_codes",
+        CODEBOOK,
+        PICTURE,
+    }
 
 
 def test_what_cannot_be_written_is_refused(

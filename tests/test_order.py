@@ -37,6 +37,7 @@ def source_order(
             start=np.zeros_like(length),
             stop=length,
             images=np.zeros_like(length),
+            spans=np.zeros_like(length),
         )
 
     counts = np.array([len(shard) for shard in lengths])

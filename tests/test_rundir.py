@@ -63,8 +63,8 @@ def general(key: str) -> str:
 
 
 def is_sparse(key: str) -> bool:
-    """Is it of runs with experts only? tests/test_sparse_runs.py has those."""
-    return key == "causal" or key.startswith("moe/")
+    """Is it of other runs only? See tests/test_sparse_runs.py and tests/test_masking.py."""
+    return key in ("causal", "objective") or key.startswith("moe/")
 
 
 @pytest.mark.parametrize("log", ["losses.jsonl", "evals.jsonl"])

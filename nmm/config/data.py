@@ -129,6 +129,27 @@ class AugmentConfig:
 
 
 @dataclass
+class MaskingConfig:
+    """The causal masked objective (CM3): spans of a document move to its end, to be filled in.
+
+    Their number is Poisson-distributed around `mean_spans`; 0: no masking. Ids are kept for so many
+    `sentinels`, which is the most spans of a document. metaseq has 1 and 512.
+    """
+
+    mean_spans: float = 0.0
+    sentinels: int = 512
+
+    def __post_init__(self) -> None:
+        at_least(0, data__masking__mean_spans=self.mean_spans)
+        positive(data__masking__sentinels=self.sentinels)
+
+    @property
+    def ids(self) -> int:
+        """Sentinels that the id table has."""
+        return self.sentinels if self.mean_spans else 0
+
+
+@dataclass
 class DataConfig:
     """Rows of `row_tokens` tokens hold documents of at most `context_tokens`.
 
@@ -140,7 +161,7 @@ class DataConfig:
     window turn out to be unreadable. `weight_changes` are in the order of their
     steps. `units` says how many ids every modality of units has; in this order they follow the ids
     of text. `codebook` is the folder of the VQ model that made the image codes: what is trained
-    then draws images with it.
+    then draws images with it. With `masking` training also learns to fill in.
 
     Shards may be URLs. Their indexes are below `index_dir`. With a `cache_dir` they are copied
     there whole, at most `cache_gigabytes` (10^9 bytes) at a time, else read by document. A read is
@@ -159,6 +180,7 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     max_row_images: int | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
     weight_changes: list[WeightChange] = field(default_factory=list)
     units: dict[UnitModality, int] = field(default_factory=dict)
     codebook: str | None = None

@@ -221,7 +221,8 @@ class GivenWeights:
 
     `decoder` gives all but what brings images in, `vision` the encoder of late fusion. Either is a
     safetensors file with the names of the parameters of nmm/model/, perhaps of a whole model, or a
-    folder: an export, and for the decoder also a Llama as `transformers` saves it.
+    folder: an export, and for the decoder also a Llama as `transformers` saves it, or a dense
+    open_lm.
     """
 
     decoder: str | None = None

@@ -40,6 +40,8 @@ class Described:
     context_tokens: int
     row_tokens: int
     vision_is_frozen: bool
+    ids: dict[str, int]
+    """Of units and of the masked objective; what else there is of the model's ids is for text."""
 
 
 def describe(overrides: list[str]) -> Described:
@@ -59,7 +61,14 @@ def describe(overrides: list[str]) -> Described:
         context_tokens=data.context_tokens,
         row_tokens=data.row_tokens,
         vision_is_frozen=optim.vision_rate_multiplier == 0,
+        ids=_ids(data),
     )
+
+
+def _ids(data: config.DataConfig) -> dict[str, int]:
+    """The ids behind those of text, with begins and ends, in their order (docs/data-format.md)."""
+    masks = {"masks": 1 + data.masking.ids} if data.masking.ids else {}
+    return {**{unit.value: 2 + count for unit, count in data.units.items()}, **masks}
 
 
 def facts(described: Described) -> dict[str, object]:
@@ -74,6 +83,7 @@ def facts(described: Described) -> dict[str, object]:
         "parameters_total": parameters.total,
         "flops_per_token": flops_per_token(model),
         "flops_per_image_token": flops_per_token(model, is_image=True),
+        "ids": {**described.ids, "text": model.vocab_size - sum(described.ids.values())},
         "context_tokens": context,
         "exact_flops_per_token": exact_flops_per_token(model, context_tokens=context),
         "exact_flops_per_image_token": exact_flops_per_token(
@@ -124,13 +134,17 @@ def memory_plan(described: Described) -> dict[int, dict[int, float]]:
 def table(described: Described) -> str:
     """The same for people."""
     model = described.model
-    parts = (_shape(model), _sizes(model), _costs(described), _memory(described))
+    parts = (_shape(described), _sizes(model), _costs(described), _memory(described))
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
-def _shape(model: ModelConfig) -> list[str]:
+def _shape(described: Described) -> list[str]:
+    model = described.model
     image = model.image
     lines = [f"decoder: {_blocks(model)}, {model.vocab_size:,} ids"]
+    if described.ids:
+        told = ", ".join(f"{count:,} for {name}" for name, count in described.ids.items())
+        lines.append(f"ids:     {told} (with begins and ends), the rest for text")
     if model.sparse:
         lines.append(f"experts: {_experts(model)}")
     if model.encoder:

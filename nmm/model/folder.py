@@ -1,6 +1,6 @@
 """A folder of `transformers` as given weights: what its model is, and its tensors by our names.
 
-Two kinds are known: exports of this project, which have our names, and Llamas.
+Three kinds are known: exports of this project, which have our names, Llamas, and open_lm's.
 """
 
 import json
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from nmm.config import BlockConfig, ModelConfig
 from nmm.errors import UserError
+from nmm.model import open_lm
 
 WEIGHTS, INDEX, PIECES = "model.safetensors", "model.safetensors.index.json", "tokenizer.model"
-COMPUTED = "rotary_emb.inv_freq"  # old files have it, though it follows from the configuration
+# Some files have these, though they follow from the configuration.
+COMPUTED = ("rotary_emb.inv_freq", "pos_embed.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def _asked(facts: Mapping[str, Any], *, folder: Path, key: str) -> dict[str, obj
     try:
         if kind == "llama" and key == "weights.decoder":
             return _llama_keys(facts, folder=folder)
+        if open_lm.is_open_lm(facts) and key == "weights.decoder":
+            return open_lm.keys(facts, folder=folder)
         if kind == "nmm" and key == "weights.decoder":
             blocks = {name: facts["blocks"][name] for name in block_keys(BlockConfig())}
             others = {name: facts[name] for name in ("positions", "rope_theta")}
@@ -107,7 +111,7 @@ def _asked(facts: Mapping[str, Any], *, folder: Path, key: str) -> dict[str, obj
         raise UserError(
             f"{key} is {folder}, whose config.json has no {error}; restore it."
         ) from None
-    known = "an export" if key == "weights.vision" else "a Llama or an export"
+    known = "an export" if key == "weights.vision" else "a Llama, an open_lm or an export"
     raise UserError(
         f"{key} is {folder}, whose config.json says model_type {kind!r}"
         f"{' without an encoder' if kind == 'nmm' else ''}; give the folder of {known}, or a "
@@ -159,8 +163,13 @@ def _check_tokenizer(path: Path, *, key: str, tokenizer_hash: str) -> None:
 
 
 def by_our_names(stored: Mapping[str, Stored], *, config: ModelConfig) -> dict[str, Stored]:
-    """The tensors of a Llama under our names, joined where ours are one; other names stay."""
+    """The tensors of a Llama or an open_lm under our names; other names stay.
+
+    Where ours are one, a Llama's are joined.
+    """
     found = {name: x for name, x in stored.items() if not name.endswith(COMPUTED)}
+    if (prefix := open_lm.prefix(found)) is not None:
+        return _of_open_lm(found, prefix=prefix, config=config)
     if "model.embed_tokens.weight" not in found:
         return found
     for ours, theirs in _llama_names(config.depth).items():
@@ -169,6 +178,15 @@ def by_our_names(stored: Mapping[str, Stored], *, config: ModelConfig) -> dict[s
             head_dim = config.head_dim if ours.endswith("qkv.weight") else None
             found[ours] = _joined(parts, head_dim=head_dim)
     return found
+
+
+def _of_open_lm(found: dict[str, Stored], *, prefix: str, config: ModelConfig) -> dict[str, Stored]:
+    names = {f"{prefix}{theirs}": ours for ours, theirs in open_lm.names(config.depth).items()}
+    renamed = {names.get(name, name): x for name, x in found.items()}
+    if config.tied_head and "head.weight" in renamed:  # a file may have one of the two, or both
+        renamed.setdefault("embedding.weight", renamed["head.weight"])
+        del renamed["head.weight"]
+    return renamed
 
 
 def _llama_names(depth: int) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from data import atomic
+from data import codebook as codebook_of
 from data.images import decode
 from data.prepare.alone import alone
 from data.prepare.convert import left_out, pool
@@ -88,6 +89,7 @@ def write(
         sources = [_source(shard, layout=layout, codebook=codebook) for shard in shards]
         done = [_receipt(source, out=out) for source in sources]
         todo = [number for number, receipt in enumerate(done) if receipt is None]
+        codebook_of.write(out, sha256=codebook, codes=codes.codes)
         work = partial(_do, sources=sources, layout=layout, codes=codes, out=out)
         pool.run(todo, work=work, processes=workers, tell=tell)
         receipts = [receipt for source in sources if (receipt := _receipt(source, out=out))]

@@ -42,7 +42,7 @@ class DrawnPiece:
 
     @property
     def tokens(self) -> int:
-        return self.piece.stop - self.piece.start
+        return self.piece.tokens
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ def look(
         for number, (row, batch) in enumerate(zip(plan, batches, strict=False))
     ]
     masked = _most_telling(batches)
-    lengths = [sum(piece.stop - piece.start for piece in row) for row in plan]
+    lengths = [sum(piece.tokens for piece in row) for row in plan]
     tokens = [0] * len(corpus.sources)
     for piece in (piece for row in plan for piece in row):
-        tokens[piece.source] += piece.stop - piece.start
+        tokens[piece.source] += piece.tokens
     return Facts(
         corpus=corpus,
         config=config,
@@ -162,7 +162,7 @@ def _draw(number: int, row: RowPlan, batch: PackedBatch, *, reader: Reader) -> D
     """The pieces of a row with what lies in them; `batch` holds this row alone."""
     corpus, pieces, stop = reader.corpus, [], 0
     for piece in row:
-        start, stop = stop, stop + piece.stop - piece.start
+        start, stop = stop, stop + piece.tokens
         shard = corpus.sources[piece.source].shards[piece.shard]
         document = reader.read(piece)
         dropped = document.reason if isinstance(document, BadSample) else ""

@@ -149,7 +149,8 @@ def _image(pixels: object, images: dict[str, str]) -> str:
 
 
 def _tokens(piece: DrawnPiece) -> str:
-    if piece.tokens == piece.document_tokens:
-        return f"{piece.tokens:,} tokens"
-    first, last = piece.piece.start, piece.piece.stop
-    return f"tokens {first:,} to {last:,} of {piece.document_tokens:,}"
+    first, last, spans = piece.piece.start, piece.piece.stop, piece.piece.spans
+    moved = f", {spans} span{'' if spans == 1 else 's'} at its end" if spans else ""
+    if last - first == piece.document_tokens:
+        return f"{piece.tokens:,} tokens{moved}"
+    return f"tokens {first:,} to {last:,} of {piece.document_tokens:,}{moved}"
