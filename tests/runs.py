@@ -103,7 +103,7 @@ WHOLE = ("run.name=whole", "log.wandb=off", "data.workers=0")
 def undisturbed() -> Path:
     """The directory of a run that nobody stopped, made with the overrides WHOLE.
 
-    Tests may start it again, which must change nothing.
+    Tests leave it as it is.
     """
     runs = corpora.scratch() / "runs"
     done = run(command(corpus(), runs, *WHOLE))

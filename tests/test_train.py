@@ -122,16 +122,13 @@ def test_the_same_command_again_says_finished(corpus: Path, undisturbed: Path) -
 def test_a_checkpoint_without_its_marker_is_not_loaded(
     corpus: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    whole = undisturbed
-    checkpoint = whole / "checkpoints" / f"step_{STEPS:08d}"
-    (checkpoint / "COMPLETE").rename(tmp_path / "COMPLETE")
-    try:
-        before = rows(whole / "losses.jsonl")
-        done = run(command(corpus, whole.parent, *WHOLE))
-        assert f"after step {STEPS - 5} of {STEPS}" in done.stdout, done.stderr
-        assert rows(whole / "losses.jsonl") == before
-    finally:
-        (tmp_path / "COMPLETE").rename(checkpoint / "COMPLETE")
+    whole = tmp_path / "whole"
+    shutil.copytree(undisturbed, whole)
+    (whole / "checkpoints" / f"step_{STEPS:08d}" / "COMPLETE").unlink()
+    before = rows(whole / "losses.jsonl")
+    done = run(command(corpus, tmp_path, *WHOLE))
+    assert f"after step {STEPS - 5} of {STEPS}" in done.stdout, done.stderr
+    assert rows(whole / "losses.jsonl") == before
 
 
 @pytest.mark.parametrize(
