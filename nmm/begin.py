@@ -14,6 +14,7 @@ from nmm.codes.model import read as codes_of
 from nmm.config import CheckpointConfig, Config, DataConfig, ParentMode, UnitModality
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
+from nmm.expert_parallel import refuse_uneven
 from nmm.flops import num_parameters
 from nmm.identity import identity_of, refuse_contradiction
 from nmm.log import ALARMS, read_rows
@@ -64,6 +65,7 @@ def make_plan(settings: Config, *, world: World) -> RunPlan:
     """Check everything that a user can get wrong, before any work."""
     data, model = settings.data, settings.model
     refuse_missing(model, settings.engine, device=world.device)
+    refuse_uneven(settings.engine.expert_parallel, world_size=world.size)
     split = split_step(
         data.global_rows,
         micro_batch=settings.engine.micro_batch,

@@ -1,6 +1,6 @@
 """The DeepSpeed engine behind three verbs: train a step, save, load.
 
-The only importer of deepspeed.
+The only importer of deepspeed, but for nmm/expert_parallel.py.
 """
 
 import logging
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 # Before deepspeed is imported: without a GPU it warns on every start that it found none.
 if not torch.cuda.is_available():
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
 from nmm.errors import UserError
+from nmm.expert_parallel import apart, divide_experts
 from nmm.heartbeat import Phase
 from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
@@ -39,7 +41,7 @@ from nmm.tally import Tally
 DEEPSPEED_VERSION = "0.19.8"  # this file relies on details that releases change
 if deepspeed.__version__ != DEEPSPEED_VERSION:
     raise ImportError(
-        f"deepspeed is {deepspeed.__version__} but nmm/engine.py is proved with "
+        f"deepspeed is {deepspeed.__version__} but this project is proved with "
         f"{DEEPSPEED_VERSION} only; install that, for example with `make env`."
     )
 
@@ -195,9 +197,12 @@ class Engine:
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
         names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         assert set(model.state_dict()) <= names, "checkpoints hold parameters, and no buffers"
-        groups = parameter_groups(model, optim)
-        # By their order, because DeepSpeed does not keep the names in every stage.
-        self._rate_multipliers = [rate_multiplier(Group[g["name"]], optim) for g in groups]
+        if config.expert_parallel > 1:
+            divide_experts(model, parts=config.expert_parallel, rank=world.rank)
+        groups = apart(parameter_groups(model, optim), parts=config.expert_parallel)
+        # By their order, because DeepSpeed does not keep names of ours in every stage.
+        of = {parameter: group(name) for name, parameter in model.named_parameters()}
+        self._rate_multipliers = [rate_multiplier(of[g["params"][0]], optim) for g in groups]
         optimizer = build_optimizer(groups, optim)
         if config.zero_stage == 0:  # the other stages leave such an update out by themselves
             optimizer.register_step_pre_hook(_forget_bad_gradients)
@@ -370,7 +375,8 @@ def _gradient_piece(parameter: Any, *, zero_stage: int, world: World) -> Tensor 
         if piece is None:
             return None
         # All pieces have one length; the last ones may reach beyond the parameter's end.
-        return piece.flatten()[: max(0, parameter.ds_numel - world.rank * piece.numel())]
+        place = dist.get_rank(parameter.ds_process_group)
+        return piece.flatten()[: max(0, parameter.ds_numel - place * piece.numel())]
     place = getattr(parameter, "_hp_mapping", None)
     return None if place is None else place.get_lp_grad_fragment(parameter._index_in_param_group)
 

@@ -2,20 +2,24 @@
 
 Stage 0: every parameter, on every process. Stages 1 and 2: one stretch of each group of the
 optimizer, whose parameters are laid end to end, in fp32. Stage 3: an equal part of each parameter,
-in fp32. Frozen parameters are in no group: whole until stage 2, in parts in stage 3.
+in fp32. Frozen parameters are in no group: whole until stage 2, in parts in stage 3. Where experts
+are divided over processes, all of this is so of those of a process among the processes that have
+the same ones.
 
 NOTE: the attributes are those in which DeepSpeed keeps all this, and releases change them;
 nmm/engine.py insists on one version.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from nmm.model.experts import Experts
 from nmm.parallel import World
 from nmm.pieces import WEIGHT, Piece, Share, Stored
 
@@ -24,20 +28,55 @@ UPDATES = "step"  # torch's name for an optimizer's count of them
 
 @dataclass(frozen=True)
 class Place:
-    """Where the parameter that a process knows lies in the whole one: from element `first` on.
+    """Where the parameter that a process knows lies in the whole one, and what that is called.
 
+    `runs` are (first element, elements) of the whole one, which lie end to end in the known one.
     `replica` numbers the processes that know the same part; the one with 0 writes it.
     """
 
-    first: int
+    name: str
     shape: tuple[int, ...]
+    runs: list[tuple[int, int]]
     replica: int
 
+    def pieces(self, *, start: int, offset: int, numel: int) -> list[Piece]:
+        """Of the known one `numel` elements from `start` on, which are at `offset` in a tensor."""
+        found, begin = [], 0
+        for first, length in self.runs:
+            low, high = max(start, begin), min(start + numel, begin + length)
+            if low < high:
+                found.append(
+                    Piece(self.name, first + low - begin, offset + low - start, high - low)
+                )
+            begin += length
+        return found
 
-def place_of(parameter: Any, *, world: World) -> Place:
-    """Every process knows the whole of every parameter; what differs from that is said here."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)  # stage 3 empties the parameter itself
-    return Place(first=0, shape=tuple(shape), replica=world.rank)
+
+Places = dict[Any, Place]
+
+
+def places(model: nn.Module, *, world: World) -> Places:
+    """Every process knows the whole of every parameter, except for experts that are divided."""
+    experts = {
+        parameter: module
+        for module in model.modules()
+        if isinstance(module, Experts)
+        for parameter in module.parameters(recurse=False)
+    }
+    return {
+        parameter: _place(parameter, name, experts.get(parameter), world=world)
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _place(parameter: Any, name: str, experts: Experts | None, *, world: World) -> Place:
+    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # stage 3 empties the parameter
+    if experts is None:
+        return Place(name, shape, [(0, math.prod(shape))], replica=world.rank)
+    each = math.prod(shape[1:])
+    runs = [(number * each, each) for number in experts.numbers]
+    parts = experts.total // len(experts.numbers)
+    return Place(name, (experts.total, *shape[1:]), runs, replica=world.rank // parts)
 
 
 @dataclass(frozen=True)
@@ -85,27 +124,23 @@ class Held:
 
 def held(engine: Any, *, world: World) -> list[Held]:
     """All that this process holds of a DeepSpeed engine."""
-    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    known = places(engine.module, world=world)
     stage = engine.zero_optimization_stage()
     trained = _whole if stage == 0 else _by_group if stage < 3 else _by_parameter
-    frozen = [p for p in names if not p.requires_grad]
-    return [*trained(engine.optimizer, names, world), *_frozen(frozen, names, world)]
+    frozen = [parameter for parameter in known if not parameter.requires_grad]
+    return [*trained(engine.optimizer, known), *_frozen(frozen, known)]
 
 
-Names = dict[Any, str]
-
-
-def _whole(optimizer: Any, names: Names, world: World) -> Iterator[Held]:
+def _whole(optimizer: Any, known: Places) -> Iterator[Held]:
     """Stage 0: torch's own optimizer, and every process has everything."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            place = place_of(parameter, world=world)
-            piece = Piece(names[parameter], place.first, 0, parameter.numel())
-            state = optimizer.state[parameter]
-            yield Held(parameter.detach(), state, [piece], writes=place.replica == 0)
+            place, state = known[parameter], optimizer.state[parameter]
+            pieces = place.pieces(start=0, offset=0, numel=parameter.numel())
+            yield Held(parameter.detach(), state, pieces, writes=place.replica == 0)
 
 
-def _by_group(zero: Any, names: Names, world: World) -> Iterator[Held]:
+def _by_group(zero: Any, known: Places) -> Iterator[Held]:
     """Stages 1 and 2: a stretch of a group may begin and end in the middle of a parameter."""
     for parameters, flat in zip(
         zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True
@@ -115,39 +150,38 @@ def _by_group(zero: Any, names: Names, world: World) -> Iterator[Held]:
             mapping = parameter._hp_mapping
             if mapping is not None:  # else it lies in other processes' stretches
                 inside, flat_place = mapping.lp_fragment_address, mapping.hp_fragment_address
-                first = place_of(parameter, world=world).first
-                name, start = names[parameter], first + inside.start
-                pieces.append(Piece(name, start, flat_place.start, inside.numel))
+                pieces += known[parameter].pieces(
+                    start=inside.start, offset=flat_place.start, numel=inside.numel
+                )
         yield Held(flat.detach(), zero.optimizer.state[flat], pieces)
 
 
-def _by_parameter(zero: Any, names: Names, world: World) -> Iterator[Held]:
+def _by_parameter(zero: Any, known: Places) -> Iterator[Held]:
     """Stage 3: the parts of a parameter have one length; the last ones may reach beyond its end."""
     for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
         pieces, offset = [], 0
         for parameter in parameters:
-            pieces += _part(parameter, names, world, offset=offset)
+            pieces += _part(parameter, known, offset=offset)
             offset += parameter.partition_numel()
         yield Held(flat.detach(), zero.optimizer.state[flat], pieces)
 
 
-def _frozen(parameters: list[Any], names: Names, world: World) -> Iterator[Held]:
+def _frozen(parameters: list[Any], known: Places) -> Iterator[Held]:
     for parameter in parameters:
         if hasattr(parameter, "ds_tensor"):
-            yield Held(parameter.ds_tensor.detach(), None, _part(parameter, names, world))
+            yield Held(parameter.ds_tensor.detach(), None, _part(parameter, known))
         else:
-            place = place_of(parameter, world=world)
-            piece = Piece(names[parameter], place.first, 0, parameter.numel())
-            yield Held(parameter.detach(), None, [piece], writes=place.replica == 0)
+            place = known[parameter]
+            pieces = place.pieces(start=0, offset=0, numel=parameter.numel())
+            yield Held(parameter.detach(), None, pieces, writes=place.replica == 0)
 
 
-def _part(parameter: Any, names: Names, world: World, *, offset: int = 0) -> list[Piece]:
-    """This process's part of a parameter that stage 3 has divided: one piece, or none."""
+def _part(parameter: Any, known: Places, *, offset: int = 0) -> list[Piece]:
+    """This process's part of a parameter that stage 3 has divided."""
     length = parameter.partition_numel()
     start = dist.get_rank(parameter.ds_process_group) * length
     numel = min(length, parameter.ds_numel - start)
-    first = place_of(parameter, world=world).first
-    return [Piece(names[parameter], first + start, offset, numel)] if numel > 0 else []
+    return known[parameter].pieces(start=start, offset=offset, numel=numel)
 
 
 def publish(engine: Any) -> None:
@@ -174,5 +208,5 @@ def written_by(held: list[Held]) -> tuple[int, list[str]]:
 
 def shapes(engine: Any, *, world: World) -> dict[str, list[int]]:
     """The shape of every whole parameter by its name."""
-    named = engine.module.named_parameters()
-    return {name: list(place_of(parameter, world=world).shape) for name, parameter in named}
+    known = places(engine.module, world=world)
+    return {place.name: list(place.shape) for place in known.values()}

@@ -37,6 +37,8 @@ RANKS = {
     "nmm.scaling": 2,
     "data": 2,
     "nmm.elastic": 3,
+    "nmm.exchange": 3,
+    "nmm.expert_parallel": 3,
     "nmm.fault": 3,
     "nmm.needs": 3,
     "nmm.parallel": 3,
@@ -69,7 +71,7 @@ ISLAND_RANK = 2
 
 # Only these modules, and those below them, import the library. Entry points may import Hydra too.
 HOMES = {
-    "deepspeed": ("nmm.engine",),
+    "deepspeed": ("nmm.engine", "nmm.expert_parallel"),
     "liger_kernel": ("nmm.model.loss",),
     "webdataset": ("data",),
     "fsspec": ("data.remote",),

@@ -20,6 +20,10 @@ class EngineConfig:
     block a second time there: less memory for a third more work. `compile` runs the blocks through
     torch.compile, which takes a minute or so at the start and needs a C++ compiler. An update whose
     loss or gradient is no number is left out; `max_skipped_in_a_row` of them stop the run.
+
+    `expert_parallel` neighbouring processes share the experts of every layer, each with an equal
+    part of every group of experts; tokens travel to them and back. More memory for experts, and
+    more to send; 1 is every expert on every process.
     """
 
     zero_stage: int = 1
@@ -28,10 +32,12 @@ class EngineConfig:
     activation_checkpointing: bool = False
     compile: bool = False
     max_skipped_in_a_row: int = 3
+    expert_parallel: int = 1
 
     def __post_init__(self) -> None:
         positive(engine__micro_batch=self.micro_batch)
         positive(engine__max_skipped_in_a_row=self.max_skipped_in_a_row)
+        positive(engine__expert_parallel=self.expert_parallel)
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"engine.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3.")
         if self.zero_stage == 0 and self.precision is Precision.bf16:
@@ -39,4 +45,10 @@ class EngineConfig:
                 "engine.zero_stage is 0 and engine.precision is bf16; DeepSpeed's optimizer for "
                 "this pair diverges from plain torch: choose "
                 "engine=zero1, or engine.precision=fp32."
+            )
+        if self.zero_stage == 0 and self.expert_parallel > 1:
+            raise UserError(
+                f"engine.zero_stage is 0 and engine.expert_parallel is {self.expert_parallel}, "
+                f"which DeepSpeed does not do together; choose engine=zero1, or "
+                f"engine.expert_parallel=1."
             )

@@ -1,5 +1,6 @@
 """Sparse feed-forward layers: which experts there are, and which tokens they take."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 
@@ -88,6 +89,13 @@ class MoEConfig:
     def total_experts(self) -> int:
         """Experts of a block."""
         return sum(self.sizes.values())
+
+    @property
+    def divisors(self) -> list[int]:
+        """Over how many processes experts can be divided: each has as many of every group."""
+        return [
+            n for n in range(1, self.total_experts + 1) if math.gcd(*self.sizes.values()) % n == 0
+        ]
 
     @property
     def active_fraction(self) -> float:

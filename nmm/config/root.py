@@ -93,6 +93,7 @@ class Config:
         self._check_images()
         self._check_effect()
         self._check_experts()
+        self._check_expert_parallel()
 
     def _check_parent(self) -> None:
         mode, given = self.parent.mode, self.weights.decoder or self.weights.vision
@@ -150,6 +151,25 @@ class Config:
             raise UserError(
                 f"model.moe.groups is {groups} but no source of data.sources holds {unused[0]}; "
                 f"set model.moe.groups.{unused[0]}=0."
+            )
+
+    def _check_expert_parallel(self) -> None:
+        """Every process gets the same number of experts of every group."""
+        parts, moe = self.engine.expert_parallel, self.model.sparse
+        if parts == 1:
+            return
+        if moe is None:
+            raise UserError(
+                f"engine.expert_parallel is {parts} and model.moe.routing is none, so that there "
+                f"are no experts to divide; set engine.expert_parallel=1."
+            )
+        if parts not in moe.divisors:
+            choice = " or ".join(map(str, moe.divisors))
+            why = ", because one expert cannot be divided" if moe.divisors == [1] else ""
+            raise UserError(
+                f"engine.expert_parallel is {parts} and the groups of experts of model.moe are "
+                f"{moe.sizes}, of each of which every process must have the same number; set "
+                f"engine.expert_parallel={choice}{why}."
             )
 
     def _check_images(self) -> None:

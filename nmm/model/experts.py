@@ -17,12 +17,14 @@ ALIGNED_BYTES = 16  # grouped products want rows that begin at multiples of this
 class Experts(nn.Module):
     """SwiGLU layers side by side, w2(silu(w1(x)) * w3(x)), each for its own slots.
 
-    The names are those of Mixtral, which DeepSpeed knows too.
+    The names are those of Mixtral, which DeepSpeed knows too. `numbers` are those that are here of
+    the layer's `total` experts, ascending: all, unless somebody divides them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         experts, width, hidden = config.moe.total_experts, config.width, config.expert_hidden
+        self.total, self.numbers = experts, list(range(experts))
         self.w1 = nn.Parameter(torch.empty(experts, hidden, width))
         self.w2 = nn.Parameter(torch.empty(experts, width, hidden))
         self.w3 = nn.Parameter(torch.empty(experts, hidden, width))
@@ -35,6 +37,12 @@ class Experts(nn.Module):
         hidden_SF = F.silu(grouped_linear(x_SD, w1_EFD, ends_E))
         hidden_SF = hidden_SF * grouped_linear(x_SD, w3_EFD, ends_E)
         return grouped_linear(hidden_SF, w2_EDF, ends_E)
+
+    def keep(self, numbers: list[int]) -> None:
+        """Only these stay, with copies of their weights, so that those of the others are freed."""
+        self.numbers = numbers
+        for name, weight in list(self.named_parameters()):
+            setattr(self, name, nn.Parameter(weight.detach()[numbers]))
 
 
 def with_more_channels(

@@ -16,13 +16,18 @@ from nmm.model.router import router
 
 
 class MoE(nn.Module):
-    """(x [B, L, D], modality [B, L]) -> the outputs of the experts that take each token."""
+    """(x [B, L, D], modality [B, L]) -> the outputs of the experts that take each token.
+
+    Where experts are on several processes, `elsewhere` is what brings slots to theirs and back:
+    (experts, x [S, D], ends [E]) -> [S, D], like the experts' own forward if all were here.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.group_rows = config.moe.group_rows
         self.router = router(config)
         self.experts = Experts(config)
+        self.elsewhere: nn.Module | None = None
 
     @torch.compiler.disable  # the loads of experts differ from batch to batch
     def forward(self, x_BLD: Tensor, modality_BL: Tensor) -> Fed:
@@ -35,6 +40,11 @@ class MoE(nn.Module):
         modality_GN = modality_BL.reshape(-1, self.group_rows * modality_BL.shape[1])
         x_TD = x_BLD.flatten(0, 1)
         slots, weight_S, auxiliary, table = self.router(x_TD, modality_GN)
-        out_SD = self.experts(distribute(x_TD, slots), slots.ends)
+        out_SD = self._compute(distribute(x_TD, slots), slots.ends)
         out_TD = collect(out_SD, weight_S, slots)
         return Fed(out_TD.view_as(x_BLD)[:rows], auxiliary, table)
+
+    def _compute(self, x_SD: Tensor, ends_E: Tensor) -> Tensor:
+        if self.elsewhere is None:
+            return self.experts(x_SD, ends_E)
+        return self.elsewhere(self.experts, x_SD, ends_E)
