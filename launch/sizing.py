@@ -1,7 +1,8 @@
 """Print how the presets fit on GPUs: ZeRO stage, memory per GPU, and the micro-batch that is left.
 
-States are those of nmm/flops.py. Activations are what autograd keeps, counted on a CPU; 4 GB and a
-tenth of the GPU are left for buckets, kernels and fragments. Nothing here was measured on a GPU.
+States are those of nmm/flops.py. Activations are what autograd keeps, counted on a CPU, and
+those of experts for an even load; 4 GB and a tenth of the GPU are left for buckets, kernels and
+fragments. Nothing here was measured on a GPU.
 """
 
 import argparse
@@ -11,21 +12,23 @@ from collections.abc import Iterator
 from nmm.activations import activation_bytes
 from nmm.config import DataConfig, ModelConfig, compose, load
 from nmm.errors import UserError
-from nmm.flops import memory_bytes, num_parameters
+from nmm.flops import state_bytes
 from nmm.scaling.rules import GPU_BYTES, zero_stage
 
 PRESETS = (
     *("early_275m", "early_464m", "early_932m", "early_1p63b", "early_2p28b"),
     *("early_3p35b", "early_8p13b"),
+    *("moe_8e_275m", "moe_8e_932m", "moe_8e_3p35b"),
 )
 GPUS = (8, 64)
 USABLE_FRACTION = 0.9
 RESERVED_BYTES = 4e9
 GIB = 2**30
 
-HEADER = """\
-| model | GPUs | `engine=` | states, GiB per GPU | rows at once | with `activation_checkpointing` |
-|---|---|---|---|---|---|"""
+HEADER = (
+    "| model | GPUs | `engine=` | `engine.expert_parallel` | states, GiB per GPU | rows at once "
+    "| with `activation_checkpointing` |\n|---|---|---|---|---|---|---|"
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def table(presets: list[str], *, gpu: str, gpus: list[int]) -> Iterator[str]:
-    """A line of Markdown per model and number of GPUs."""
+    """Lines of Markdown for each model and number of GPUs: experts whole, and divided most."""
     for preset in presets:
         model = load(compose([f"model={preset}", "schedule.total_steps=1"])).model
         if model.encoder is not None:
@@ -59,17 +62,20 @@ def table(presets: list[str], *, gpu: str, gpus: list[int]) -> Iterator[str]:
                 f"of images: see python -m nmm.model describe model={preset}."
             )
         for number in gpus:
-            stage = zero_stage(model, gpus=number, gpu=gpu)
-            states = memory_bytes(num_parameters(model).total, zero_stage=stage, gpus=number)
-            room = USABLE_FRACTION * GPU_BYTES[gpu] - RESERVED_BYTES - states
-            cells = [
-                f"`{preset}`",
-                f"{number}",
-                f"`zero{stage}`",
-                f"{states / GIB:.1f}",
-                *(f"{rows_in(room, model, recomputes=choice)}" for choice in (False, True)),
-            ]
-            yield f"| {' | '.join(cells)} |"
+            divisors = [n for n in model.moe.divisors if number % n == 0] if model.sparse else [1]
+            for parts in sorted({1, divisors[-1]}):
+                stage = zero_stage(model, gpus=number, gpu=gpu, expert_parallel=parts)
+                states = state_bytes(model, zero_stage=stage, gpus=number, expert_parallel=parts)
+                room = USABLE_FRACTION * GPU_BYTES[gpu] - RESERVED_BYTES - states
+                cells = [
+                    f"`{preset}`",
+                    f"{number}",
+                    f"`zero{stage}`",
+                    f"{parts}",
+                    f"{states / GIB:.1f}",
+                    *(f"{rows_in(room, model, recomputes=choice)}" for choice in (False, True)),
+                ]
+                yield f"| {' | '.join(cells)} |"
 
 
 def rows_in(room_bytes: float, model: ModelConfig, *, recomputes: bool) -> int:

@@ -206,6 +206,21 @@ def memory_bytes(
     )
 
 
+def state_bytes(
+    config: ModelConfig, *, zero_stage: int, gpus: int, expert_parallel: int = 1, frozen: int = 0
+) -> float:
+    """`memory_bytes` of a model, whose experts are divided over `expert_parallel` GPUs."""
+    parameters = num_parameters(config)
+    return memory_bytes(
+        parameters.total,
+        zero_stage=zero_stage,
+        gpus=gpus,
+        frozen=frozen,
+        experts=parameters.ffn + parameters.idle_experts if config.sparse else 0,
+        expert_parallel=expert_parallel,
+    )
+
+
 # Dense bf16 figures of the vendor's data sheets; the first name found in the device's name counts.
 PEAK_FLOPS_PER_SECOND = {
     "GB200": 2.5e15,

@@ -283,6 +283,26 @@ def test_describe_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed["activation_bytes"]["image"].keys() == printed["activation_bytes"]["row"].keys()
 
 
+def test_describe_plans_for_every_way_to_divide_experts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Four experts for each modality: over 1, 2 or 4 GPUs, of at least as many."""
+    main(["describe", "model=moma_4t4i_90m", "--json"])
+    found = {
+        (row["zero_stage"], row["gpus"], row["expert_parallel"]): row["bytes_per_gpu"]
+        for row in json.loads(capsys.readouterr().out)["memory"]
+    }
+    whole = [(stage, gpus, 1) for stage in range(4) for gpus in (1, 8, 64)]
+    divided = [(stage, gpus, n) for stage in (1, 2, 3) for n in (2, 4) for gpus in (8, 64)]
+    assert found.keys() == {*whole, *divided}
+    experts = 8 * 8 * 3 * 512 * 1365
+    # In stage 1 only weights and gradients are whole on every GPU: 4 bytes; in stage 3 nothing.
+    assert found[1, 8, 1] - found[1, 8, 4] == 4 * experts * 3 / 4
+    assert found[3, 8, 1] == found[3, 8, 4]
+    main(["describe", "model=moma_4t4i_90m"])
+    assert capsys.readouterr().out.count("engine.expert_parallel=4\n") == 3
+
+
 def test_describe_of_a_frozen_encoder_needs_less_memory(capsys: pytest.CaptureFixture[str]) -> None:
     totals = []
     for multiplier in ("0.01", "0"):

@@ -13,10 +13,11 @@ from nmm import config
 from nmm.activations import activation_bytes
 from nmm.config import BlockConfig, ImageKind, ModelConfig
 from nmm.errors import UserError
-from nmm.flops import exact_flops_per_token, flops_per_token, memory_bytes, num_parameters
+from nmm.flops import exact_flops_per_token, flops_per_token, num_parameters, state_bytes
 
 GPUS = (1, 8, 64)
 ZERO_STAGES = range(4)
+EXPERT_PARALLEL = (1, 2, 4, 8)
 
 DESCRIPTION = """\
 Print the size of a model, part by part, the cost of a token and the memory its training takes.
@@ -91,8 +92,8 @@ def facts(described: Described) -> dict[str, object]:
         ),
         "parts": asdict(parameters),
         "memory": [
-            {"zero_stage": stage, "gpus": gpus, "expert_parallel": 1, "bytes_per_gpu": amount}
-            for stage, row in memory_plan(described).items()
+            {"zero_stage": stage, "gpus": gpus, "expert_parallel": parts, "bytes_per_gpu": amount}
+            for (stage, parts), row in memory_plan(described).items()
             for gpus, amount in row.items()
         ],
         "row_tokens": described.row_tokens,
@@ -118,16 +119,24 @@ def activations(described: Described) -> dict[str, dict[str, int]]:
     }
 
 
-def memory_plan(described: Described) -> dict[int, dict[int, float]]:
-    """Bytes per GPU by ZeRO stage and number of GPUs; dense models have no experts to divide."""
-    parameters = num_parameters(described.model)
-    frozen = parameters.vision if described.vision_is_frozen else 0
+def memory_plan(described: Described) -> dict[tuple[int, int], dict[int, float]]:
+    """Bytes per GPU by (ZeRO stage, engine.expert_parallel) and number of GPUs.
+
+    What train.py would refuse is left out.
+    """
+    moe = described.model.sparse
+    frozen = num_parameters(described.model).vision if described.vision_is_frozen else 0
+    divisors = [n for n in EXPERT_PARALLEL if moe and n in moe.divisors]
     return {
-        stage: {
-            gpus: memory_bytes(parameters.total, zero_stage=stage, gpus=gpus, frozen=frozen)
+        (stage, parts): {
+            gpus: state_bytes(
+                described.model, zero_stage=stage, gpus=gpus, expert_parallel=parts, frozen=frozen
+            )
             for gpus in GPUS
+            if gpus % parts == 0
         }
         for stage in ZERO_STAGES
+        for parts in (divisors if stage and moe else [1])
     }
 
 
@@ -209,13 +218,16 @@ def _costs(described: Described) -> list[str]:
 
 
 def _memory(described: Described) -> list[str]:
+    plan = memory_plan(described)
     lines = [
         "GiB per GPU for weights, gradients and Adam's states in bf16",
         f"{'ZeRO stage':<11}" + "".join(f"{gpus:>8} GPU" for gpus in GPUS),
     ]
-    for stage, row in memory_plan(described).items():
+    for (stage, parts), row in plan.items():
+        amounts = (f"{row[gpus] / 2**30:>12.3f}" if gpus in row else f"{'-':>12}" for gpus in GPUS)
         note = "   (fp32: stage 0 does not train in bf16)" if stage == 0 else ""
-        lines.append(f"{stage:<11}" + "".join(f"{b / 2**30:>12.3f}" for b in row.values()) + note)
+        note += f"   engine.expert_parallel={parts}" if parts > 1 else ""
+        lines.append(f"{stage if parts == 1 else '':<11}" + "".join(amounts) + note)
     lines += [
         "",
         "on top, what the blocks keep for the way back; with engine.activation_checkpointing",

@@ -16,7 +16,7 @@ import numpy as np
 
 from nmm.config import Config, DataConfig, ModelConfig, ScheduleConfig, compose, load
 from nmm.errors import UserError
-from nmm.flops import memory_bytes, num_parameters
+from nmm.flops import num_parameters, state_bytes
 
 BEYOND = -0.335  # exponent of N that the early rates from 932M on follow
 DEPTH = 24
@@ -142,11 +142,10 @@ def step_rows(tokens: float, *, gpus: int) -> int:
     return -(-rows // gpus) * gpus
 
 
-def zero_stage(config: ModelConfig, *, gpus: int, gpu: str) -> int:
+def zero_stage(config: ModelConfig, *, gpus: int, gpu: str, expert_parallel: int = 1) -> int:
     """The lowest stage from 1 on whose states leave room for activations; else 3."""
-    total = num_parameters(config).total
     for stage in (1, 2):
-        taken = memory_bytes(total, zero_stage=stage, gpus=gpus)
+        taken = state_bytes(config, zero_stage=stage, gpus=gpus, expert_parallel=expert_parallel)
         if taken <= FILLED_MEMORY * GPU_BYTES[gpu]:
             return stage
     return 3
