@@ -16,7 +16,10 @@ from nmm.model.router import router
 
 
 class MoE(nn.Module):
-    """(x [B, L, D], modality [B, L]) -> the outputs of the experts that take each token."""
+    """(x [B, L, D], modality [B, L]) -> the outputs of the experts that take each token.
+
+    With `causal`, experts that choose do what their auxiliary routers guess.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class MoE(nn.Module):
         self.experts = Experts(config)
 
     @torch.compiler.disable  # the loads of experts differ from batch to batch
-    def forward(self, x_BLD: Tensor, modality_BL: Tensor) -> Fed:
+    def forward(self, x_BLD: Tensor, modality_BL: Tensor, causal: bool = False) -> Fed:
         rows = len(x_BLD)
         if more := -rows % self.group_rows:  # a prompt, or the last rows of an evaluation
             x_BLD, modality_BL = (
@@ -34,7 +37,7 @@ class MoE(nn.Module):
             )
         modality_GN = modality_BL.reshape(-1, self.group_rows * modality_BL.shape[1])
         x_TD = x_BLD.flatten(0, 1)
-        slots, weight_S, auxiliary, table = self.router(x_TD, modality_GN)
+        slots, weight_S, auxiliary, table = self.router(x_TD, modality_GN, causal)
         out_SD = self.experts(distribute(x_TD, slots), slots.ends)
         out_TD = collect(out_SD, weight_S, slots)
         return Fed(out_TD.view_as(x_BLD)[:rows], auxiliary, table)
