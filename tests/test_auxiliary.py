@@ -21,7 +21,7 @@ from nmm.evaluate import of_run, open_held_out
 from nmm.flops import exact_flops, flops, num_parameters
 from nmm.generate.__main__ import main as generate_command
 from nmm.model import Group, Model, build, group
-from nmm.model.__main__ import describe
+from nmm.model.__main__ import describe, memory_plan
 from nmm.model.moe import MoE
 from nmm.parallel import World
 from nmm.pieces import Stored
@@ -216,8 +216,10 @@ def test_their_sizes_are_those_of_the_paper() -> None:
     """2 x 50.4M for the 1.4B model with 4 + 4 experts, 25.3M for the 435M."""
     for preset, expected in (("moma_4t4i_1p4b", 100.9e6), ("moma_4t4i_435m", 25.3e6)):
         described = describe([f"model={preset}", "model.moe.auxiliary_routers=true"])
-        found = num_parameters(described.model).auxiliary_router
+        sizes = num_parameters(described.model)
+        found = sizes.auxiliary_router
         assert found == pytest.approx(expected, abs=0.05e6)
+        assert memory_plan(described)[1][1] == 16 * found + 2 * (sizes.total - found)
 
 
 def test_they_learn_who_is_chosen() -> None:

@@ -22,7 +22,7 @@ Rule = Callable[[Tensor], Tensor]
 class Prompts:
     """One prompt a row, each from column 0 on; lengths int64[B], the rest of a row is padding.
 
-    `modality_of` uint8[ids] is the modality of every id that may be written.
+    `modality_of` uint8[ids + 1] is the modality of every id, and at its end that of unused ones.
     """
 
     batch: PackedBatch
@@ -69,7 +69,7 @@ def continue_prompts(
         if step == max_tokens - 1 or ended.all():
             break
         at = at + 1
-        modality = prompts.modality_of[chosen]
+        modality = prompts.modality_of[chosen.clamp(max=len(prompts.modality_of) - 1)]
         logits = model.next_logits(chosen, at=at, cache=cache, modality=modality)
     return [_through_first(end, ids) for ids in written[:, : step + 1].tolist()]
 

@@ -182,8 +182,8 @@ def lay_out(prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfi
 
 
 def _modality_of(ids: IdTable) -> torch.Tensor:
-    """uint8[ids]: units have theirs, all else is text, the borders of units too."""
-    modalities = torch.full((ids.size,), int(Modality.text), dtype=torch.uint8)
+    """uint8[ids + 1]: units have theirs, all else is text, the borders of units too."""
+    modalities = torch.full((ids.size + 1,), int(Modality.text), dtype=torch.uint8)
     for modality, unit in ids.units.items():
         modalities[unit.first : unit.first + unit.count] = int(modality)
     return modalities

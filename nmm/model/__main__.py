@@ -122,6 +122,8 @@ def memory_plan(described: Described) -> dict[int, dict[int, float]]:
     """Bytes per GPU by ZeRO stage and number of GPUs; dense models have no experts to divide."""
     parameters = num_parameters(described.model)
     frozen = parameters.vision if described.vision_is_frozen else 0
+    if described.model.moe.auxiliary_routers:
+        frozen = parameters.total - parameters.auxiliary_router
     return {
         stage: {
             gpus: memory_bytes(parameters.total, zero_stage=stage, gpus=gpus, frozen=frozen)
@@ -203,8 +205,9 @@ def _costs(described: Described) -> list[str]:
     return [
         *lines,
         "convention: 6 N_text, 6 (N_text + N_vision) for images, without idle experts, which",
-        f"losses.jsonl counts; exact: with attention in documents of {context} tokens",
-        "(data.context_tokens), logits at labels, experts that a token passes through",
+        "losses.jsonl counts (2 in place of 6 where all but auxiliary routers is frozen); exact:",
+        f"with attention in documents of {context} tokens (data.context_tokens), logits at labels,",
+        "experts that a token passes through",
     ]
 
 
