@@ -239,6 +239,7 @@ def evaluation(
         engine.model,
         plan.held_out,
         settings.data,
+        config=settings.model,
         rows_per_source=settings.evaluation.rows_per_source,
         micro_batch=plan.split.micro_batch,
         world=world,
@@ -252,7 +253,7 @@ def evaluation(
             f"(run.name=NEW) with a lower optim.learning_rate."
         )
     trained = {key: progress.totals.get(key, 0) for key in ("tokens", "flops")}
-    losses |= evaluate.causality(settings.model) | evaluate.objective(settings.data)
+    losses |= evaluate.objective(settings.data)
     when = rows.now(plan.phases, progress)
     log.evaluation({**when, **trained, **losses, "dropped": len(dropped)})
 

@@ -168,6 +168,7 @@ def opening(plan: RunPlan, begun: Beginning, written: Written | None) -> str:
             ParentMode.branch: "of",
             ParentMode.weights: "with the weights of",
             ParentMode.upcycle: "with experts made of",
+            ParentMode.auxiliary_routers: "with auxiliary routers for",
         }[begun.mode]
         came_from = f", {taken} {begun.parent} ({progress.parent['tokens']:,} tokens)"
     if written:

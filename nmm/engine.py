@@ -110,7 +110,8 @@ def deepspeed_config(config: EngineConfig, *, split: Split, clip_norm: float) ->
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Every trained parameter in exactly one group, the groups in the order of `Group`.
 
-    A frozen encoder is in none: its parameters are told to need no gradient.
+    A frozen encoder is in none, nor is anything beside auxiliary routers: these parameters are told
+    to need no gradient.
 
     Fully decoupled decay multiplies a weight by `1 - weight_decay * lr / lr_peak` (Loshchilov &
     Hutter, "Decoupled Weight Decay Regularization", algorithm 2); torch multiplies by
@@ -118,9 +119,16 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     """
     members: dict[Group, list[nn.Parameter]] = {each: [] for each in Group}
     for name, parameter in model.named_parameters():
-        found = group(name)
-        parameter.requires_grad_(rate_multiplier(found, config) > 0)
-        members[found].append(parameter)
+        members[group(name)].append(parameter)
+    alone = bool(members[Group.auxiliary])
+    trained = [
+        each
+        for each in members
+        if rate_multiplier(each, config) > 0 and (each is Group.auxiliary or not alone)
+    ]
+    for each, parameters in members.items():
+        for parameter in parameters:
+            parameter.requires_grad_(each in trained)
     return [
         {
             "params": parameters,
@@ -129,7 +137,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
             "weight_decay": _torch_decay(found, config),
         }
         for found, parameters in members.items()
-        if parameters and rate_multiplier(found, config) > 0
+        if parameters and found in trained
     ]
 
 

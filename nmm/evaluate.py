@@ -6,7 +6,7 @@ With --report, a page about the run instead (nmm/report).
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -16,18 +16,20 @@ from data.loader import held_out_batches
 from data.tokenizer import IdTable
 from nmm import report
 from nmm.batch import NO_LABEL, Dropped, Modality, PackedBatch
-from nmm.config import DataConfig, Kind, ModelConfig, UnitModality
+from nmm.config import DataConfig, Kind, ModelConfig
 from nmm.errors import UserError
-from nmm.model import Output
-from nmm.parallel import World, add_over_ranks, gather_lists
-from nmm.tally import Row, Tally, loss_keys, mean
+from nmm.held_out import AHEAD, HeldOut
+from nmm.parallel import World, gather_lists
+from nmm.tally import Row
 from nmm.trained import Trained, add_arguments, read
 
-Forward = Callable[[PackedBatch], Output]
 ROWS_AT_ONCE = 8
 NOT_CAUSAL = """\
 These losses are NOT causal: the experts choose their tokens among all of a row, later ones too, so
 that a token's loss depends on what follows it (model.moe.routing=expert_choice)."""
+CAUSAL = f"""\
+These losses are causal: auxiliary routers say which experts take a token, and know no later one.
+Those below {AHEAD} are NOT: there the experts choose among all tokens of a row, as in training."""
 
 
 def held_out_row(
@@ -35,6 +37,7 @@ def held_out_row(
     corpus: Corpus,
     data: DataConfig,
     *,
+    config: ModelConfig,
     rows_per_source: int,
     micro_batch: int,
     world: World,
@@ -47,7 +50,7 @@ def held_out_row(
     """
     model.eval()
     dropped: list[Dropped] = []
-    tally = Tally.zeros(len(corpus.sources), device=world.device)
+    sums = HeldOut.zeros(config, num_sources=len(corpus.sources), device=world.device)
     for _, batches in held_out_batches(
         corpus,
         data,
@@ -58,48 +61,11 @@ def held_out_row(
     ):
         for batch in batches:
             between(batch)
-            dropped += add_losses(tally, model, [batch], device=world.device)
-    add_over_ranks(tally.tables)
+            sums.add(model, batch)
+            dropped += batch.dropped
+    sums.add_over_ranks()
     model.train()
-    return loss_by_kind(tally, corpus, units=data.units), gather_lists(dropped)
-
-
-@torch.no_grad()
-def add_losses(
-    tally: Tally, model: Forward, batches: Iterable[PackedBatch], *, device: torch.device
-) -> list[Dropped]:
-    """Add the losses of `batches` to the tally; what could not be read in them."""
-    dropped: list[Dropped] = []
-    for batch in batches:
-        on_device = batch.to(device)
-        output = model(on_device)
-        tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
-        dropped += batch.dropped
-    return dropped
-
-
-def loss_by_kind(tally: Tally, corpus: Corpus, *, units: Iterable[UnitModality] = ()) -> Row:
-    """`loss` is the unweighted mean over the kinds.
-
-    This follows "Scaling Laws for Native Multimodal Models". The loss of a kind is that of all
-    labelled tokens of its sources.
-    """
-    kinds = sorted({source.kind.value for source in corpus.sources})
-    by_kind: dict[str, float | None] = {}
-    for kind in kinds:
-        members = [i for i, source in enumerate(corpus.sources) if source.kind.value == kind]
-        by_kind[f"loss/kind/{kind}"] = Tally(tally.tables[:, members]).loss()
-    names = [source.name for source in corpus.sources]
-    return {
-        **loss_keys(tally, sources=names, units=units),
-        "loss": mean(list(by_kind.values())),
-        **by_kind,
-    }
-
-
-def causality(config: ModelConfig) -> Row:
-    """`causal` is false of losses that a model could not have when it writes token by token."""
-    return {"causal": False} if config.moe.chooses_tokens else {}
+    return sums.row(corpus, units=data.units), gather_lists(dropped)
 
 
 def objective(data: DataConfig, *, masked: bool = False) -> Row:
@@ -172,16 +138,19 @@ def image_gap(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> tupl
     Tokens are those of text, also where images are predicted too.
     """
     device = next(trained.model.parameters()).device
-    own, other = (Tally.zeros(len(corpus.sources), device=device) for _ in range(2))
+    own, other = (
+        HeldOut.zeros(trained.config.model, num_sources=len(corpus.sources), device=device)
+        for _ in range(2)
+    )
     held_out = of_run(trained, corpus, rows_per_source=rows_per_source)
     for source, (_, batches) in zip(corpus.sources, held_out, strict=True):
         if source.kind is Kind.caption:
             for batch in (with_text_labels(b, trained.tokenizer.ids) for b in batches):
                 swapped = with_images_of_others(batch)
                 if swapped is not None:
-                    add_losses(own, trained.model, [batch], device=device)
-                    add_losses(other, trained.model, [swapped], device=device)
-    losses = own.loss(), other.loss()
+                    own.add(trained.model, batch)
+                    other.add(trained.model, swapped)
+    losses = own.tally.loss(), other.tally.loss()
     if losses[0] is None or losses[1] is None:
         raise UserError(
             "--image-gap found no two held-out documents of kind caption in data.sources; leave it "
@@ -251,8 +220,8 @@ def main() -> None:
         return
     where = arguments.run or arguments.export
     print(f"{where}, step {row.pop('step')}: held-out loss in nats per token")
-    if not row.get("causal", True):
-        print(NOT_CAUSAL)
+    if "causal" in row:
+        print(CAUSAL if row["causal"] else NOT_CAUSAL)
     for key, value in row.items():
         shown = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value
         print(f"  {key:32} {shown}")
@@ -292,12 +261,14 @@ def _evaluate(
             "the training; leave it out."
         )
     corpus = open_held_out(trained)
-    tally = Tally.zeros(len(corpus.sources), device=device)
+    sums = HeldOut.zeros(trained.config.model, num_sources=len(corpus.sources), device=device)
     dropped: list[Dropped] = []
     for _, batches in of_run(trained, corpus, rows_per_source=rows, masked=masked):
-        dropped += add_losses(tally, trained.model, batches, device=device)
-    losses = loss_by_kind(tally, corpus, units=data.units)
-    said = {**causality(trained.config.model), **objective(data, masked=masked)}
+        for batch in batches:
+            sums.add(trained.model, batch)
+            dropped += batch.dropped
+    said = objective(data, masked=masked)
+    losses = sums.row(corpus, units=data.units)
     row = {"step": trained.step, **losses, **said, "dropped": len(dropped)}
     if with_gap:
         row["caption/own_images"], row["caption/other_images"] = image_gap(

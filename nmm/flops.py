@@ -22,6 +22,7 @@ class Parameters:
     ffn: int
     idle_experts: int
     router: int
+    auxiliary_router: int
     head: int
     norm: int
     bias: int
@@ -82,6 +83,7 @@ def num_parameters(config: ModelConfig) -> Parameters:
         ffn=active,
         idle_experts=experts - active if moe else 0,
         router=config.depth * config.width * moe.total_experts if moe and moe.has_router else 0,
+        auxiliary_router=sum(_auxiliary_router(config)) * config.depth,
         head=0 if config.tied_head else config.vocab_size * width,
         norm=_norms(config),
         bias=_biases(config),
@@ -112,6 +114,14 @@ def _expert(config: ModelConfig) -> int:
     return 3 * config.width * config.expert_hidden
 
 
+def _auxiliary_router(config: ModelConfig) -> tuple[int, int]:
+    """The first and the second matrices of one layer's auxiliary routers."""
+    if not config.moe.auxiliary_routers:
+        return 0, 0
+    half = config.width // 2
+    return len(config.moe.sizes) * config.width * half, config.moe.total_experts * half
+
+
 def _norms(config: BlockConfig) -> int:
     """Gains and biases of all blocks' norms and of the one behind them."""
     one = config.width * (2 if config.norm is Norm.layer_norm and config.biases else 1)
@@ -135,11 +145,13 @@ def flops(config: ModelConfig, *, tokens: int, image_tokens: int) -> int:
 
     D are all `tokens`, D_v the `image_tokens` among them, which a vision encoder has read ("Scaling
     Laws for Native Multimodal Models", section 2.2). A frozen encoder counts like a trained one; of
-    experts those count that a token passes through.
+    experts those count that a token passes through. A model that is frozen for its auxiliary
+    routers costs its way forward alone, 2 in place of 6; routers are in no N.
     """
     parameters = num_parameters(config)
     decoder = parameters.N_text - parameters.idle_experts
-    return 6 * (parameters.N_vision * image_tokens + decoder * tokens)
+    each = MULTIPLY_ADD * (1 if config.moe.auxiliary_routers else TRAINING)
+    return each * (parameters.N_vision * image_tokens + decoder * tokens)
 
 
 def exact_flops(
@@ -158,6 +170,11 @@ def exact_flops(
     if vision:
         forward += (parameters.N_vision + vision.width * config.width) * image_tokens
         forward += 2 * vision.depth * vision.width * image.tokens * image_tokens
+    if config.moe.auxiliary_routers:
+        # Frozen but for these, whose input needs no gradient.
+        first, second = (config.depth * each for each in _auxiliary_router(config))
+        trained = ((TRAINING - 1) * first + TRAINING * second) * tokens
+        return MULTIPLY_ADD * (forward + pixels + trained)
     return MULTIPLY_ADD * (TRAINING * forward + (TRAINING - 1) * pixels)
 
 
@@ -211,12 +228,13 @@ def state_bytes(
 ) -> float:
     """`memory_bytes` of a model, whose experts are divided over `expert_parallel` GPUs."""
     parameters = num_parameters(config)
+    trains_experts = config.sparse and not config.moe.auxiliary_routers
     return memory_bytes(
         parameters.total,
         zero_stage=zero_stage,
         gpus=gpus,
         frozen=frozen,
-        experts=parameters.ffn + parameters.idle_experts if config.sparse else 0,
+        experts=parameters.ffn + parameters.idle_experts if trains_experts else 0,
         expert_parallel=expert_parallel,
     )
 

@@ -341,7 +341,9 @@ class RunLog:
             self._wandb.write(row, prefix="eval")
             kinds = {k.rsplit("/", 1)[1]: v for k, v in row.items() if k.startswith("loss/kind/")}
             shown = "  ".join(f"{kind} {_number(value)}" for kind, value in kinds.items())
-            self.say(f"held-out loss at step {row['step']}: {_number(row['loss'])}  ({shown})")
+            ahead = f", {_number(row['ahead/loss'])} looking ahead" if "ahead/loss" in row else ""
+            loss = f"{_number(row['loss'])}{ahead}"
+            self.say(f"held-out loss at step {row['step']}: {loss}  ({shown})")
 
     def quarantine(self, row: Row) -> None:
         """A document that was planned and could not be read (docs/scaling.md)."""

@@ -1,8 +1,9 @@
-"""Beginning from another run's checkpoint: a branch of its training, its weights alone, or experts.
+"""Beginning from another run's checkpoint: a branch, its weights alone, experts, other routers.
 
 A branch trains on its parent's next batches, with the parent's optimizer state, under a schedule of
 its own; its steps and counts go on from the parent's. An upcycled run trains on the next batches
-too and its counts go on, while its steps and all else begin anew (nmm/upcycle.py).
+too and its counts go on, while its steps and all else begin anew (nmm/upcycle.py). Auxiliary
+routers learn of weights that stay as they are, in steps of their own, from the data's beginning.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ from nmm.checkpoint import (
 from nmm.config import ModelConfig, ParentConfig, ParentMode, read_yaml
 from nmm.errors import UserError
 from nmm.identity import CODEBOOK, HELD_OUT, TOKENIZER, refuse_contradiction
-from nmm.model import Model
+from nmm.model import Group, Model, group
 from nmm.parallel import World, copy_from_main
 from nmm.pieces import Stored
 from nmm.rundir import CONFIG, MANIFEST
@@ -32,6 +33,7 @@ FREE = ("parent.", "evaluation.", HELD_OUT)
 FREE_OF_WEIGHTS = ("model.dropout", "model.vision.dropout", "model.z_loss")
 # What upcycling changes; nmm/upcycle.py compares the sizes.
 OF_EXPERTS = ("model.moe.", "model.ffn_hidden")
+OF_AUXILIARY_ROUTERS = ("model.moe.auxiliary_routers", "model.moe.gumbel_noise")
 REMEDY = "give the value of the parent, or another parent.run"
 GIVE_ANOTHER = "give another parent.step"
 
@@ -76,7 +78,7 @@ def begun_from(
         for values in (progress.identity, identity)
     )
     refuse_contradiction(saved, current, checkpoint=checkpoint, remedy=REMEDY)
-    if mode is ParentMode.weights:
+    if mode in (ParentMode.weights, ParentMode.auxiliary_routers):
         return Progress(identity=identity, parent=parent)
     if mode is ParentMode.upcycle:
         seeds(_model_of(checkpoint), config=model)
@@ -102,7 +104,8 @@ def load_weights(model: Model, checkpoint: Path, *, mode: ParentMode, world: Wor
     with torch.no_grad(), damage_of(checkpoint, remedy=GIVE_ANOTHER):
         first = _first_weights(model, checkpoint, mode=mode) if world.is_main else None
         for name, parameter in model.named_parameters():
-            if first:
+            is_new = mode is ParentMode.auxiliary_routers and group(name) is Group.auxiliary
+            if first and not is_new:
                 first.fill(parameter, name=name)
             copy_from_main(parameter, world=world)
 
@@ -130,6 +133,8 @@ def _must_agree(key: str, mode: ParentMode) -> bool:
             return not key.startswith(FREE)
         case ParentMode.weights:
             return of_weights
+        case ParentMode.auxiliary_routers:
+            return of_weights and key not in OF_AUXILIARY_ROUTERS
         case ParentMode.upcycle:
             of_data = key.startswith("data.") and key != HELD_OUT
             return of_data or (of_weights and not key.startswith(OF_EXPERTS))

@@ -89,6 +89,10 @@ MODELS = {
         MODEL, moe=MoEConfig(Routing.modality_hard, groups=ExpertGroups(text=1, image=1), hidden=48)
     ),
 }
+# All else of it is frozen.
+MODELS["auxiliary"] = replace(
+    MODELS["moma"], moe=replace(MODELS["moma"].moe, auxiliary_routers=True)
+)
 OPTIM = {
     "adamw": OptimConfig(
         learning_rate=3e-3, weight_decay=1e-2, clip_norm=1.0, vision_rate_multiplier=0.5
@@ -238,6 +242,7 @@ def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) ->
         engine.model,
         corpus,
         data,
+        config=MODELS["early"],
         rows_per_source=5,
         micro_batch=split.micro_batch,
         world=world,

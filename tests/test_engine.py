@@ -20,7 +20,7 @@ from nmm.batch import NO_LABEL, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, Precision
 from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
-from nmm.model import Model, build, group
+from nmm.model import Group, Model, build, group
 from nmm.needs import missing_for_compiling
 from nmm.routing import Routed
 from tests import corpora
@@ -138,6 +138,9 @@ def plain_torch(
         name: optim.vision_rate_multiplier if name.startswith("vision.") else 1.0
         for name, _ in model.named_parameters()
     }
+    if model.config.moe.auxiliary_routers:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(group(name) is Group.auxiliary)
     alone = [{"params": [parameter]} for parameter in model.parameters()]
     data = corpora.config()
     loader = Loader(
@@ -175,7 +178,7 @@ def plain_torch(
             continue
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if group(name).decays:
+                if group(name).decays and parameter.requires_grad:
                     shrink = 1 - optim.weight_decay * lr / optim.learning_rate
                     if optim_name == "adamw":
                         parameter.mul_(shrink)
@@ -208,8 +211,9 @@ def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tenso
         "head": r"head\.weight",
     }
     for name, pattern in patterns.items():
-        grads = [p.grad for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
-        found[f"signals/grad_norm/{name}"] = torch.cat([g.flatten() for g in grads]).norm()
+        parts = [p for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
+        grads = [torch.zeros(1) if p.grad is None else p.grad.flatten() for p in parts]
+        found[f"signals/grad_norm/{name}"] = torch.cat(grads).norm()
     return {key: value.item() for key, value in found.items()}
 
 

@@ -14,16 +14,14 @@ from nmm import evaluate
 from nmm.config import DataConfig, Kind, ModelConfig
 from nmm.errors import UserError
 from nmm.evaluate import (
-    add_losses,
     image_gap,
-    loss_by_kind,
     of_run,
     open_held_out,
     with_images_of_others,
 )
+from nmm.held_out import HeldOut
 from nmm.log import read_rows
 from nmm.model import build
-from nmm.tally import Tally
 from nmm.trained import Trained, read_run
 from tests import corpora, runs
 
@@ -36,13 +34,14 @@ def test_the_loss_is_the_same_however_it_is_split_over_processes() -> None:
     corpus = corpora.open_corpus(data, split="held_out")
     rows = []
     for size, micro_batch in ((1, 6), (2, 2), (3, 1)):
-        tally = Tally.zeros(3, device=CPU)
+        sums = HeldOut.zeros(MODEL, num_sources=3, device=CPU)
         for rank in range(size):
             for _, batches in held_out_batches(
                 corpus, data, rows_per_source=6, micro_batch=micro_batch, rank=rank, world=size
             ):
-                add_losses(tally, model, batches, device=CPU)
-        rows.append(loss_by_kind(tally, corpus))
+                for batch in batches:
+                    sums.add(model, batch)
+        rows.append(sums.row(corpus, units=()))
     assert rows[1] == pytest.approx(rows[0], rel=1e-6)
     assert rows[2] == pytest.approx(rows[0], rel=1e-6)
     kinds = [rows[0][f"loss/kind/{kind.value}"] for kind in corpora.KINDS]
@@ -55,10 +54,11 @@ def test_a_source_without_held_out_shards_is_not_evaluated() -> None:
 
     def losses(data: DataConfig) -> dict:
         corpus = corpora.open_corpus(data, split="held_out")
-        tally = Tally.zeros(len(corpus.sources), device=CPU)
+        sums = HeldOut.zeros(MODEL, num_sources=len(corpus.sources), device=CPU)
         for _, batches in held_out_batches(corpus, data, rows_per_source=6, micro_batch=2):
-            add_losses(tally, model, batches, device=CPU)
-        return loss_by_kind(tally, corpus)
+            for batch in batches:
+                sums.add(model, batch)
+        return sums.row(corpus, units=())
 
     whole = losses(data)
     sources = dict(data.sources)
@@ -124,15 +124,15 @@ def test_the_image_gap_is_the_loss_of_captions_before_and_after_a_swap(trained: 
     own, other = image_gap(trained, corpus, rows_per_source=4)
     last = read_rows(runs.undisturbed() / "evals.jsonl")[-1]
     assert own == pytest.approx(last["loss/source/caption"], rel=1e-5)
-    by_hand = Tally.zeros(len(corpus.sources), device=CPU)
+    by_hand = HeldOut.zeros(MODEL, num_sources=len(corpus.sources), device=CPU)
     for source, (_, batches) in zip(
         corpus.sources, of_run(trained, corpus, rows_per_source=4), strict=True
     ):
         for batch in batches if source.kind is Kind.caption else ():
             turned = [batch.pixels[-1:], batch.pixels[:-1]]  # a caption has one image
             swapped = dataclasses.replace(batch, pixels=torch.cat(turned))
-            add_losses(by_hand, trained.model, [swapped], device=CPU)
-    assert other == pytest.approx(by_hand.loss(), rel=1e-6)
+            by_hand.add(trained.model, swapped)
+    assert other == pytest.approx(by_hand.tally.loss(), rel=1e-6)
     assert other != pytest.approx(own, rel=1e-4)
 
 

@@ -16,7 +16,7 @@ from nmm.exchange import rows_of_blocks
 from nmm.expert_parallel import numbers_of, refuse_uneven
 from nmm.flops import num_parameters
 from nmm.pieces import WEIGHT, Stored
-from nmm.routing import DROPPED, TOKENS
+from nmm.routing import DROPPED, MORE_COLUMNS
 from tests import corpora
 from tests.expert_parallel_cases import SPARSE, begun
 from tests.runs import environment
@@ -172,7 +172,7 @@ def test_the_load_is_far_from_even(directory: Path) -> None:
     load = {}
     for model, times in {"top 2": 1.2, "wide": 1.4, "late": 1.2}.items():
         tables = torch.tensor(found(directory, PLAIN[model, "sgd"][0])["routed"][0])
-        load[model] = tables[..., :TOKENS].sum(dim=1)
+        load[model] = tables[..., :-MORE_COLUMNS].sum(dim=1)
         most, mean = load[model].max(dim=1).values, load[model].mean(dim=1)
         assert (most > times * mean).all(), model
         assert tables[..., DROPPED].sum() == 0
@@ -262,6 +262,12 @@ def test_blocks_change_places() -> None:
             assert rows_of_blocks(sizes, order_J=order, rows=rows).tolist() == expected
 
 
+AUXILIARY = [
+    "model.moe.auxiliary_routers=true",
+    "parent.run=a",
+    "parent.step=1",
+    "parent.mode=auxiliary_routers",
+]
 ONE_EACH = [f"model.moe.groups.{name}=1" for name in ("text", "image")]
 
 
@@ -274,6 +280,10 @@ ONE_EACH = [f"model.moe.groups.{name}=1" for name in ("text", "image")]
         (
             ["model=tiny_moma", "model.moe.routing=modality_hard", *ONE_EACH],
             "'text': 1, .*expert_parallel=1, because one expert cannot be divided",
+        ),
+        (
+            ["model=tiny_moma", *AUXILIARY],
+            "model.moe.auxiliary_routers is true, .*no expert is trained",
         ),
         (["engine.expert_parallel=0"], "engine.expert_parallel"),
     ],

@@ -15,12 +15,15 @@ from data.tokenizer import Tokenizer
 from nmm.batch import NO_LABEL, Modality, PackedBatch
 from nmm.config import (
     AttentionBackend,
+    ExpertGroups,
     ImageAttention,
     ImageKind,
     ModelConfig,
+    MoEConfig,
     NormPosition,
     Positions,
     QKNorm,
+    Routing,
     VisionConfig,
 )
 from nmm.errors import UserError
@@ -89,7 +92,7 @@ def whole(ids: list[int], parts: Parts, *, model: Model, tokenizer: Tokenizer) -
         pixels=prompt.pixels,
     )
     with torch.no_grad():
-        return model.logits(batch)[0, -1]
+        return model.logits(batch, causal=model.config.moe.auxiliary_routers)[0, -1]
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -102,6 +105,14 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "swin": {"norm_position": NormPosition.swin, "qk_norm": QKNorm.head},
     "only the first image": {"image_attention": ImageAttention.prefix},
+    "auxiliary routers": {
+        "moe": MoEConfig(
+            Routing.expert_choice,
+            groups=ExpertGroups(text=3, image=2),
+            auxiliary_routers=True,
+            group_rows=2,
+        )
+    },
 }
 
 

@@ -28,7 +28,19 @@ from nmm.begin import make_plan
 from nmm.codes import ImageCodes
 from nmm.codes.model import read
 from nmm.codes.train import Learner, Recipe, small_config
-from nmm.config import ImageKind, Kind, Layout, ModelConfig, UnitModality, compose, load, read_yaml
+from nmm.config import (
+    ExpertGroups,
+    ImageKind,
+    Kind,
+    Layout,
+    ModelConfig,
+    MoEConfig,
+    Routing,
+    UnitModality,
+    compose,
+    load,
+    read_yaml,
+)
 from nmm.errors import UserError
 from nmm.generate import Sampling, Writing, continue_prompts, generate
 from nmm.generate.__main__ import main
@@ -75,10 +87,10 @@ def image(tokenizer: Tokenizer) -> UnitIds:
     return tokenizer.ids.units[Modality.image]
 
 
-def that_prefers(ids: list[int]) -> Model:
+def that_prefers(ids: list[int], **options: object) -> Model:
     """An untrained model of whose logits these are by far the largest, or the smallest."""
-    config = ModelConfig(width=32, depth=2, heads=2, vocab_size=corpora.VOCAB_SIZE, image=IMAGE)
-    model = build(config, seed=3).eval()
+    sizes = {"width": 32, "depth": 2, "heads": 2, "vocab_size": corpora.VOCAB_SIZE}
+    model = build(ModelConfig(**{**sizes, "image": IMAGE, **options}), seed=3).eval()
     with torch.no_grad():
         model.head.weight[ids] *= 1000
     return model
@@ -167,10 +179,15 @@ def test_images_are_whole_and_codes_are_nowhere_else(
     assert {letter for row in text for letter in letters(row, ids)} <= {"t", "e"}
 
 
+ONE_EACH = MoEConfig(Routing.modality_hard, groups=ExpertGroups(text=1, image=1))
+
+
+@pytest.mark.parametrize("moe", [MoEConfig(), ONE_EACH], ids=["dense", "experts by modality"])
 def test_an_image_is_what_a_whole_document_predicts(
-    model: Model, tokenizer: Tokenizer, codes: ImageCodes, image: UnitIds
+    moe: MoEConfig, tokenizer: Tokenizer, codes: ImageCodes, image: UnitIds
 ) -> None:
     """Every greedy code is the likeliest after all before it, in one pass without a cache."""
+    model = that_prefers([image.begin], moe=moe)
     inside = slice(image.first, image.first + CODES)
     for parts in prompts():
         (drawn,) = generate(

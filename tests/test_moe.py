@@ -13,7 +13,7 @@ from nmm.model.dispatch import collect, distribute, slots_of_choices
 from nmm.model.experts import grouped_linear
 from nmm.model.moe import MoE
 from nmm.model.router import Assignment
-from nmm.routing import BALANCE, DROPPED, ENTROPY, TOKENS, Routed
+from nmm.routing import BALANCE, DROPPED, ENTROPY, MORE_COLUMNS, TOKENS, Routed
 from tests.batches import pack, random_rows
 from tests.family import batch_for
 from tests.sparse import ROUTINGS, SPARSE, by_loops
@@ -171,7 +171,7 @@ def test_balance_is_one_for_equal_experts_and_their_number_for_one_alone() -> No
 def test_the_keys_of_the_log_are_means_over_tokens_and_layers() -> None:
     config = SPARSE["moma"]
     batch = batch_for(config, row_tokens=40)
-    routed = Routed.zeros(shape=(2, len(Modality), 9), device=torch.device("cpu"))
+    routed = Routed.zeros(shape=(2, len(Modality), 5 + MORE_COLUMNS), device=torch.device("cpu"))
     model = build(config, seed=0).eval()
     routed.add(model(batch).routed)
     keys, tables = routed.keys(config.moe), model(batch).routed

@@ -63,7 +63,7 @@ def test_a_run_is_resumed_exported_and_continued(
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != ""
     trained = read_run(tmp_path / "once", device=torch.device("cpu"))
-    row = evaluate._evaluate(trained, rows_per_source=None, with_gap=False)
+    row = evaluate._evaluate(trained, rows_per_source=None, with_gap=False, masked=False)
     logged = runs.rows(tmp_path / "once" / "evals.jsonl")[-1]
     assert row["loss"] == pytest.approx(logged["loss"], rel=1e-5)
     assert "causal" not in row
@@ -74,7 +74,7 @@ def test_expert_choice_is_evaluated_as_not_causal_and_writes_nothing() -> None:
     trained = untrained(moe=moe)
     held_out = corpora.config()
     trained.config.data.sources = held_out.sources
-    row = evaluate._evaluate(trained, rows_per_source=4, with_gap=False)
+    row = evaluate._evaluate(trained, rows_per_source=4, with_gap=False, masked=False)
     assert row["causal"] is False
     assert row["loss"] > 0
     with pytest.raises(UserError, match=r"model.moe.routing is expert_choice.*tokens to come"):

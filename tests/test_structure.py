@@ -51,6 +51,7 @@ RANKS = {
     "nmm.checkpoint": 5,
     "nmm.evaluate": 5,
     "nmm.export": 5,
+    "nmm.held_out": 5,
     "nmm.generate": 5,
     "nmm.identity": 5,
     "nmm.intact": 5,

@@ -198,6 +198,12 @@ class ModelConfig(BlockConfig):
                 f"model.width is {self.width} and model.moe.routing is {self.moe.routing.name}; "
                 f"make the width a multiple of 8, which the kernels of experts want."
             )
+        if self.moe.auxiliary_routers and (dropout := max(self.dropout, self.vision.dropout)):
+            raise UserError(
+                f"model.moe.auxiliary_routers is true and a dropout is {dropout}, which would "
+                f"change what the frozen model puts out; set model.dropout=0 and "
+                f"model.vision.dropout=0."
+            )
 
     @property
     def sparse(self) -> MoEConfig | None:

@@ -52,6 +52,9 @@ class MoEConfig:
     `experts` serve all modalities alike; `groups` are experts by modality in their place, for
     example {text: 4, image: 4}. Of expert choice, the experts of a group take `capacity` times its
     tokens together, in equal parts; with `gumbel_noise` training adds Gumbel noise to its scores.
+    With `auxiliary_routers` each layer has small networks that guess from a token alone which
+    experts choose it. They are what is trained then, all else is frozen and without noise, and
+    evaluation and generation follow the guesses.
 
     Numbers over several tokens (top tokens of an expert, balance) are taken over `group_rows` rows
     of the batch at a time, so that they do not depend on how a step is split. Token choice adds two
@@ -68,6 +71,7 @@ class MoEConfig:
     balance_weight: float = 0.01
     router_z_weight: float = 0.0
     gumbel_noise: bool = False
+    auxiliary_routers: bool = False
     group_rows: int = 1
 
     def __post_init__(self) -> None:
@@ -110,7 +114,10 @@ class MoEConfig:
 
     @property
     def chooses_tokens(self) -> bool:
-        """Do experts choose, so that a token's output depends on later tokens?"""
+        """Do experts choose, so that a token's output depends on later tokens?
+
+        Not where auxiliary routers are asked in their place.
+        """
         return self.routing is Routing.expert_choice
 
     def _check_groups(self) -> None:
@@ -146,6 +153,7 @@ class MoEConfig:
             "router_z_weight": tokens_choose,
             "capacity": (Routing.expert_choice,),
             "gumbel_noise": (Routing.expert_choice,),
+            "auxiliary_routers": (Routing.expert_choice,),
             **dict.fromkeys(("groups", "hidden", "group_rows"), tuple(Routing)[1:]),
         }
         default = {f.name: f.default for f in fields(self)} | {"groups": ExpertGroups()}

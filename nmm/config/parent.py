@@ -14,11 +14,14 @@ class ParentMode(Enum):
     weights  the weights alone: step, optimizer, data and counts begin anew
     upcycle  the weights, of which experts are made (nmm/upcycle.py), and the place in the data: it
              trains on the parent's next batches with a new schedule, optimizer and routers
+    auxiliary_routers  the weights, which stay as they are; what is trained are new routers
+                       (model.moe.auxiliary_routers), all else begins anew as with `weights`
     """
 
     branch = "branch"
     weights = "weights"
     upcycle = "upcycle"
+    auxiliary_routers = "auxiliary_routers"
 
 
 @dataclass

@@ -97,6 +97,7 @@ class Config:
 
     def _check_parent(self) -> None:
         mode, given = self.parent.mode, self.weights.decoder or self.weights.vision
+        self._check_auxiliary_routers()
         if self.parent.run is None:
             return
         if mode is not ParentMode.branch and given is not None:
@@ -108,6 +109,23 @@ class Config:
             raise UserError(
                 "parent.mode is upcycle and model.moe.routing is none, so that there are no "
                 "experts to make; choose a sparse model, for example model=tiny_moma."
+            )
+
+    def _check_auxiliary_routers(self) -> None:
+        """They learn of a trained model, and nothing else learns beside them."""
+        mode, run = self.parent.mode, self.parent.run
+        has_them = self.model.moe.auxiliary_routers
+        if mode is ParentMode.auxiliary_routers and run is not None and not has_them:
+            raise UserError(
+                "parent.mode is auxiliary_routers and model.moe.auxiliary_routers is false, so "
+                "that there is nothing to train; set model.moe.auxiliary_routers=true with the "
+                "model of the parent."
+            )
+        if has_them and (run is None or mode is ParentMode.upcycle):
+            raise UserError(
+                f"model.moe.auxiliary_routers is true, parent.run is {run} and parent.mode is "
+                f"{mode.name}; auxiliary routers learn of a trained model: give its run as "
+                f"parent.run and set parent.mode=auxiliary_routers."
             )
 
     def _check_context(self) -> None:
@@ -162,6 +180,11 @@ class Config:
             raise UserError(
                 f"engine.expert_parallel is {parts} and model.moe.routing is none, so that there "
                 f"are no experts to divide; set engine.expert_parallel=1."
+            )
+        if moe.auxiliary_routers:
+            raise UserError(
+                f"engine.expert_parallel is {parts} and model.moe.auxiliary_routers is true, so "
+                f"that no expert is trained; set engine.expert_parallel=1."
             )
         if parts not in moe.divisors:
             choice = " or ".join(map(str, moe.divisors))

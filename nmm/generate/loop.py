@@ -20,13 +20,18 @@ Rule = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Prompts:
-    """One prompt a row, each from column 0 on; lengths int64[B], the rest of a row is padding."""
+    """One prompt a row, each from column 0 on; lengths int64[B], the rest of a row is padding.
+
+    `modality_of` uint8[ids + 1] is the modality of every id, and at its end that of unused ones.
+    """
 
     batch: PackedBatch
     lengths: Tensor
+    modality_of: Tensor
 
     def to(self, device: torch.device) -> "Prompts":
-        return Prompts(self.batch.to(device), self.lengths.to(device))
+        others = (self.lengths.to(device), self.modality_of.to(device))
+        return Prompts(self.batch.to(device), *others)
 
 
 @torch.no_grad()
@@ -64,7 +69,8 @@ def continue_prompts(
         if step == max_tokens - 1 or ended.all():
             break
         at = at + 1
-        logits = model.next_logits(chosen, at=at, cache=cache)
+        modality = prompts.modality_of[chosen.clamp(max=len(prompts.modality_of) - 1)]
+        logits = model.next_logits(chosen, at=at, cache=cache, modality=modality)
     return [_through_first(end, ids) for ids in written[:, : step + 1].tolist()]
 
 

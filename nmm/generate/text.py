@@ -119,12 +119,13 @@ def check_prompts(
 ) -> None:
     """Refuse images for a model of text, and what would go on beyond any document of the training.
 
-    A model whose experts choose among all tokens has none to choose among. Raises UserError.
+    Experts that choose among all tokens need auxiliary routers. Raises UserError.
     """
-    if model.moe.chooses_tokens:
+    if model.moe.chooses_tokens and not model.moe.auxiliary_routers:
         raise UserError(
             "model.moe.routing is expert_choice, where experts look at the tokens to come before "
-            "they take one; use a model whose tokens choose (token_choice, modality_groups)."
+            "they take one; train auxiliary routers for it (parent.mode=auxiliary_routers), or use "
+            "a model whose tokens choose (token_choice, modality_groups)."
         )
     for number, parts in enumerate(prompts, start=1):
         if not model.image.reads_pixels and any(isinstance(part, bytes) for part in parts):
@@ -177,7 +178,15 @@ def lay_out(prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfi
         label_modality=torch.zeros(shape, dtype=torch.uint8),
         pixels=torch.from_numpy(np.array(pixels, np.uint8).reshape(-1, side, side, 3)),
     )
-    return Prompts(batch, lengths)
+    return Prompts(batch, lengths, _modality_of(tokenizer.ids))
+
+
+def _modality_of(ids: IdTable) -> torch.Tensor:
+    """uint8[ids + 1]: units have theirs, all else is text, the borders of units too."""
+    modalities = torch.full((ids.size + 1,), int(Modality.text), dtype=torch.uint8)
+    for modality, unit in ids.units.items():
+        modalities[unit.first : unit.first + unit.count] = int(modality)
+    return modalities
 
 
 def _tokens(parts: Parts, tokenizer: Tokenizer, *, image: ImageConfig) -> sequences.Sequence:

@@ -124,9 +124,11 @@ def memory_plan(described: Described) -> dict[tuple[int, int], dict[int, float]]
 
     What train.py would refuse is left out.
     """
-    moe = described.model.sparse
-    frozen = num_parameters(described.model).vision if described.vision_is_frozen else 0
+    moe, parameters = described.model.sparse, num_parameters(described.model)
+    frozen = parameters.vision if described.vision_is_frozen else 0
     divisors = [n for n in EXPERT_PARALLEL if moe and n in moe.divisors]
+    if moe and moe.auxiliary_routers:
+        frozen, divisors = parameters.total - parameters.auxiliary_router, [1]
     return {
         (stage, parts): {
             gpus: state_bytes(
@@ -212,8 +214,9 @@ def _costs(described: Described) -> list[str]:
     return [
         *lines,
         "convention: 6 N_text, 6 (N_text + N_vision) for images, without idle experts, which",
-        f"losses.jsonl counts; exact: with attention in documents of {context} tokens",
-        "(data.context_tokens), logits at labels, experts that a token passes through",
+        "losses.jsonl counts (2 in place of 6 where all but auxiliary routers is frozen); exact:",
+        f"with attention in documents of {context} tokens (data.context_tokens), logits at labels,",
+        "experts that a token passes through",
     ]
 
 

@@ -37,13 +37,14 @@ class Block(nn.Module):
         rotary: Rotary | None,
         plan: Attends,
         modality_BL: Tensor | None = None,
+        causal: bool = False,
     ) -> Fed:
         if self.norms_first:
             x_BLD = x_BLD + self._attend(self.attention_norm(x_BLD), rotary=rotary, plan=plan)
-            fed = self.ffn(self.ffn_norm(x_BLD), modality_BL)
+            fed = self.ffn(self.ffn_norm(x_BLD), modality_BL, causal)
             return fed._replace(output=x_BLD + self.dropout(fed.output))
         x_BLD = x_BLD + self.attention_norm(self._attend(x_BLD, rotary=rotary, plan=plan))
-        fed = self.ffn(x_BLD, modality_BL)
+        fed = self.ffn(x_BLD, modality_BL, causal)
         return fed._replace(output=x_BLD + self.ffn_norm(self.dropout(fed.output)))
 
     def _attend(self, x_BLD: Tensor, *, rotary: Rotary | None, plan: Attends) -> Tensor:
@@ -57,7 +58,7 @@ class Stacked(NamedTuple):
     squares  float32[blocks], of every block's output the sum of squares at the watched positions;
              float32[0] when nothing is watched
     auxiliary   float32 scalar, the sum of the blocks' own
-    statistics  float32[Y, modalities, E + 4], of every block with experts its own; [0] if none has
+    statistics  float32[Y, modalities, E + 8], of every block with experts its own; [0] if none has
     """
 
     output: Tensor
@@ -83,11 +84,12 @@ class Stack(nn.ModuleList):
         plan: Attends,
         modality_BL: Tensor | None = None,
         watched_BL: Tensor | None = None,
+        causal: bool = False,
     ) -> Stacked:
         nothing = x_BLD.new_zeros((), dtype=torch.float32)
         squares, auxiliary, statistics = [nothing.new_empty(0)], nothing, []
         for block in self:
-            around = {"rotary": rotary, "plan": plan, "modality_BL": modality_BL}
+            around = {"rotary": rotary, "plan": plan, "modality_BL": modality_BL, "causal": causal}
             if self.recomputes and torch.is_grad_enabled():
                 fed = checkpoint(block, x_BLD, use_reentrant=False, **around)
             else:

@@ -31,12 +31,16 @@ ROUTER_STD = 0.02
 
 
 class Group(Enum):
-    """Parameters of a group have one learning rate and one weight decay."""
+    """Parameters of a group have one learning rate and one weight decay.
+
+    Where there are `auxiliary` ones, they alone are trained.
+    """
 
     decay = "decay"
     no_decay = "no_decay"
     vision_decay = "vision_decay"
     vision_no_decay = "vision_no_decay"
+    auxiliary = "auxiliary"
 
     @property
     def is_vision(self) -> bool:
@@ -46,7 +50,7 @@ class Group(Enum):
     @property
     def decays(self) -> bool:
         """Does weight decay shrink it?"""
-        return self in (Group.decay, Group.vision_decay)
+        return self in (Group.decay, Group.vision_decay, Group.auxiliary)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def _of_blocks(prefix: str, *, decay: Group, rest: Group) -> tuple[Rule, ...]:
         Rule(block + r"ffn\.(?:gate_up|up)\.weight", Start.fan_in, decay),
         Rule(block + r"ffn\.down\.weight", Start.fan_in_by_depth, decay),
         Rule(block + r"ffn\.router\.weight", Start.router, decay),
+        Rule(block + r"ffn\.router\.auxiliary\..*\.weight", Start.fan_in, Group.auxiliary),
         Rule(block + r"ffn\.experts\.w[13]", Start.fan_in, decay),
         Rule(block + r"ffn\.experts\.w2", Start.fan_in_by_depth, decay),
         Rule(block + r".*\.bias", Start.zeros, rest),

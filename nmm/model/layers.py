@@ -43,7 +43,7 @@ class Fed(NamedTuple):
     """What a feed-forward layer returns.
 
     auxiliary   float32 scalar, a loss that is added, summed over tokens; experts only
-    statistics  float32[modalities, E + 4], the table of nmm/routing.py; experts only
+    statistics  float32[modalities, E + 8], the table of nmm/routing.py; experts only
     """
 
     output: Tensor
@@ -70,7 +70,7 @@ class SwiGLU(nn.Module):
         self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=config.biases)
         self.down = nn.Linear(config.hidden, config.width, bias=config.biases)
 
-    def forward(self, x_D: Tensor, modality: Tensor | None = None) -> Fed:
+    def forward(self, x_D: Tensor, modality: Tensor | None = None, causal: bool = False) -> Fed:
         gate_F, up_F = self.gate_up(x_D).chunk(2, dim=-1)
         return Fed(self.down(F.silu(gate_F) * up_F))
 
@@ -84,5 +84,5 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.hidden, config.width, bias=config.biases)
         self.activation = activation
 
-    def forward(self, x_D: Tensor, modality: Tensor | None = None) -> Fed:
+    def forward(self, x_D: Tensor, modality: Tensor | None = None, causal: bool = False) -> Fed:
         return Fed(self.down(self.activation(self.up(x_D))))

@@ -57,10 +57,10 @@ def chunked(
     chunk_positions: int = CHUNK_POSITIONS,
 ) -> Losses:
     """Chunk by chunk in plain torch, with the gradients computed on the way forward."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
         return Losses(*_Chunked.apply(hidden_ND, weight_VD, labels_N, z_loss, chunk_positions))
     chunks = zip(hidden_ND.split(chunk_positions), labels_N.split(chunk_positions), strict=True)
-    parts = [_chunk(hidden_CD, weight_VD, labels_C) for hidden_CD, labels_C in chunks]
+    parts = [_chunk(hidden_CD, weight_VD, labels_C)[:2] for hidden_CD, labels_C in chunks]
     token_losses_N, log_partition_N = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     return Losses(
         _sum(token_losses_N, log_partition_N, z_loss=z_loss), token_losses_N, log_partition_N

@@ -38,7 +38,7 @@ class Output(NamedTuple):
                    left out; float32[0] unless it was asked for
     auxiliary      float32 scalar, what routers add to what is minimised: a mean over layers, summed
                    over tokens, labelled or not
-    routed         float32[depth, modalities, E + 4], detached: the tables of nmm/routing.py;
+    routed         float32[depth, modalities, E + 8], detached: the tables of nmm/routing.py;
                    float32[0] without experts
     """
 
@@ -81,11 +81,15 @@ class Model(nn.Module):
             assert isinstance(self.embedding.weight, nn.Parameter)
             self.head.weight = self.embedding.weight
 
-    def forward(self, batch: PackedBatch, *, watch: bool = False) -> Output:
-        """The next-token losses of a batch; with `watch` also what the layers put out."""
+    def forward(self, batch: PackedBatch, *, watch: bool = False, causal: bool = False) -> Output:
+        """The next-token losses of a batch; with `watch` also what the layers put out.
+
+        With `causal`, experts that choose do what their auxiliary routers guess.
+        """
         labels = batch.labels.flatten()
         positions = (labels != NO_LABEL).nonzero().flatten()
-        stacked = self._blocks(batch, watched_BL=batch.document > 0 if watch else None)
+        watched_BL = batch.document > 0 if watch else None
+        stacked = self._blocks(batch, watched_BL=watched_BL, causal=causal)
         hidden_ND = self.norm(stacked.output).flatten(0, 1).index_select(0, positions)
         losses = self.head(hidden_ND, labels[positions])
         return Output(
@@ -102,6 +106,7 @@ class Model(nn.Module):
         self,
         batch: PackedBatch,
         *,
+        causal: bool,
         cache: Cache | None = None,
         watched_BL: Tensor | None = None,
     ) -> Stacked:
@@ -120,11 +125,14 @@ class Model(nn.Module):
             plan=attends if cache is None else cache.fill(attends),
             modality_BL=batch.modality,
             watched_BL=watched_BL,
+            causal=causal,
         )
 
-    def hidden(self, batch: PackedBatch, *, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self, batch: PackedBatch, *, cache: Cache | None = None, causal: bool = False
+    ) -> Tensor:
         """[B, L, D], what the head reads; a cache remembers the batch."""
-        return self.norm(self._blocks(batch, cache=cache).output)
+        return self.norm(self._blocks(batch, cache=cache, causal=causal).output)
 
     def _tokens(self, batch: PackedBatch) -> Tensor:
         """[B, L, D]: the vectors of ids and images."""
@@ -144,16 +152,16 @@ class Model(nn.Module):
         rope = self.config.positions is Positions.rope
         return rotary(position_BL, config=self.config) if rope else None
 
-    def logits(self, batch: PackedBatch) -> Tensor:
+    def logits(self, batch: PackedBatch, *, causal: bool = False) -> Tensor:
         """[B, L, V]: for tests and small batches, the whole of it is held in memory."""
-        return self.head(self.hidden(batch))
+        return self.head(self.hidden(batch, causal=causal))
 
     def first_logits(self, batch: PackedBatch, *, at: Tensor, cache: Cache) -> Tensor:
         """[B, V]: the logits at position at[b] of every row b, at int64[B]; the cache is filled.
 
         Every row holds one document, from its first position on.
         """
-        hidden_BLD = self.hidden(batch, cache=cache)
+        hidden_BLD = self.hidden(batch, cache=cache, causal=self.config.moe.auxiliary_routers)
         return self.head(hidden_BLD[torch.arange(len(at), device=at.device), at])
 
     def next_logits(
@@ -162,16 +170,22 @@ class Model(nn.Module):
         *,
         at: Tensor,
         cache: Cache,
-        modality: Modality = Modality.text,
+        modality: Tensor | None = None,
     ) -> Tensor:
-        """[B, V]: the logits after one more id of every row, tokens int64[B], at position at[b]."""
+        """[B, V]: the logits after one more id of every row, tokens int64[B], at position at[b].
+
+        `modality` uint8[B] is that of the ids, text unless it is given.
+        """
         at_BL = at[:, None]
         x_BLD = self._at_positions(self.embedding(tokens[:, None]), position_BL=at_BL)
         stacked = self.blocks(
             x_BLD,
             rotary=self._rotary(at_BL),
             plan=cache.add(at),
-            modality_BL=torch.full_like(at_BL, modality),
+            modality_BL=(
+                torch.full_like(at_BL, Modality.text) if modality is None else modality[:, None]
+            ),
+            causal=self.config.moe.auxiliary_routers,
         )
         return self.head(self.norm(stacked.output)[:, 0])
 

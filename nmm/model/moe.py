@@ -20,6 +20,8 @@ class MoE(nn.Module):
 
     Where experts are on several processes, `elsewhere` is what brings slots to theirs and back:
     (experts, x [S, D], ends [E]) -> [S, D], like the experts' own forward if all were here.
+
+    With `causal`, experts that choose do what their auxiliary routers guess.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -30,7 +32,7 @@ class MoE(nn.Module):
         self.elsewhere: nn.Module | None = None
 
     @torch.compiler.disable  # the loads of experts differ from batch to batch
-    def forward(self, x_BLD: Tensor, modality_BL: Tensor) -> Fed:
+    def forward(self, x_BLD: Tensor, modality_BL: Tensor, causal: bool = False) -> Fed:
         rows = len(x_BLD)
         if more := -rows % self.group_rows:  # a prompt, or the last rows of an evaluation
             x_BLD, modality_BL = (
@@ -39,7 +41,7 @@ class MoE(nn.Module):
             )
         modality_GN = modality_BL.reshape(-1, self.group_rows * modality_BL.shape[1])
         x_TD = x_BLD.flatten(0, 1)
-        slots, weight_S, auxiliary, table = self.router(x_TD, modality_GN)
+        slots, weight_S, auxiliary, table = self.router(x_TD, modality_GN, causal)
         out_SD = self._compute(distribute(x_TD, slots), slots.ends)
         out_TD = collect(out_SD, weight_S, slots)
         return Fed(out_TD.view_as(x_BLD)[:rows], auxiliary, table)

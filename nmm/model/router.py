@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nmm.batch import Modality
 from nmm.config import ModelConfig, MoEConfig, Routing
+from nmm.model.auxiliary import AuxiliaryRouters, even_cells
 from nmm.model.dispatch import Slots, slots_of_choices, slots_of_tokens
 
 
@@ -23,7 +24,7 @@ class Assignment(NamedTuple):
 
     weight      float32[S], what the expert's output in a slot is multiplied by
     auxiliary   float32 scalar, the router's own losses, summed over tokens
-    statistics  float32[modalities, E + 4], detached: the table of nmm/routing.py
+    statistics  float32[modalities, E + 8], detached: the table of nmm/routing.py
     """
 
     slots: Slots
@@ -52,7 +53,10 @@ def groups(config: MoEConfig) -> list[Group]:
 
 
 def router(config: ModelConfig) -> nn.Module:
-    """The configured way of routing: (x [T, D], modality [G, N]) -> Assignment."""
+    """The configured way of routing: (x [T, D], modality [G, N], causal) -> Assignment.
+
+    With `causal` no token's routing depends on others; that of tokens that choose never does.
+    """
     match config.moe.routing:
         case Routing.token_choice | Routing.modality_groups:
             return TokenChoice(config)
@@ -69,7 +73,7 @@ class ByModality(nn.Module):
         super().__init__()
         self.groups = groups(config.moe)
 
-    def forward(self, x_TD: Tensor, modality_GN: Tensor) -> Assignment:
+    def forward(self, x_TD: Tensor, modality_GN: Tensor, causal: bool = False) -> Assignment:
         serves_TE = _serves(modality_GN.flatten(), self.groups)
         choice_T1 = serves_TE.int().argmax(dim=1, keepdim=True)
         slots, _ = slots_of_choices(choice_T1, experts=len(self.groups))
@@ -92,7 +96,7 @@ class TokenChoice(nn.Module):
         self.config, self.groups = config.moe, groups(config.moe)
         self.weight = nn.Parameter(torch.empty(config.moe.total_experts, config.width))
 
-    def forward(self, x_TD: Tensor, modality_GN: Tensor) -> Assignment:
+    def forward(self, x_TD: Tensor, modality_GN: Tensor, causal: bool = False) -> Assignment:
         modality_T = modality_GN.flatten()
         real_T = modality_T != Modality.pad
         # Padding chooses like a token of the first group, and is not counted.
@@ -119,37 +123,52 @@ class ExpertChoice(nn.Module):
 
     Of b tokens of its modality in a group of rows these are b * capacity / (experts of the
     modality), rounded down. Any number of experts may take a token; the output of each is
-    multiplied by the sigmoid of its score.
+    multiplied by the sigmoid of its score. With `causal` auxiliary routers say who takes what.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.groups = config.moe, groups(config.moe)
         self.weight = nn.Parameter(torch.empty(config.moe.total_experts, config.width))
+        self.auxiliary = AuxiliaryRouters(config) if config.moe.auxiliary_routers else None
 
-    def forward(self, x_TD: Tensor, modality_GN: Tensor) -> Assignment:
+    def forward(self, x_TD: Tensor, modality_GN: Tensor, causal: bool = False) -> Assignment:
         logits_TE = _logits(x_TD, self.weight)
-        if self.training and self.config.gumbel_noise:
+        if self.training and self.config.gumbel_noise and self.auxiliary is None:
             logits_TE = logits_TE + _gumbel_difference(logits_TE)
         chance_TE = logits_TE.sigmoid()
         serves_TE = _serves(modality_GN.flatten(), self.groups)
         taken_ET = self._takes(logits_TE.detach(), serves_TE, modality_GN)
-        cell_S, real_S = _first_true(taken_ET.flatten(), at_most=self._slots(len(x_TD)))
-        # Slots that are left over fall to the last expert, with any tokens and the weight 0.
-        ends_E = taken_ET.sum(dim=1).cumsum(0).int()
-        ends_E[-1:] = len(cell_S)
+        guesses = self.auxiliary and self.auxiliary(x_TD, taken_ET.t(), serves_TE)
+        if causal:
+            assert guesses is not None, "expert choice without auxiliary routers looks ahead"
+            taken_ET = guesses.experts.t()
+        cell_S, real_S, ends_E = even_cells(taken_ET) if causal else self._cells(taken_ET)
         slots = slots_of_tokens(cell_S % len(x_TD), ends_E, tokens=len(x_TD))
         weight_S = chance_TE.t().flatten().index_select(0, cell_S) * real_S
         entropy_TE = _binary_entropy(chance_TE.detach()) * serves_TE
         entropy_T = entropy_TE.sum(dim=1) / serves_TE.sum(dim=1).clamp(min=1)
         table = _table(
-            modality_GN, taken_ET.t(), entropy_T=entropy_T, balance_T=torch.zeros_like(entropy_T)
+            modality_GN,
+            taken_ET.t(),
+            entropy_T=entropy_T,
+            balance_T=torch.zeros_like(entropy_T),
+            guesses_T4=None if guesses is None else guesses.counts,
         )
-        return Assignment(slots, weight_S, chance_TE.new_zeros(()), table)
+        loss = chance_TE.new_zeros(()) if guesses is None else guesses.loss.sum()
+        return Assignment(slots, weight_S, loss, table)
 
-    def _slots(self, tokens: int) -> int:
-        """As many as experts can take at most, so that the buffers' size is known beforehand."""
-        return max(1, int(tokens * self.config.capacity))
+    def _cells(self, taken_ET: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slots for what is taken, as many as experts can take at most: their size is known before.
+
+        int64[S], the place of every slot in E T of them; bool[S], if it counts; int32[E], the ends
+        of the experts. What is left over falls to the last expert, with any tokens.
+        """
+        at_most = max(1, int(taken_ET.shape[1] * self.config.capacity))
+        cell_S, real_S = _first_true(taken_ET.flatten(), at_most=at_most)
+        ends_E = taken_ET.sum(dim=1).cumsum(0).int()
+        ends_E[-1:] = len(cell_S)
+        return cell_S, real_S, ends_E
 
     def _takes(self, score_TE: Tensor, serves_TE: Tensor, modality_GN: Tensor) -> Tensor:
         """bool[E, T]: the highest scores of every expert in every group of rows, ties in order."""
@@ -192,16 +211,23 @@ def _load(taken_TE: Tensor, serves_TE: Tensor, modality_GN: Tensor) -> Tensor:
 
 
 def _table(
-    modality_GN: Tensor, taken_TE: Tensor, *, entropy_T: Tensor, balance_T: Tensor
+    modality_GN: Tensor,
+    taken_TE: Tensor,
+    *,
+    entropy_T: Tensor,
+    balance_T: Tensor,
+    guesses_T4: Tensor | None = None,
 ) -> Tensor:
-    """float32[modalities, E + 4]: sums over the tokens of every modality; none over padding."""
+    """float32[modalities, E + 8]: sums over the tokens of every modality; none over padding."""
     modality_T = modality_GN.flatten()
     kinds = torch.arange(len(Modality), device=modality_T.device)
     of_kind_KT = (kinds[:, None] == modality_T) & (modality_T != Modality.pad)
     dropped_T = ~taken_TE.any(dim=1)
     more = (torch.ones_like(dropped_T), dropped_T, entropy_T, balance_T)
-    columns_TC = torch.cat([taken_TE.float(), torch.stack([x.float() for x in more], dim=1)], dim=1)
-    return of_kind_KT.float() @ columns_TC
+    if guesses_T4 is None:
+        guesses_T4 = entropy_T.new_zeros(len(entropy_T), 4)
+    columns = (taken_TE.float(), guesses_T4, torch.stack([x.float() for x in more], dim=1))
+    return of_kind_KT.float() @ torch.cat(columns, dim=1)
 
 
 def _gumbel_difference(like: Tensor) -> Tensor:

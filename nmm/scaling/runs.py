@@ -92,6 +92,8 @@ def read_run(directory: Path) -> Run | str:
         return (
             f"it began with weights of {parent.get('run')}, so its tokens are not all it has seen"
         )
+    if parent.get("mode") == "auxiliary_routers":
+        return f"it trained auxiliary routers of {parent.get('run')}, and nothing else"
     if end is None or end["step"] < total:
         return f"unfinished: {end['step'] if end else 0} of {total} steps"
     if not evaluations or evaluations[-1]["step"] < total:

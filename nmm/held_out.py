@@ -1,0 +1,95 @@
+"""What held-out batches cost: sums, and the keys of evals.jsonl that are made of them.
+
+A model whose experts choose among all tokens has two losses once it has auxiliary routers: one that
+it could have when it writes token by token, and one that looks ahead.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from data.corpus import Corpus
+from nmm.batch import Modality, PackedBatch
+from nmm.config import ModelConfig, UnitModality
+from nmm.model import Output
+from nmm.parallel import add_over_ranks
+from nmm.routing import MORE_COLUMNS, Routed
+from nmm.tally import Row, Tally, loss_keys, mean
+
+Forward = Callable[..., Output]  # (batch) or (batch, causal=True)
+AHEAD = "ahead/"  # of the keys of losses that look ahead, where there are others beside them
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Sums over batches.
+
+    With auxiliary routers `tally` is of what they decide, `ahead` of the experts' own choices, and
+    `routed` says how right they are; without, there is `tally` alone.
+    """
+
+    config: ModelConfig
+    tally: Tally
+    ahead: Tally | None = None
+    routed: Routed | None = None
+
+    @classmethod
+    def zeros(cls, config: ModelConfig, *, num_sources: int, device: torch.device) -> "HeldOut":
+        tally = Tally.zeros(num_sources, device=device)
+        if not config.moe.auxiliary_routers:
+            return cls(config, tally)
+        shape = (config.depth, len(Modality), config.moe.total_experts + MORE_COLUMNS)
+        ahead = Tally.zeros(num_sources, device=device)
+        return cls(config, tally, ahead, Routed.zeros(shape=shape, device=device))
+
+    @torch.no_grad()
+    def add(self, model: Forward, batch: PackedBatch) -> None:
+        """Add a batch, which every process gives to its model as often as all others."""
+        on_device = batch.to(self.tally.tables.device)
+        output = model(on_device, causal=self.config.moe.auxiliary_routers)
+        self._add(self.tally, on_device, output)
+        if self.ahead and self.routed:
+            self.routed.add(output.routed)
+            self._add(self.ahead, on_device, model(on_device))
+
+    @staticmethod
+    def _add(tally: Tally, batch: PackedBatch, output: Output) -> None:
+        tally.add(batch, token_losses=output.token_losses, positions=output.positions)
+
+    def add_over_ranks(self) -> None:
+        add_over_ranks(self.tally.tables)
+        if self.ahead and self.routed:
+            add_over_ranks(self.ahead.tables)
+            add_over_ranks(self.routed.tables)
+
+    def row(self, corpus: Corpus, *, units: Iterable[UnitModality]) -> Row:
+        """The keys of evals.jsonl (docs/scaling.md) that say what was lost, and if it is causal."""
+        found = loss_by_kind(self.tally, corpus, units=units)
+        if not self.config.moe.chooses_tokens:
+            return found
+        found["causal"] = self.ahead is not None
+        if self.ahead and self.routed:
+            ahead = loss_by_kind(self.ahead, corpus, units=units)
+            found |= {AHEAD + key: value for key, value in ahead.items()}
+            found |= self.routed.auxiliary_keys()
+        return found
+
+
+def loss_by_kind(tally: Tally, corpus: Corpus, *, units: Iterable[UnitModality] = ()) -> Row:
+    """`loss` is the unweighted mean over the kinds.
+
+    This follows "Scaling Laws for Native Multimodal Models". The loss of a kind is that of all
+    labelled tokens of its sources.
+    """
+    kinds = sorted({source.kind.value for source in corpus.sources})
+    by_kind: dict[str, float | None] = {}
+    for kind in kinds:
+        members = [i for i, source in enumerate(corpus.sources) if source.kind.value == kind]
+        by_kind[f"loss/kind/{kind}"] = Tally(tally.tables[:, members]).loss()
+    names = [source.name for source in corpus.sources]
+    return {
+        **loss_keys(tally, sources=names, units=units),
+        "loss": mean(list(by_kind.values())),
+        **by_kind,
+    }
