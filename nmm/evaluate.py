@@ -14,7 +14,6 @@ import torch
 from data.corpus import Corpus
 from data.loader import held_out_batches
 from data.tokenizer import IdTable
-from nmm import report
 from nmm.batch import NO_LABEL, Dropped, Modality, PackedBatch
 from nmm.config import DataConfig, Kind, ModelConfig
 from nmm.errors import UserError
@@ -244,6 +243,9 @@ def _report(arguments: argparse.Namespace) -> None:
                 f"--report shows what a run has written and evaluates nothing, but {given[0]} was "
                 f"given; leave it out, and give --run."
             )
+        # Here, because training evaluates too, and matplotlib takes half a second of every start.
+        from nmm import report
+
         print(f"wrote {report.write(arguments.run)}")
     except UserError as error:
         sys.exit(f"error: {error}")
