@@ -33,7 +33,7 @@ def small(folder: Path, *budgets: int) -> list[str]:
         "w32": {"overrides": ["model.width=32"]},
         "wild": {
             "overrides": ["model.width=16", "optim.learning_rate=1e30", "optim.clip_norm=0"],
-            "token_budgets": [6 * STEP_TOKENS],
+            "token_budgets": [12 * STEP_TOKENS],
         },
     }
     return study_file(
@@ -101,7 +101,7 @@ def test_a_study_survives_its_launchers(words: list[str]) -> None:
 
 def test_a_run_that_diverges_is_left_out_with_its_branches(words: list[str]) -> None:
     found = standings(words)
-    trunk, branch = found["ours-early-wild-trunk4"], found["ours-early-wild-6p144k"]
+    trunk, branch = found["ours-early-wild-trunk4"], found["ours-early-wild-12p288k"]
     assert (trunk.state, branch.state) == (State.left_out, State.left_out)
     assert trunk.note.startswith("diverged")
     assert "ours-early-wild-trunk4 was left out" in branch.note
