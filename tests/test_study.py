@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import subprocess
+from collections import Counter
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -148,6 +149,30 @@ def test_every_pair_of_modalities_is_trained_and_each_alone() -> None:
     assert {run.cell.step_tokens for run in runs} == {2**20}
     assert {run.phases.warmup_steps for run in runs} == {500}
     assert [round(run.tokens / 1e9) for run in runs[:4]] == [5, 10, 25, 100]
+
+
+@pytest.mark.parametrize(
+    ("name", "minutes", "points"),
+    [("mini", 10, dict.fromkeys(("early", "late", "sparse"), 9)),
+     ("mini_nmm", 60, {**dict.fromkeys(("early", "late", "sparse"), 16), "hard": 4})],
+)  # fmt: skip
+def test_small_studies_fit_onto_two_cores_and_have_points_for_their_laws(
+    name: str, minutes: int, points: dict[str, int]
+) -> None:
+    """At the speed that their files say; a size has one trunk, sparse costs as much as early."""
+    study, runs = planned(f"study={name}")
+    found = Counter(run.cell.family for run in runs if run.is_point)
+    assert found == points
+    cells = {run.cell.name for run in runs}
+    assert sum(run.role is Role.trunk for run in runs) == len(cells)
+    assert study.device.flops_per_second is not None
+    seconds = sum(run.own_flops for run in runs) / study.device.flops_per_second / study.parallel
+    assert seconds < 0.9 * 60 * minutes
+    of_family = {
+        family: sorted(run.flops for run in runs if run.is_point and run.cell.family == family)
+        for family in ("early", "sparse")
+    }
+    assert of_family["early"] == of_family["sparse"]
 
 
 def test_branches_leave_their_trunk_where_both_have_the_peak_rate() -> None:
