@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= passive
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check fmt bench-data soak audit check-image clean
+.PHONY: help env demo study test check fmt bench-data soak audit check-image clean
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ env: ## make the Python environment, or bring it up to date
 
 demo: env ## the whole loop in miniature: corpus, training, evaluation, loss curves, captions
 	@$(python) -m launch.demo
+
+study: env ## a scaling study in miniature, on the demo's corpus: 27 models, three laws, one report: 10 minutes
+	@$(python) -m data.prepare.demo
+	@$(python) -m launch.study study=mini
 
 test: check ## formatting, lint, types, then every test
 	$(python) -m pytest -q --durations=10

@@ -52,6 +52,7 @@ from nmm.pieces import Written
 from nmm.saving import Saves
 from nmm.schedule import at_interval, due
 from nmm.stop import Stopped, Stops
+from nmm.trace import traced
 
 
 def train(
@@ -77,7 +78,16 @@ def train(
         workers=settings.data.workers,
         state=progress.stream,
     )
-    with closing(open_log(plan, progress, settings, heartbeat=heartbeat, world=world)) as log:
+    with (
+        closing(open_log(plan, progress, settings, heartbeat=heartbeat, world=world)) as log,
+        traced(
+            settings.log.profile_steps,
+            plan.directory,
+            heartbeat=heartbeat,
+            rank=world.rank,
+            device=world.device,
+        ),
+    ):
         for sentence in begun.left_out:
             log.alarm(sentence, step=progress.step, about="damage")
         log.say(opening(plan, begun, written))

@@ -8,7 +8,7 @@ from typing import Any
 from data import codebook
 from data.corpus import Corpus
 from data.plan import StreamState
-from nmm import checkpoint, config, intact, parallel, parent, rundir, saving, schedule
+from nmm import checkpoint, config, intact, parallel, parent, rundir, saving, schedule, trace
 from nmm.checkpoint import Progress
 from nmm.codes.model import read as codes_of
 from nmm.config import CheckpointConfig, Config, DataConfig, ParentMode, UnitModality
@@ -137,6 +137,11 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
         check_given(settings.model, settings.weights, tokenizer_hash=plan.corpus.tokenizer.hash)
     if begun.progress.step:
         refuse_jump(begun, settings, plan=plan)
+    trace.refuse_outside(
+        settings.log.profile_steps,
+        after=0 if begun.own else begun.progress.step,
+        last=plan.phases.total_steps,
+    )
     return begun
 
 

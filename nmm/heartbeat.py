@@ -14,7 +14,7 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -74,6 +74,7 @@ class Heartbeat:
     def __init__(self, directory: Path, *, rank: int) -> None:
         self.step, self.beats, self._batches = 0, 0, 0
         self._phase, self._since = Phase.start, time.perf_counter()
+        self._told: Callable[[Phase, int], None] | None = None
         self._seconds = dict.fromkeys(Phase, 0.0)
         folder = directory / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,8 @@ class Heartbeat:
         """From now on the process is in `phase` of `step`, that of before unless it is given."""
         self.step = self.step if step is None else step
         self.beats += 1
+        if self._told is not None:
+            self._told(phase, self.step)
         self._spend(phase)
         part = micro_batch if phase in HAS_MICRO_BATCH else "null"
         self._write(
@@ -93,6 +96,10 @@ class Heartbeat:
             f'"micro_batch": {part}, "time": {time.time():.3f}}}',
             at=PLACES_AT + self.beats % 2 * PLACE_BYTES,
         )
+
+    def follow(self, told: Callable[[Phase, int], None]) -> None:
+        """From now on tell of every phase before it begins, with its step."""
+        self._told = told
 
     def seconds(self) -> dict[Phase, float]:
         """How long it was in each phase since this was last asked: together, all of the time."""

@@ -16,7 +16,7 @@ from nmm.flops import num_parameters
 from tests.test_structure import HOMES, RANKS, WITHOUT_TORCH, is_entry_point, our_modules
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 FOLDERS = "nmm|data|tests|docs|conf|launch|bench"
 EXAMPLES = {"conf/data/mine.yaml", "data/corpora"}  # what a user is told to write
@@ -184,6 +184,16 @@ def test_every_override_that_is_shown_is_accepted() -> None:
             load(compose([*overrides, *([] if length else ["schedule.total_steps=9"])]))
             accepted += len(overrides)
     assert accepted > 20
+
+
+def test_every_study_is_explained_and_those_that_are_named_exist() -> None:
+    there = {path.stem for path in (ROOT / "conf" / "study").glob("*.yaml")}
+    rows = table(ROOT / "docs" / "scaling.md", first="study")
+    assert {name for first, *_ in rows for name in named(first)} == there
+    studies = [rest for program, rest in command_lines() if program[-1] == "launch.study"]
+    shown = {match[1] for rest in studies if (match := re.search(r"\bstudy=(\w+)", rest))}
+    assert len(studies) > 8
+    assert {"mini", "nmm_early"} <= shown <= {*there, "NAME"}
 
 
 def test_the_architecture_tells_ranks_and_homes_as_they_are_tested() -> None:

@@ -32,6 +32,7 @@ RANKS = {
     "nmm.plot": 1,
     "nmm.rundir": 1,
     "nmm.signals": 1,
+    "nmm.trace": 1,
     "nmm.codes": 2,
     "nmm.model": 2,
     "nmm.scaling": 2,

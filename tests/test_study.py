@@ -4,7 +4,9 @@ import csv
 import json
 import re
 import subprocess
+from collections import Counter
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from nmm.errors import UserError
 from nmm.schedule import learning_rate
 from tests.test_scaling_runs import write_run
 
-PAPER = ("nmm_early", "nmm_late")
+PAPER = ("nmm_early", "nmm_late", "nmm_moe")
 STEP_TOKENS = 512 * 4096
 
 
@@ -64,6 +66,113 @@ def test_late_fusion_is_counted_with_its_encoder_on_image_tokens() -> None:
     parameters, tokens = run.cell.parameters, run.tokens
     images = round(0.543 * tokens)
     assert run.flops == 6 * (parameters.N_vision * images + parameters.N_text * tokens)
+
+
+def test_sparse_models_are_counted_by_what_a_token_meets() -> None:
+    _, runs = planned("study=nmm_moe")
+    largest = runs[-1]
+    assert largest.flops == 6 * 3354247168 * largest.tokens
+    assert round(largest.cell.parameters.N / 1e6, 1) == 17532.4
+    assert max(run.tokens for run in runs) == pytest.approx(600e9, rel=1e-3)
+
+
+def test_resolutions_change_the_tokens_of_images_and_nothing_else() -> None:
+    """The shares are those of 45-45-10, with as much text beside an image as at 224 pixels."""
+    _, runs = planned("study=nmm_resolution")
+    assert len(runs) == 2 * 2 * 5
+    assert {run.phases.total_steps for run in runs} == {95_368}
+    for run in runs:
+        image = run.cell.config.model.image
+        assert run.cell.mixture == f"px{image.side_pixels}"
+        assert image.tokens == (image.side_pixels // 14) ** 2
+        share = 0.45 * (image.tokens / (image.tokens + 77) + image.tokens / (image.tokens + 322))
+        assert run.cell.image_fraction == pytest.approx(share, abs=1e-3)
+    for size in ("932m", "1p63b", "1b", "1p75b"):
+        flops = [run.flops for run in runs if run.cell.size == size]
+        assert (len(set(flops)) == 1) == (size in ("932m", "1p63b"))
+
+
+def test_models_that_begin_as_models_of_text_have_the_shape_of_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NMM_WEIGHTS", "/lake")
+    runs = plan_runs(compose_study(["study=nmm_text_init"]).study)
+    given = {run.cell.family: run.cell.config.weights for run in runs}
+    assert {name: (one.decoder, one.vision) for name, one in given.items()} == {
+        "early": (None, None),
+        "early_given": ("/lake/text_1p4b", None),
+        "late": (None, None),
+        "late_given": ("/lake/text_1p4b", "/lake/vision_300m"),
+    }
+    assert {run.cell.parameters.N_text for run in runs} == {1_439_694_848}
+    for one in ("early", "late"):
+        plain, begun = (
+            [run.flops for run in runs if run.cell.family == name] for name in (one, f"{one}_given")
+        )
+        assert plain == begun
+
+
+def test_models_of_moma_s_table_cost_as_much_as_their_dense_one() -> None:
+    """1.0066T tokens each; sizes as printed, but for the rounding of 90M, 1.9B, 7.1B."""
+    _, runs = planned("study=moma_table1")
+    assert {run.tokens for run in runs} == {1_006_632_960_000}
+    steps = {run.cell.size: run.phases.total_steps for run in runs}
+    assert steps == {"90m": 160_000, "435m": 160_000, "1p4b": 120_000}
+    totals: dict[str, dict[str, int]] = {}
+    for run in runs:
+        parameters = run.cell.parameters
+        totals.setdefault(run.cell.family, {})[run.cell.size] = round(parameters.N / 1e6)
+        assert run.flops == 6 * parameters.N_active * run.tokens
+    assert totals == {
+        "dense": {"90m": 92, "435m": 436, "1p4b": 1476},
+        "moe_8x": {"90m": 210, "435m": 1845, "1p4b": 7113},
+        "moe_1t1i": {"90m": 109, "435m": 637, "1p4b": 2282},
+        "moe_4t4i": {"90m": 210, "435m": 1845, "1p4b": 7113},
+    }
+    assert len({run.flops for run in runs}) == 3
+
+
+def test_every_pair_of_modalities_is_trained_and_each_alone() -> None:
+    study = compose_study(["study=mixed_modal_pairs"]).study
+    sizes = study.families["dense"].sizes
+    assert len(study.mixtures) * len(sizes) * len(study.token_budgets) == 300
+    study.families["dense"].sizes = {"8m": sizes["8m"]}
+    modalities = ("text", "image", "speech", "code", "molecule")
+    runs = plan_runs(study)
+    shares = {
+        run.cell.mixture: {name: s.weight for name, s in run.cell.config.data.sources.items()}
+        for run in runs
+    }
+    alone = {name: {name: 1.0} for name in modalities}
+    pairs = {f"{a}_{b}": {a: 0.5, b: 0.5} for a, b in combinations(modalities, 2)}
+    assert shares == alone | pairs
+    assert {run.cell.step_tokens for run in runs} == {2**20}
+    assert {run.phases.warmup_steps for run in runs} == {500}
+    assert [round(run.tokens / 1e9) for run in runs[:4]] == [5, 10, 25, 100]
+
+
+@pytest.mark.parametrize(
+    ("name", "minutes", "points"),
+    [("mini", 10, dict.fromkeys(("early", "late", "sparse"), 9)),
+     ("mini_nmm", 60, {**dict.fromkeys(("early", "late", "sparse"), 16), "hard": 4})],
+)  # fmt: skip
+def test_small_studies_fit_onto_two_cores_and_have_points_for_their_laws(
+    name: str, minutes: int, points: dict[str, int]
+) -> None:
+    """At the speed that their files say; a size has one trunk, sparse costs as much as early."""
+    study, runs = planned(f"study={name}")
+    found = Counter(run.cell.family for run in runs if run.is_point)
+    assert found == points
+    cells = {run.cell.name for run in runs}
+    assert sum(run.role is Role.trunk for run in runs) == len(cells)
+    assert study.device.flops_per_second is not None
+    seconds = sum(run.own_flops for run in runs) / study.device.flops_per_second / study.parallel
+    assert seconds < 0.9 * 60 * minutes
+    of_family = {
+        family: sorted(run.flops for run in runs if run.is_point and run.cell.family == family)
+        for family in ("early", "sparse")
+    }
+    assert of_family["early"] == of_family["sparse"]
 
 
 def test_branches_leave_their_trunk_where_both_have_the_peak_rate() -> None:
@@ -146,6 +255,10 @@ def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> 
                 'study.families.early.overrides=["schedule.cooldown_fraction=null"]',
             ],
             r"has no constant phase to branch off from; set study.design=whole",
+        ),
+        (
+            ["study=nmm_early", 'study.families.early.overrides=["schedule.cooldown_steps=0"]'],
+            r"a run of 2,500,000,000 tokens of \S+ has no step of cooldown for its branch to take",
         ),
     ],
 )

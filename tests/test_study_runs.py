@@ -33,7 +33,7 @@ def small(folder: Path, *budgets: int) -> list[str]:
         "w32": {"overrides": ["model.width=32"]},
         "wild": {
             "overrides": ["model.width=16", "optim.learning_rate=1e30", "optim.clip_norm=0"],
-            "token_budgets": [6 * STEP_TOKENS],
+            "token_budgets": [12 * STEP_TOKENS],
         },
     }
     return study_file(
@@ -101,7 +101,7 @@ def test_a_study_survives_its_launchers(words: list[str]) -> None:
 
 def test_a_run_that_diverges_is_left_out_with_its_branches(words: list[str]) -> None:
     found = standings(words)
-    trunk, branch = found["ours-early-wild-trunk4"], found["ours-early-wild-6p144k"]
+    trunk, branch = found["ours-early-wild-trunk4"], found["ours-early-wild-12p288k"]
     assert (trunk.state, branch.state) == (State.left_out, State.left_out)
     assert trunk.note.startswith("diverged")
     assert "ours-early-wild-trunk4 was left out" in branch.note
@@ -137,6 +137,33 @@ def test_further_budgets_cost_their_cooldowns_and_what_the_trunk_lacks(words: li
     assert first["30p72k"]["parent"]["step"] == 21  # the trunk has not kept step 26
     assert first["40p96k"]["parent"]["step"] == 34
     assert (folder / "ours-early-w32-24p576k" / "manifest.json").read_bytes() == before
+
+
+def test_a_run_that_fails_is_tried_again_so_often_and_after_a_retry_as_often_again(
+    tmp_path: Path,
+) -> None:
+    """Its shards are missing; when they are there it is finished, after a launcher without time."""
+    corpus, shards = runs.corpus(), tmp_path / "shards"
+    words = [*small(tmp_path, 12), "~study.families.early.sizes.wild"]
+    file = tmp_path / "study" / "ours.yaml"
+    file.write_text(file.read_text().replace(f"{corpus}/", f"{shards}/"))
+    failures = Folder(tmp_path / "runs", "ours").failures
+
+    def launch(*more: str) -> tuple[int, str]:
+        done = runs.run(command(*more, *words))
+        return done.returncode, done.stdout
+
+    code, said = launch()
+    assert (code, said.count("failed: ours-early-w32-trunk4: exit code 1: error: ")) == (1, 2)
+    assert len(failures()["ours-early-w32-trunk4"]) == 2
+    assert standings(words)["ours-early-w32-trunk4"].state is State.failed
+    shards.symlink_to(corpus)
+    code, said = launch("retry", "study.max_minutes=1e-6")
+    assert (code, "study.max_minutes=1e-06 passed" in said) == (75, True)
+    assert (failures(), said.count("finished")) == ({}, 1)
+    code, said = launch()
+    assert code == 0, said
+    assert {one.state for one in standings(words).values()} == {State.finished}
 
 
 def test_runs_that_were_made_otherwise_are_not_taken_for_the_study_s(words: list[str]) -> None:

@@ -8,6 +8,7 @@ branch                                      |-- cooldown --|
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 
 from nmm.config import (
@@ -190,8 +191,8 @@ def _base(
     length = "schedule.total_tokens=1"
     if not mixture.weights:
         return [*words, length]
-    sources = load(compose([*words, length])).data.sources
-    if missing := sorted(mixture.weights.keys() - sources.keys()):
+    sources = _sources((*words, length))
+    if missing := sorted(mixture.weights.keys() - set(sources)):
         raise UserError(
             f"study.mixtures gives {missing[0]} a weight, but the sources are "
             f"{', '.join(sources)}; name one of them."
@@ -199,6 +200,12 @@ def _base(
     dropped = [f"~data.sources.{name}" for name in sources if name not in mixture.weights]
     weighed = [f"data.sources.{name}.weight={w}" for name, w in mixture.weights.items()]
     return [*words, *dropped, *weighed, length]
+
+
+@cache
+def _sources(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the sources that these overrides give; mixtures of a size ask the same."""
+    return tuple(load(compose(list(words))).data.sources)
 
 
 def _runs(cell: Cell, study: StudyConfig) -> Iterator[StudyRun]:
@@ -214,6 +221,11 @@ def _runs(cell: Cell, study: StudyConfig) -> Iterator[StudyRun]:
             raise UserError(
                 f"a run of {tokens:,} tokens of {cell.name} has no constant phase to branch off "
                 f"from; set study.design=whole, or a schedule with a constant phase."
+            )
+        if one.cooldown_steps == 0:
+            raise UserError(
+                f"a run of {tokens:,} tokens of {cell.name} has no step of cooldown for its branch "
+                f"to take; give it more tokens, or set study.design=whole."
             )
     for warmup in sorted({one.warmup_steps for one in lengths.values()}):
         of_trunk = {tokens: one for tokens, one in lengths.items() if one.warmup_steps == warmup}

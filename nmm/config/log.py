@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from nmm.config.check import at_least, positive
+from nmm.errors import UserError
+
+MOST_PROFILED_STEPS = 100
 
 
 class WandbMode(Enum):
@@ -20,10 +23,14 @@ class LogConfig:
 
     Every `signals_every_steps` (0: never) the row also holds the keys signals/... of
     docs/scaling.md; such a step has a row in any case.
+
+    The steps from the first to the second of `profile_steps` are traced (null: none), into
+    traces/ of the run directory (nmm/trace.py).
     """
 
     every_steps: int = 1
     signals_every_steps: int = 10
+    profile_steps: list[int] | None = None
     wandb: WandbMode = WandbMode.offline
     wandb_project: str = "nmm"
     wandb_group: str | None = None
@@ -31,6 +38,17 @@ class LogConfig:
     def __post_init__(self) -> None:
         positive(log__every_steps=self.every_steps)
         at_least(0, log__signals_every_steps=self.signals_every_steps)
+        if self.profile_steps is not None:
+            _check_profile_steps(self.profile_steps)
+
+
+def _check_profile_steps(steps: list[int]) -> None:
+    is_range = len(steps) == 2 and 0 < steps[0] <= steps[1]
+    if not is_range or steps[1] - steps[0] >= MOST_PROFILED_STEPS:
+        raise UserError(
+            f"log.profile_steps is {steps}; give the first and the last step to trace, at most "
+            f"{MOST_PROFILED_STEPS}, for example [20,22]: a trace is held in memory."
+        )
 
 
 @dataclass
