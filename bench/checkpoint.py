@@ -4,11 +4,12 @@
 
 One model of ZeRO 1 on one engine in every process, whose tensors all ways write and take back. The
 *stall* is how long training waits for a save; ways that write beside it are waited for after that
-(*until complete*). Ours is the whole save of a run: room, checksums, marker, and the removal of the
-one before; its resume reads all files once more, for the checksums. DCP gets the flat tensors of
-each process under names of their own, which is all its files can then be continued with. Ways take
-turns in every round; a ratio is the median over rounds of a way's time divided by ours in the same
-round. A way that does not run is named with its reason. Needs room for one checkpoint of every way.
+(*until complete*). Ours is the whole save of a run: room, checksums, marker, and in a row of its
+own the removal of the one before; its resume reads all files once more, for the checksums. DCP
+gets the flat tensors of each process under names of their own, so that its files go on in the same
+shape only. Ways take turns in every round; a ratio is the median over rounds of a way's time
+divided by ours in the same round. A way that does not run is named with its reason. Needs room for
+one checkpoint of every way.
 """
 
 import argparse
@@ -56,6 +57,7 @@ def nothing() -> None:
     """All was complete when the save returned."""
 
 
+REMOVING = "ours, removing the one before"
 COLUMNS = (
     "way",
     "MiB",
@@ -185,9 +187,9 @@ def all_ways(engine: Engine, writers: Writers, *, world: World) -> list[Way]:
     others: Any = dist.new_group()  # DCP writes beside, with collectives of its own
     flat = flat_tensors(engine, world=world)
 
-    def ours(directory: Path) -> Wait:
+    def ours(directory: Path, *, keep_last: int) -> Wait:
         step[0] += 1
-        config = CheckpointConfig(keep_last=1)
+        config = CheckpointConfig(keep_last=keep_last)
         progress = Progress(step=step[0])
         checkpoint.save(engine, progress, directory=directory, config=config, world=world)
         return nothing
@@ -225,7 +227,8 @@ def all_ways(engine: Engine, writers: Writers, *, world: World) -> list[Way]:
         "DeepSpeed, decoupled engine": {"type": "python", "decoupled": True, **SPREAD},
     }
     return [
-        Way("ours", ours, load_ours),
+        Way("ours", partial(ours, keep_last=2), load_ours),
+        Way(REMOVING, partial(ours, keep_last=1), load_ours),
         *(
             Way(name, deepspeed, load_deepspeed, partial(writers.use, options))
             for name, options in kinds.items()
@@ -249,7 +252,7 @@ def flat_tensors(engine: Engine, *, world: World) -> dict[str, torch.Tensor]:
 def turn(way: Way, directory: Path, *, world: World) -> None:
     """One save and one load."""
     way.prepare()
-    if way.name != "ours" and world.is_main:
+    if way.name != REMOVING and world.is_main:
         shutil.rmtree(directory, ignore_errors=True)
     stall, wait = clocked(lambda: way.save(directory))
     rest, _ = clocked(wait)

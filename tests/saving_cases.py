@@ -24,6 +24,7 @@ from nmm.config import compose, load, run_directory
 from nmm.heartbeat import Heartbeat
 from nmm.parallel import World
 from nmm.stop import Stops
+from nmm.uploads import Uploads
 from tests import runs
 from tests.forked import together
 
@@ -49,7 +50,7 @@ def find_room(world: World, *, directory: Path) -> None:
         closing(Heartbeat(plan.directory, rank=0)) as heartbeat,
         closing(train.open_log(plan, progress, asked, heartbeat=heartbeat, world=world)) as log,
     ):
-        saves = train.saves(plan, engine, log, asked, world=world)
+        saves = train.saves(plan, engine, log, Uploads(None, log=log), asked, world=world)
 
         def saved(step: int) -> list[int]:
             progress.step = step
