@@ -8,6 +8,7 @@ For readers a copy without its marker does not exist, and one that differs from 
     python -m nmm.copies CHECKPOINT URL     puts one there; it ends when its standard input does
 """
 
+import argparse
 import json
 import os
 import re
@@ -158,12 +159,19 @@ def _end_with_input() -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m nmm.copies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="a complete one, in its run directory")
+    parser.add_argument("url", help="of its copy")
+    options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # a scheduler sends them to all; the run decides
     Thread(target=_end_with_input, daemon=True).start()
-    checkpoint, url = sys.argv[1:]
     try:
-        put(Path(checkpoint), url)
+        put(options.checkpoint, options.url)
     except UserError as error:
         sys.exit(f"{error}")
 

@@ -21,9 +21,9 @@ from tests.train_cases import launch
 
 URL = f"s3://{servers.BUCKET}/runs"
 SHORT = (
-    *("schedule.total_steps=8", "schedule.warmup_steps=0", "checkpoint.every_steps=5"),
+    *("schedule.total_steps=8", "schedule.warmup_steps=0", "schedule.cooldown_steps=0"),
+    *("checkpoint.every_steps=4", "log.wandb=off", "data.workers=0"),
     *("evaluation.every_steps=0", "evaluation.at_start=false", "evaluation.rows_per_source=1"),
-    *("log.wandb=off", "data.workers=0", f"checkpoint.upload_to={URL}"),
 )
 
 
@@ -136,32 +136,28 @@ def test_only_stores_that_list_what_they_hold() -> None:
 def test_a_run_whose_disk_was_lost_goes_on_from_the_store(
     proxy: servers.FaultyProxy, tmp_path: Path
 ) -> None:
-    """The store fails for a while; later the newest copy is as if it had not been completed."""
-    words = runs.overrides(runs.corpus(), tmp_path, "run.name=stored", *SHORT)
-    directory = tmp_path / "stored"
-    proxy.fail("busy", count=5, match="pieces.json")
-    launch([words], directory=tmp_path)
-    console = (directory / "console.log").read_text()
-    assert f"copied step_00000008 to {URL}/stored" in console
-    alarms = read_rows(directory / "alarms.jsonl")
-    assert [row["about"] for row in alarms] == ["upload"]
-    assert "pieces.json cannot be written (" in alarms[0]["reason"]
-    assert alarms[0]["reason"].endswith("The next try is in 1 seconds")
-    assert copies.names(f"{URL}/stored")[-1] == "step_00000008"
-    directory.rename(tmp_path / "first")
-    fsspec.filesystem("s3", skip_instance_cache=True).rm_file(f"{URL}/stored/step_00000008/COPIED")
-    if "step_00000005" not in copies.names(f"{URL}/stored"):  # it waited, and a newer one came
-        checkpoint = tmp_path / "first" / "checkpoints" / "step_00000005"
-        copies.put(checkpoint, f"{URL}/stored/step_00000005")
-    said = launch([words], directory=tmp_path)
-    assert f"took step_00000005 back from {URL}/stored" in said
-    assert f"continuing {directory} after step 5 of 8" in said
-    for name in ("losses.jsonl", "evals.jsonl", "quarantine.jsonl"):
-        assert runs.rows(directory / name) == runs.rows(tmp_path / "first" / name), name
-    starts = json.loads((directory / "manifest.json").read_text())["starts"]
-    assert [start["step"] for start in starts] == [0, 5]
+    """The store fails for a while; the run goes on elsewhere, and is as one that nobody moved."""
+    lost, found, whole = (tmp_path / name / "stored" for name in ("lost", "found", "whole"))
+
+    def words(directory: Path, *more: str) -> list[str]:
+        name = f"run.name={directory.name}"
+        return runs.overrides(runs.corpus(), directory.parent, name, *SHORT, *more)
+
+    there = f"checkpoint.upload_to={URL}"
+    proxy.fail("busy", count=copies.TRIES, match="pieces.json")
+    shorter = words(lost, there, "schedule.total_steps=6")
+    said = launch([shorter, words(found, there), words(whole)], directory=tmp_path)
+    assert f"copied step_00000006 to {URL}/stored" in (lost / "console.log").read_text()
+    (alarm,) = read_rows(lost / "alarms.jsonl")
+    assert (alarm["about"], alarm["step"]) == ("upload", 4)
+    assert "pieces.json cannot be written (" in alarm["reason"]
+    assert alarm["reason"].endswith("The next try is in 1 seconds")
+    assert f"took step_00000006 back from {URL}/stored" in said
+    assert f"continuing {found} after step 6 of 8" in said
+    assert runs.rows(found / "losses.jsonl") == runs.rows(whole / "losses.jsonl")
+    assert runs.rows(found / "evals.jsonl")[-1] == runs.rows(whole / "evals.jsonl")[-1]
+    starts = json.loads((found / "manifest.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 6]
     assert copies.take_back(f"{URL}/stored", tmp_path / "third") == ("step_00000008", [])
-    assert (
-        contents(tmp_path / "third/checkpoints").items()
-        <= contents(directory / "checkpoints").items()
-    )
+    taken = contents(tmp_path / "third" / "checkpoints")
+    assert taken.items() <= contents(found / "checkpoints").items()
