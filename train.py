@@ -53,6 +53,7 @@ from nmm.saving import Saves
 from nmm.schedule import at_interval, due
 from nmm.stop import Stopped, Stops
 from nmm.trace import traced
+from nmm.uploads import Uploads, url_of
 
 
 def train(
@@ -87,20 +88,36 @@ def train(
             rank=world.rank,
             device=world.device,
         ),
+        closing(open_uploads(plan, log, settings, world=world)) as uploads,
     ):
         for sentence in begun.left_out:
             log.alarm(sentence, step=progress.step, about="damage")
         log.say(opening(plan, begun, written))
+        saving = saves(plan, engine, log, uploads, settings, world=world)
+        if begun.own:
+            uploads.offer(begun.own)  # if the start before had no time for it
         try:
-            loop(plan, progress, engine, loader, log, settings=settings, stops=stops, world=world)
+            loop(
+                plan,
+                progress,
+                engine,
+                loader,
+                saving,
+                log,
+                settings=settings,
+                stops=stops,
+                world=world,
+            )
         except Stopped as stopped:
             if not checkpoint.is_saved(plan.directory, progress, world=world):
-                saves(plan, engine, log, settings, world=world).save_at_the_end(progress)
+                saving.save_at_the_end(progress)
+            uploads.finish(patience_seconds=30 * settings.run.timeout_minutes)
             log.say(
                 f"stopped {plan.directory} after step {progress.step} of "
                 f"{plan.phases.total_steps}, because {stopped}; the same command continues it."
             )
             raise
+        uploads.finish(patience_seconds=30 * settings.run.timeout_minutes)
         tokens = progress.totals["tokens"]
         log.say(f"finished {plan.directory}: {progress.step} steps, {tokens:,} tokens")
 
@@ -110,6 +127,7 @@ def loop(
     progress: Progress,
     engine: Engine,
     loader: Loader,
+    saving: Saves,
     log: RunLog,
     *,
     settings: Config,
@@ -120,7 +138,6 @@ def loop(
     total_steps = plan.phases.total_steps
     sources = [source.name for source in plan.corpus.sources]
     batches = iter(loader)
-    saving = saves(plan, engine, log, settings, world=world)
     if owes_evaluation(plan, progress, settings, world=world):
         evaluation(engine, plan, progress, log, settings=settings, stops=stops, world=world)
     while progress.step < total_steps:
@@ -180,13 +197,28 @@ def load(engine: Engine, begun: Beginning, *, world: World) -> Written:
         return checkpoint.load(engine, begun.whole, say=say, remedy=remedy)
 
 
-def saves(plan: RunPlan, engine: Engine, log: RunLog, settings: Config, *, world: World) -> Saves:
+def open_uploads(plan: RunPlan, log: RunLog, settings: Config, *, world: World) -> Uploads:
+    """By the main process, which sees the files of all."""
+    wanted = settings.checkpoint.upload_to if world.is_main else None
+    return Uploads(url_of(wanted, directory=plan.directory) if wanted else None, log=log)
+
+
+def saves(
+    plan: RunPlan,
+    engine: Engine,
+    log: RunLog,
+    uploads: Uploads,
+    settings: Config,
+    *,
+    world: World,
+) -> Saves:
     return Saves(
         engine,
         plan.directory,
         settings.checkpoint,
         last_step=plan.phases.total_steps,
         log=log,
+        uploads=uploads,
         world=world,
     )
 

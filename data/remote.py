@@ -1,4 +1,4 @@
-"""One request each to what lies behind a URL: size, exact byte range, names; nothing is retried.
+"""One request each to what lies behind a URL: size, exact byte range, names, writing; no retries.
 
 Everything goes through fsspec, whose configuration (FSSPEC_S3_ENDPOINT_URL, FSSPEC_HTTPS_HEADERS,
 ...) and the environment of its libraries (AWS_*, GOOGLE_APPLICATION_CREDENTIALS) hold endpoints and
@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -85,6 +86,21 @@ def list_sizes(folder: str, *, timeout: float) -> dict[str, int]:
     scheme = folder.partition("://")[0]
     entries = _system(folder, timeout=timeout).ls(folder, detail=True)
     return {f"{scheme}://{entry['name']}": int(entry["size"]) for entry in entries}
+
+
+def write(url: str, data: bytes, *, timeout: float) -> None:
+    """An object of an object store, which appears whole or not at all."""
+    _system(url, timeout=timeout).pipe_file(url, data)
+
+
+def put(url: str, path: Path, *, timeout: float) -> None:
+    """The same with the bytes of a file, which need not fit into memory."""
+    _system(url, timeout=timeout).put_file(str(path), url)
+
+
+def remove(url: str, *, timeout: float) -> None:
+    """An object of an object store, which is there."""
+    _system(url, timeout=timeout).rm_file(url)
 
 
 def _system(url: str, *, timeout: float) -> Any:

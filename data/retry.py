@@ -16,8 +16,11 @@ class NotThereError(UserError):
     """The server has answered that a URL does not exist, or not for us: no other try is better."""
 
 
-def retry(action: Callable[[], T], *, path: str, tries: int) -> T:
-    """What `action` returns at one of at most `tries` tries; else a UserError about `path`."""
+def retry(action: Callable[[], T], *, path: str, tries: int, done: str = "read") -> T:
+    """What `action` returns at one of at most `tries` tries; else a UserError about `path`.
+
+    `done` is what cannot be done with it.
+    """
     for number in range(tries):
         try:
             return action()
@@ -26,12 +29,12 @@ def retry(action: Callable[[], T], *, path: str, tries: int) -> T:
                 raise
             if remote.is_url(path) and isinstance(error, (FileNotFoundError, PermissionError)):
                 raise NotThereError(
-                    f"{path} does not exist or may not be read ({cause_of(error)}); correct its "
+                    f"{path} does not exist or may not be {done} ({cause_of(error)}); correct its "
                     "name, or the credentials."
                 ) from None
             if number + 1 == tries:
                 raise UserError(
-                    f"{path} cannot be read ({cause_of(error)}), after {tries} tries; "
+                    f"{path} cannot be {done} ({cause_of(error)}), after {tries} tries; "
                     "bring the storage back and run the same command again."
                 ) from None
         time.sleep(wait_seconds(path, number=number))

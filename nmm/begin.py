@@ -8,10 +8,21 @@ from typing import Any
 from data import codebook
 from data.corpus import Corpus
 from data.plan import StreamState
-from nmm import checkpoint, config, intact, parallel, parent, rundir, saving, schedule, trace
+from nmm import (
+    checkpoint,
+    config,
+    copies,
+    intact,
+    parallel,
+    parent,
+    rundir,
+    saving,
+    schedule,
+    trace,
+)
 from nmm.checkpoint import Progress
 from nmm.codes.model import read as codes_of
-from nmm.config import CheckpointConfig, Config, DataConfig, ParentMode, UnitModality
+from nmm.config import CheckpointConfig, Config, DataConfig, ParentMode, Resume, UnitModality
 from nmm.engine import Split, split_step
 from nmm.errors import UserError
 from nmm.expert_parallel import refuse_uneven
@@ -23,6 +34,7 @@ from nmm.needs import refuse_missing
 from nmm.parallel import World
 from nmm.pieces import Written
 from nmm.schedule import Phases
+from nmm.uploads import url_of
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,10 @@ def _codebook_sha256(data: DataConfig) -> str | None:
 def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     """Its own newest intact checkpoint, else its parent's, else step 0; raises UserError."""
     found = intact.newest_intact(plan.directory, world=world)
+    lost: list[str] = []
+    if found.checkpoint is None and settings.checkpoint.upload_to:
+        lost = parallel.agreed(lambda: _take_back(plan, settings, world=world), world=world)
+        found = intact.newest_intact(plan.directory, world=world)
     newest = found.checkpoint
     checkpoint.check_resume(newest, settings.run.resume, directory=plan.directory)
     identity = identity_of(
@@ -124,7 +140,7 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     )
     if newest:
         progress = checkpoint.read_progress(newest)
-        begun = Beginning(progress, own=newest, left_out=found.sentences())
+        begun = Beginning(progress, own=newest, left_out=[*lost, *found.sentences()])
     elif settings.parent.run:
         begun = _from_parent(plan, settings, identity=identity, world=world)
     else:
@@ -143,6 +159,28 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
         last=plan.phases.total_steps,
     )
     return begun
+
+
+def _take_back(plan: RunPlan, settings: Config, *, world: World) -> list[str]:
+    """The newest copy of a run whose disk was lost, by the main process; what the user must know.
+
+    Raises UserError also where nobody can tell whether there is one: the run began already, maybe.
+    """
+    wanted = settings.checkpoint.upload_to
+    if wanted is None or not world.is_main:
+        return []
+    url = url_of(wanted, directory=plan.directory)
+    if settings.run.resume is Resume.never:
+        if found := copies.names(url):
+            raise UserError(
+                f"run.resume is never but {url} has a copy of {found[-1]}; set run.resume=auto to "
+                f"continue it, or choose another run.name."
+            )
+        return []
+    taken, lost = copies.take_back(url, plan.directory)
+    if taken:
+        print(f"took {taken} back from {url}", flush=True)
+    return lost
 
 
 def _from_parent(

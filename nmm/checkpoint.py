@@ -10,7 +10,7 @@ Whether the files still are as COMPLETE says is asked by nmm/intact.py.
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +23,10 @@ from nmm.errors import UserError
 from nmm.parallel import Unwritten, World, from_main, is_of_a_collective, writing_together
 from nmm.pieces import Written
 from nmm.schedule import at_interval, due
-from nmm.sums import Sum, write_text
+from nmm.sums import MARKER, Sum, write_text
 
-MARKER = "COMPLETE"
 STATE = "state.json"
+KEPT = "KEEP"  # in a checkpoint whose step does not say that it is kept for good
 SPARE_BYTES = 2**20  # for the small files, and for the logs beside
 
 # What torch and DeepSpeed raise on files that are cut, missing, or hold something else.
@@ -126,15 +126,24 @@ def check_resume(found: Path | None, resume: Resume, *, directory: Path) -> None
 
 
 def save(
-    engine: Engine, progress: Progress, *, directory: Path, config: CheckpointConfig, world: World
+    engine: Engine,
+    progress: Progress,
+    *,
+    directory: Path,
+    config: CheckpointConfig,
+    world: World,
+    keep: bool = False,
+    held: Collection[Path] = (),
 ) -> Path:
     """Write a checkpoint, mark it complete, then remove those not to be kept.
+
+    With `keep` it is kept for good, whatever its step; those that are `held` stay this time.
 
     Where it cannot be written, nothing of it is left, and Unwritten is raised on all processes.
     """
     checkpoint = directory / "checkpoints" / f"step_{progress.step:08d}"
     try:
-        _write(engine, progress, checkpoint, world=world)
+        _write(engine, progress, checkpoint, keep=keep, world=world)
     except Unwritten:
         if world.is_main:
             with suppress(OSError):
@@ -143,12 +152,15 @@ def save(
     if world.is_main:
         with suppress(OSError):  # the next one removes what stays
             for old in complete(directory)[: -config.keep_last]:
-                if not is_kept(step_of(old), config):
+                kept = is_kept(step_of(old), config) or (old / KEPT).exists()
+                if not kept and old not in held:
                     _remove(old)
     return checkpoint
 
 
-def _write(engine: Engine, progress: Progress, checkpoint: Path, *, world: World) -> None:
+def _write(
+    engine: Engine, progress: Progress, checkpoint: Path, *, keep: bool, world: World
+) -> None:
     """All files, the marker last."""
     sums: dict[str, Sum] = {}
     num_bytes = engine.bytes_to_save()
@@ -158,6 +170,8 @@ def _write(engine: Engine, progress: Progress, checkpoint: Path, *, world: World
             checkpoint.mkdir()
             state = {"format": FORMAT, **vars(progress)}
             sums[STATE] = write_text(checkpoint / STATE, json.dumps(state))
+            if keep:
+                sums[KEPT] = write_text(checkpoint / KEPT, "")
     if not checkpoint.is_dir():
         raise UserError(
             f"{checkpoint} was made by the main process but process {world.rank} does not see it; "

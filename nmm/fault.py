@@ -4,6 +4,7 @@ The sentence says what a process was doing, from the file of its heartbeat; faul
 directory has the same in full.
 """
 
+import errno
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 # Of gloo, whose collectives fail at the limit and leave an error; NCCL's never come back.
 GLOO_FIRST = 1.5
 NAMED = 8
+FULL = (errno.ENOSPC, errno.EDQUOT)
 REMEDY = "look there for the cause; the same command continues from the last checkpoint."
 
 
@@ -46,6 +48,10 @@ def ending_together(world: World, directory: Path, *, where: Callable[[], str]) 
     except UserError as error:
         sys.exit(f"error: {error}" if _is_first(world) else 1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            where_full = error.filename or directory
+            said = f"error: there is no room for {where_full} ({error.strerror}); make some, and "
+            sys.exit(said + "give the same command again." if _is_first(world) else 1)
         if world.size == 1 or not is_of_a_collective(error):
             _is_first(world)
             raise

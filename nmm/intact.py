@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nmm.checkpoint import FORMAT, MARKER, STATE, complete, refuse_format
+from nmm.checkpoint import FORMAT, STATE, complete, refuse_format
 from nmm.errors import UserError
 from nmm.parallel import World, agreed, from_main, gather_lists
-from nmm.sums import Sum, fault_of
+from nmm.sums import MARKER, Sum, fault_of
 
 SET_ASIDE = "DAMAGED"  # the marker of a checkpoint that was found so; the next save removes it
 

@@ -11,6 +11,7 @@ from nmm.errors import UserError
 from nmm.heartbeat import Phase
 from nmm.log import RunLog
 from nmm.parallel import Unwritten, World, writing_together
+from nmm.uploads import Uploads
 
 ABOUT = "checkpoint"  # of rows of alarms.jsonl
 RETRIES_PER_INTERVAL = 10
@@ -34,14 +35,18 @@ class Saves:
         *,
         last_step: int,
         log: RunLog,
+        uploads: Uploads,
         world: World,
     ) -> None:
         self._engine, self._directory, self._config = engine, directory, config
-        self._last_step, self._log, self._world = last_step, log, world
+        self._last_step, self._log, self._uploads = last_step, log, uploads
+        self._world = world
         self._retry_step: int | None = None
+        self._owes_kept = False
 
     def save_if_due(self, progress: Progress) -> None:
         """At the end of every step; raises UserError when the last one cannot be written."""
+        self._uploads.poll()
         step, again = progress.step, next_try(progress.step, self._config)
         if step == self._last_step:
             self.save_at_the_end(progress)
@@ -71,15 +76,21 @@ class Saves:
         try:
             with writing_together():
                 self._log.flush()  # a checkpoint must not be ahead of its logs
-            checkpoint.save(
+            saved = checkpoint.save(
                 self._engine,
                 progress,
                 directory=self._directory,
                 config=self._config,
                 world=self._world,
+                keep=self._owes_kept,
+                held=self._uploads.held,
             )
         except Unwritten as error:
             said = f"no checkpoint after step {progress.step}: {error}; {then}"
             self._log.alarm(said, step=progress.step, about=ABOUT)
+            # Where this one was to be kept for good, the next one is instead.
+            self._owes_kept |= checkpoint.is_kept(progress.step, self._config)
             return f"{error}"
+        self._owes_kept = False
+        self._uploads.offer(saved)
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 BLOCK_BYTES = 2**22
+MARKER = "COMPLETE"  # of a checkpoint: the sums of all its other files; written last
 
 
 class Sum(NamedTuple):

@@ -2,8 +2,8 @@
 
     python -m tests.faulty_proxy UPSTREAM        prints its port
 
-`POST /faults` with {"kind": ..., "match": ..., "count": ...} makes the next `count` reads of a path
-that contains `match` fail; `GET /faults` tells how many of them are left, and the reads so far.
+`POST /faults` with {"kind": ..., "match": ..., "count": ...} makes the next `count` reads or writes
+of a path that contains `match` fail; `GET /faults` tells how many are left, and those so far.
 The kinds: busy (503), truncate (half a body), shift (another range), lie (another range under the
 name of this one), whole (ranges ignored), stall (silence), drop (no answer).
 """
@@ -46,6 +46,12 @@ class Handler(BaseHTTPRequestHandler):
             self.forward("")
 
     def do_PUT(self) -> None:
+        fault = self.next_fault()
+        if fault:
+            self.body()  # else it would be taken for the next request
+        self.forward(fault)
+
+    def do_DELETE(self) -> None:
         self.forward("")
 
     def do_HEAD(self) -> None:

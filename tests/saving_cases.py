@@ -2,7 +2,8 @@
 
     python -m tests.saving_cases DIR [SMALL]
 
-SMALL is a disk of 4 MiB, on which the run `full` of one process finds room only after a while.
+SMALL is a disk of 4 MiB, on which the run `full` of one process finds room only after a while: at
+first for nothing at all, then for no checkpoint.
 
 `whole` is not disturbed. In `limited` process 1 may not write files of more than 100 KiB, so that
 no checkpoint is ever complete; the same command without the limit begins anew. Then one byte of
@@ -11,7 +12,7 @@ the newest checkpoint is changed, in the file of process 1, and the same command
 
 import resource
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from nmm.config import compose, load, run_directory
 from nmm.heartbeat import Heartbeat
 from nmm.parallel import World
 from nmm.stop import Stops
+from nmm.uploads import Uploads
 from tests import runs
 from tests.forked import together
 
@@ -40,16 +42,23 @@ def overrides(directory: Path, name: str) -> list[str]:
 
 
 def find_room(world: World, *, directory: Path) -> None:
-    """No training, only saves after some of the steps; what is there after each is checked."""
-    asked = load(compose(overrides(directory, "full")))
+    """No training, only saves after some of the steps; what is there after each is checked.
+
+    Before that the disk has no room for anything. The one of step 5 is to be kept for good.
+    """
+    words = [*overrides(directory, "full"), "checkpoint.keep_last=1", "checkpoint.keep_steps=[5]"]
+    asked = load(compose(words))
+    fill(directory / "other")
+    train_it(world, words=words, fits=False)
+    (directory / "other").unlink()
     plan, progress = begin.make_plan(asked, world=world), Progress()
-    plan.directory.mkdir()
+    plan.directory.mkdir(exist_ok=True)
     engine = train.build_engine(plan, begin.Beginning(progress), asked, world=world)
     with (
         closing(Heartbeat(plan.directory, rank=0)) as heartbeat,
         closing(train.open_log(plan, progress, asked, heartbeat=heartbeat, world=world)) as log,
     ):
-        saves = train.saves(plan, engine, log, asked, world=world)
+        saves = train.saves(plan, engine, log, Uploads(None, log=log), asked, world=world)
 
         def saved(step: int) -> list[int]:
             progress.step = step
@@ -60,11 +69,18 @@ def find_room(world: World, *, directory: Path) -> None:
         assert saved(4) == saved(5) == saved(6) == []
         (directory / "other").unlink()
         assert saved(7) == [7]
-        assert saved(8) == [7, 8]
+        assert saved(8) == [7, 8]  # 7 was written in place of 5
 
 
-def train_it(world: World, *, words: list[str], limited: bool = False) -> None:
-    """Does it finish? Only without a limit."""
+def fill(path: Path) -> None:
+    """A file that takes all the room there is."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(2**12)):
+            pass
+
+
+def train_it(world: World, *, words: list[str], limited: bool = False, fits: bool = True) -> None:
+    """Does it finish? Only without a limit, and where it fits."""
     torch.set_num_threads(1)
     if limited and world.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, resource.RLIM_INFINITY))
@@ -76,7 +92,7 @@ def train_it(world: World, *, words: list[str], limited: bool = False) -> None:
         print(left, file=sys.stderr, flush=True)
         finished = False
     sys.stdout.flush()
-    assert finished is not limited
+    assert finished is (fits and not limited)
 
 
 def main() -> None:

@@ -102,6 +102,10 @@ def test_a_full_disk_is_an_alarm_and_another_try(launched: Path, small_disk: Pat
     assert [(row["step"], row["about"]) for row in alarms] == [(5, "checkpoint"), (6, "checkpoint")]
     assert "has 1.2 MiB free, and a checkpoint takes 1." in alarms[0]["reason"]
     assert alarms[0]["reason"].endswith("the next try is after step 6")
+    said = (launched / "said").read_text()
+    assert "error: there is no room for " in said
+    assert "(No space left on device); make some, and give the same command again." in said
+    assert "Traceback" not in said
     said = (small_disk / "full" / "console.log").read_text()
     assert "ALARM: no checkpoint after step 5: " in said
     with pytest.raises(OSError, match="No space left"):

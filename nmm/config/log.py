@@ -7,6 +7,7 @@ from nmm.config.check import at_least, positive
 from nmm.errors import UserError
 
 MOST_PROFILED_STEPS = 100
+STORES = ("s3://", "gs://")  # those that list what they hold
 
 
 class WandbMode(Enum):
@@ -57,18 +58,27 @@ class CheckpointConfig:
 
     Those of `keep_steps`, and every `keep_every_steps` (0: never), are made and kept for good, for
     example as the points where other runs branch off.
+
+    Each is copied to `upload_to` (null: nowhere), an s3:// or gs:// URL, in the folder of the run's
+    name there, while training goes on. A start without any takes the newest back from there.
     """
 
     every_steps: int = 1000
     keep_last: int = 2
     keep_every_steps: int = 0
     keep_steps: list[int] = field(default_factory=list)
+    upload_to: str | None = None
 
     def __post_init__(self) -> None:
         positive(checkpoint__every_steps=self.every_steps, checkpoint__keep_last=self.keep_last)
         at_least(0, checkpoint__keep_every_steps=self.keep_every_steps)
         for step in self.keep_steps:
             positive(checkpoint__keep_steps=step)
+        if self.upload_to is not None and not self.upload_to.startswith(STORES):
+            raise UserError(
+                f"checkpoint.upload_to is {self.upload_to}; give a folder of an object store, such "
+                f"as s3://bucket/folder or gs://bucket/folder, or leave it out."
+            )
 
 
 @dataclass
