@@ -93,7 +93,11 @@ def run_here(
         closing(train.open_log(plan, progress, asked, heartbeat=heartbeat, world=world)) as log,
     ):
         stops = stop.Stops(plan.directory, max_minutes=None, world=world)
-        train.loop(plan, progress, engine, loader, log, settings=asked, stops=stops, world=world)
+        uploads = train.open_uploads(plan, log, asked, world=world)
+        saving = train.saves(plan, engine, log, uploads, asked, world=world)
+        train.loop(
+            plan, progress, engine, loader, saving, log, settings=asked, stops=stops, world=world
+        )
     return plan.directory
 
 
