@@ -319,3 +319,11 @@ def test_pairs_of_runs_are_sorted_by_the_tokens_they_saw(tmp_path: Path) -> None
         write_run(tmp_path / f"both{number}", tokens=1e9 * (number + 1), losses=both)
     with pytest.raises(UserError, match="0 rows of the first modality alone"):
         read_pairs(Given)  # pyright: ignore[reportArgumentType]
+    units = "data: {sources: {images: {kind: units, weight: 1.0}, text: {kind: text, weight: 0.0}}}"
+    for number in range(5):  # the marks around an image are text
+        (tmp_path / f"both{number}" / "config.yaml").write_text(units)
+    with pytest.raises(UserError, match="0 rows of the first modality alone"):
+        read_pairs(Given)  # pyright: ignore[reportArgumentType]
+    Given.pair = "image,text"
+    with pytest.raises(UserError, match="0 rows of the second modality alone"):
+        read_pairs(Given)  # pyright: ignore[reportArgumentType]

@@ -4,8 +4,10 @@ import argparse
 from dataclasses import dataclass
 
 import numpy as np
+import yaml
 
 from nmm.errors import UserError
+from nmm.rundir import CONFIG
 from nmm.scaling.points import Points
 from nmm.scaling.runs import Run, read_runs
 from nmm.scaling.table import Rows, numbers, parse_columns, read_rows, refuse_doubtful, row_names
@@ -107,6 +109,15 @@ def _modalities(arguments: argparse.Namespace) -> tuple[str, str]:
 def _row(run: Run, *, modalities: tuple[str, str]) -> dict[str, object]:
     row: dict[str, object] = {"N": run.size}
     for side, modality in zip("ij", modalities, strict=True):
-        row[f"D_{side}"] = run.end.get(f"tokens/modality/{modality}", 0)
+        is_there = modality != "text" or _reads_text(run)
+        row[f"D_{side}"] = run.end.get(f"tokens/modality/{modality}", 0) if is_there else 0
         row[f"L_{side}"] = run.losses.get(f"loss/modality/{modality}")
     return row
+
+
+def _reads_text(run: Run) -> bool:
+    """Is there a source of more than units? Their marks, begin and end, count as tokens of text."""
+    said = yaml.load((run.directory / CONFIG).read_bytes(), Loader=yaml.CSafeLoader)
+    sources = said.get("data", {}).get("sources", {}).values()
+    read = [source["kind"] for source in sources if source["weight"] > 0]
+    return not read or any(kind != "units" for kind in read)
