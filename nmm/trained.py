@@ -167,7 +167,7 @@ def read_export(directory: Path, *, device: torch.device) -> Trained:
 def sum_of(weight: Tensor) -> str:
     """The sha256 of a tensor's bytes, as safetensors has them."""
     numbers = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(numbers.numpy()).hexdigest()
+    return hashlib.sha256(numbers.numpy().data).hexdigest()
 
 
 def _check_sums(weights: Mapping[str, Tensor], *, expected: Mapping[str, str]) -> None:
