@@ -44,7 +44,12 @@ CONFIG = ModelConfig(
 )
 COLUMNS = (
     *("precision", "whole ms", "divided ms", "divided / whole", "of it exchange, fraction"),
-    *("waiting, fraction", "MB sent", "whole: adding gradients ms", "divided / whole, with it"),
+    *(
+        "waiting, fraction",
+        "MB, own rows too",
+        "whole: adding gradients ms",
+        "divided / whole, with it",
+    ),
 )
 
 
