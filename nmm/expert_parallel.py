@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import Tensor, nn
 
@@ -90,7 +91,8 @@ class Elsewhere(AutoEPMoELayer):
     def __init__(self, numbers: list[list[int]]) -> None:
         nn.Module.__init__(self)  # the parent's constructor wants a layer of transformers
         self.num_experts, self.ep_size = sum(map(len, numbers)), len(numbers)
-        self.ep_group_name, self.ep_group = _name(len(numbers)), None
+        self.ep_group_name = _name(len(numbers))
+        self.ep_group: dist.ProcessGroup | None = None
         order = torch.tensor([number for of_one in numbers for number in of_one])
         self.register_buffer("order_E", order, persistent=False)
 

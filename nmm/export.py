@@ -21,6 +21,7 @@ from nmm.codes.model import read as read_codes
 from nmm.config import BlockConfig, ModelConfig, read_yaml, to_yaml
 from nmm.errors import UserError
 from nmm.model.folder import block_keys
+from nmm.model.numbered import one_by_one
 from nmm.rundir import CONFIG, git_commit
 from nmm.trained import (
     CODEBOOK_FOLDER,
@@ -30,6 +31,7 @@ from nmm.trained import (
     WEIGHTS,
     Trained,
     read_run,
+    sum_of,
 )
 
 HUB = Path(__file__).parent / "hub"
@@ -87,11 +89,13 @@ def _same_bits(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _weights(trained: Trained, *, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every parameter once: a tied head is the embedding."""
-    return {
-        name: parameter.detach().to("cpu", dtype).contiguous()
-        for name, parameter in trained.model.named_parameters()
-    }
+    """Every parameter once, by its name in the file: a tied head is the embedding."""
+    return one_by_one(
+        {
+            name: parameter.detach().to("cpu", dtype).contiguous()
+            for name, parameter in trained.model.named_parameters()
+        }
+    )
 
 
 def _write(trained: Trained, directory: Path, *, weights: dict[str, Tensor]) -> None:
@@ -111,10 +115,19 @@ def _write(trained: Trained, directory: Path, *, weights: dict[str, Tensor]) -> 
         "tokenizer_sha256": trained.tokenizer.hash,
         "codebook_sha256": None if codes is None else codes.sha256(),
         "git_commit": git_commit(),
+        "experts": _served(trained.config.model),
+        "weights_sha256": {name: sum_of(weight) for name, weight in sorted(weights.items())},
     }
     if trained.config.model.sparse is None:
         _write_hub(trained, directory, dtype=facts["dtype"])
     _json(directory / FACTS, facts)
+
+
+def _served(model: ModelConfig) -> list[str] | None:
+    """For every expert of a block, by number, the modality that it is for, or "all"."""
+    if model.sparse is None:
+        return None
+    return [name for name, count in model.moe.sizes.items() for _ in range(count)]
 
 
 def _write_hub(trained: Trained, directory: Path, *, dtype: str) -> None:

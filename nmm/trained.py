@@ -1,16 +1,24 @@
 """A trained model to use: from a checkpoint of a run, or from what `python -m nmm.export` wrote.
 
 An export is a folder:
-model.safetensors   every weight under its name in nmm/model/; metadata is the format's own "pt"
+model.safetensors   every weight under its name in nmm/model/, and each expert's under its number
+                    (nmm/model/numbered.py); metadata is the format's own "pt"
 config.yaml         the configuration of the run
 tokenizer.model     the sentencepiece model
 codebook/           the VQ model of the image codes, if the run has one
-export.json         format, run, step, tokens, dtype, sha256 of tokenizer and codebook
+export.json         format, run, step, tokens, dtype, sha256 of tokenizer and codebook;
+                    weights_sha256 {name: of a tensor's bytes in model.safetensors};
+                    experts ["text", "text", "image", ...], by number what each serves, or "all"
+
+Experts are SwiGLU layers, w2(silu(w1 x) * (w3 x)); their numbers are those of the router's rows,
+and the same however many processes shared them.
 """
 
 import argparse
+import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +37,11 @@ from nmm.errors import UserError
 from nmm.identity import CODEBOOK, TOKENIZER
 from nmm.intact import newest_intact, refuse_damaged
 from nmm.model import Model
+from nmm.model.numbered import side_by_side
 from nmm.pieces import Stored
 from nmm.rundir import CONFIG
 
-FORMAT = 1
+FORMAT = 2
 CODEBOOK_FOLDER = "codebook"
 WEIGHTS, PIECES, FACTS = "model.safetensors", "tokenizer.model", "export.json"
 
@@ -134,7 +143,10 @@ def read_export(directory: Path, *, device: torch.device) -> Trained:
         config.data.codebook = str(directory / CODEBOOK_FOLDER)
     tokenizer = _tokenizer(config.data, sha256=facts["tokenizer_sha256"])
     try:
-        model = _model(config.model, load_file(directory / WEIGHTS), device=device)
+        weights = load_file(directory / WEIGHTS)
+        _check_sums(weights, expected=facts["weights_sha256"])
+        weights = side_by_side(weights, stack=torch.stack)
+        model = _model(config.model, weights, device=device)
     except (SafetensorError, *DAMAGE) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
@@ -150,6 +162,22 @@ def read_export(directory: Path, *, device: torch.device) -> Trained:
         tokens=facts["tokens"],
         codebook_sha256=facts.get("codebook_sha256"),
     )
+
+
+def sum_of(weight: Tensor) -> str:
+    """The sha256 of a tensor's bytes, as safetensors has them."""
+    numbers = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(numbers.numpy().data).hexdigest()
+
+
+def _check_sums(weights: Mapping[str, Tensor], *, expected: Mapping[str, str]) -> None:
+    """Raises LookupError for weights that are missing, unknown or not as they were written."""
+    if differing := sorted(weights.keys() ^ expected.keys()):
+        where = "missing" if differing[0] in expected else f"unknown to {FACTS}"
+        raise LookupError(f"{differing[0]} is {where}")
+    for name, weight in weights.items():
+        if sum_of(weight) != expected[name]:
+            raise LookupError(f"{name} has another sha256 than in {FACTS}")
 
 
 def _model(config: ModelConfig, weights: dict[str, Tensor], *, device: torch.device) -> Model:
@@ -175,7 +203,8 @@ def _facts(directory: Path) -> dict[str, Any]:
         )
     try:
         facts = json.loads(path.read_text())
-        missing = {"format", "run", "step", "tokens", "tokenizer_sha256"} - set(facts)
+        missing = {"format", "run", "step", "tokens", "tokenizer_sha256", "weights_sha256"}
+        missing -= set(facts)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); export the run again.") from None
     if missing or facts["format"] != FORMAT:

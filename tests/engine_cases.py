@@ -1,6 +1,7 @@
 """Train the same small model in many ways; tests/test_engine.py runs it, also under torchrun.
 
     python -m tests.engine_cases CASES.json OUT.json     (one launch runs all cases)
+    python -m tests.engine_cases --forked DIR            (DIR/cases2.json by 2 processes, ...)
 
 A case is {"model", "zero_stage", "optim", "micro_batch", "precision", "resume_at", "switches",
 "steps", "blind_rank", "poison"}, its switches are further fields of EngineConfig; its result holds
@@ -11,6 +12,7 @@ the weights afterwards and, for the early model, the held-out losses.
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,6 +45,7 @@ from nmm.parallel import World
 from nmm.pieces import Stored
 from nmm.tally import LABELS, TOKENS
 from tests import corpora
+from tests.forked import together
 
 STEPS = 20
 WATCHED = (0, 5, 13)  # the steps with signals
@@ -250,11 +253,9 @@ def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) ->
     return row
 
 
-def main() -> None:
-    cases_path, out = Path(sys.argv[1]), Path(sys.argv[2])
+def run_all(world: World, *, cases_path: Path, out: Path) -> None:
     cases = json.loads(cases_path.read_text())
     torch.set_num_threads(1)
-    world = parallel.start()
     results = []
     for number, case in enumerate(cases):
         corpus = corpora.open_corpus(config(case))
@@ -263,6 +264,17 @@ def main() -> None:
         )
     if world.is_main:
         out.write_text(json.dumps(results))
+
+
+def main() -> None:
+    if sys.argv[1] == "--forked":
+        for path in sorted(Path(sys.argv[2]).glob("cases*.json")):
+            out = path.with_name(path.name.replace("cases", "out"))
+            work = partial(run_all, cases_path=path, out=out)
+            together(work, processes=int(path.stem.removeprefix("cases")))
+        return
+    world = parallel.start()
+    run_all(world, cases_path=Path(sys.argv[1]), out=Path(sys.argv[2]))
     parallel.stop()
 
 

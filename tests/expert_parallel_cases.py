@@ -146,7 +146,7 @@ def run(case: dict, *, directory: Path, world: World) -> None:
         found["parameters"] = parallel.gather_lists(numbers)
     states = [sum(each.weight.numel() for each in held(engine.model, world=world))]
     found["states"] = parallel.gather_lists(states)
-    if case["model"] == "top 2":
+    if case["model"] == "top 2" and case["optim"] == "sgd" and not case["rows"]:
         found["held_out"] = held_out(engine, data, split=split, world=world)
     if world.is_main:
         found |= {"step": step, "stream": stream}

@@ -31,9 +31,8 @@ SAME = {"rel": 1e-5, "abs": 1e-6}
 
 def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
     """Results of the cases, all in one launch."""
-    corpus = {"corpus": str(corpora.corpus_directory()), "tokenizer": str(corpora.tokenizer_path())}
-    cases_path, out = directory / f"cases{processes}.json", directory / f"out{processes}.json"
-    cases_path.write_text(json.dumps([{**case, **corpus} for case in cases]))
+    cases_path = write_cases(cases, directory / f"cases{processes}.json")
+    out = directory / f"out{processes}.json"
     launcher = [sys.executable]
     if processes > 1:
         launcher += [
@@ -43,15 +42,25 @@ def launch(cases: list[dict], *, processes: int, directory: Path) -> list[dict]:
             "--nproc_per_node",
             str(processes),
         ]
+    start([*launcher, "-m", "tests.engine_cases", str(cases_path), str(out)])
+    return json.loads(out.read_text())
+
+
+def write_cases(cases: list[dict], path: Path) -> Path:
+    corpus = {"corpus": str(corpora.corpus_directory()), "tokenizer": str(corpora.tokenizer_path())}
+    path.write_text(json.dumps([{**case, **corpus} for case in cases]))
+    return path
+
+
+def start(command: list[str]) -> None:
     run = subprocess.run(
-        [*launcher, "-m", "tests.engine_cases", str(cases_path), str(out)],
+        command,
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
         timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    return json.loads(out.read_text())
 
 
 def case(zero_stage: int, optim: str, *, micro_batch: int = 2, **others: object) -> dict:

@@ -10,13 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmm.config import compose, load
+from data.tokenizer import Tokenizer
+from nmm.config import Config, ScheduleConfig, compose, load
 from nmm.errors import UserError
 from nmm.exchange import rows_of_blocks
 from nmm.expert_parallel import numbers_of, refuse_uneven
+from nmm.export import write_export
 from nmm.flops import num_parameters
+from nmm.model import build
 from nmm.pieces import WEIGHT, Stored
 from nmm.routing import DROPPED, MORE_COLUMNS
+from nmm.trained import FACTS, WEIGHTS, Trained
 from tests import corpora
 from tests.expert_parallel_cases import SPARSE, begun
 from tests.runs import environment
@@ -53,22 +57,19 @@ def case(model: str, optim: str, shape: Shape, *, steps: int = STEPS, **others: 
 
 # Every stage with every number of processes that share; SGD hides no scale.
 SHAPES: dict[tuple[str, str], list[Shape]] = {
-    ("top 2", "sgd"): [(2, 1, 2), (2, 2, 2), (2, 3, 2), (4, 1, 4), (4, 2, 2), (4, 3, 4)],
-    ("top 2", "adamw"): [(2, 3, 2), (4, 1, 2)],
-    ("moma", "sgd"): [(2, 1, 2), (4, 3, 2)],
+    ("top 2", "sgd"): [(2, 1, 2), (2, 2, 2), (2, 3, 2), (4, 2, 2), (4, 3, 4)],
+    ("top 2", "adamw"): [(2, 3, 2)],
+    ("moma", "sgd"): [(4, 1, 2)],
     ("groups", "sgd"): [(2, 3, 2), (4, 2, 2)],
     ("late", "sgd"): [(2, 3, 2), (4, 1, 4)],
-    ("late", "adamw"): [(2, 2, 2), (4, 3, 4)],
+    ("late", "adamw"): [(2, 2, 2)],
     ("wide", "sgd"): [(4, 3, 2)],
 }
 PLAIN = {pair: [case(*pair, shape) for shape in [ALONE, *SHAPES[pair]]] for pair in SHAPES}
-RECOMPUTING = [
-    case("groups", "sgd", (2, stage, 2), switches={"activation_checkpointing": True})
-    for stage in (1, 3)
-]
+RECOMPUTING = case("groups", "sgd", (2, 3, 2), switches={"activation_checkpointing": True})
 APART = {
     model: [case(model, "sgd", shape, rows="apart") for shape in [(2, 1, 1), (2, 3, 2)]]
-    for model in ("top 2", "groups", "moma")
+    for model in ("groups", "moma")
 }
 POISONED = [
     case("top 2", "adamw", shape, poison=True) for shape in [(2, 1, 1), (2, 2, 2), (2, 3, 2)]
@@ -81,14 +82,13 @@ RESUMED = [
     case("late", "adamw", new, steps=GOES_ON, source=SAVED[old]["name"])
     for old, new in [
         ((4, 1, 4), (4, 3, 2)),
-        ((4, 1, 4), (2, 2, 2)),
         ((4, 1, 4), (1, 0, 1)),
         ((2, 3, 2), (4, 2, 4)),
-        ((2, 3, 2), (2, 3, 1)),
+        ((2, 3, 2), (2, 2, 1)),
     ]
 ]
 CASES = [each for cases in (*PLAIN.values(), *APART.values()) for each in cases]
-CASES += [*RECOMPUTING, *POISONED, *BF16, UNDISTURBED, *SAVED.values(), *RESUMED]
+CASES += [RECOMPUTING, *POISONED, *BF16, UNDISTURBED, *SAVED.values(), *RESUMED]
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +163,7 @@ def test_held_out_losses_do_not_depend_on_who_has_the_experts(directory: Path) -
 
 
 def test_blocks_that_run_twice_send_twice(directory: Path) -> None:
-    for each in RECOMPUTING:
-        check_alike(directory, each, PLAIN["groups", "sgd"][0])
+    check_alike(directory, RECOMPUTING, PLAIN["groups", "sgd"][0])
 
 
 def test_the_load_is_far_from_even(directory: Path) -> None:
@@ -233,6 +232,22 @@ def test_a_run_goes_on_with_experts_elsewhere(directory: Path, each: dict) -> No
     assert after["stream"] == expected["stream"]
     for key in ("losses", "norms"):
         assert after[key] == pytest.approx(expected[key][SAVED_AT:], rel=1e-5), key
+
+
+def test_exports_do_not_tell_who_had_the_experts(directory: Path, tmp_path: Path) -> None:
+    """What 4 processes wrote, and what one wrote that read it: the same bytes and checksums."""
+    (alone,) = [each for each in RESUMED if each["expert_parallel"] == each["processes"] == 1]
+    config = Config(model=SPARSE["late"], data=corpora.config(), schedule=ScheduleConfig(9))
+    written = []
+    for checkpoint in (directory / alone["source"] / "end", directory / alone["name"] / "first"):
+        model = build(config.model, seed=5)
+        model.load_state_dict(dict(Stored(checkpoint).weights()))
+        out = tmp_path / str(len(written))
+        tokenizer = Tokenizer(config.data.tokenizer)
+        write_export(Trained(config, model, tokenizer, name="a", step=2, tokens=9), out)
+        written.append([(out / name).read_bytes() for name in (WEIGHTS, FACTS)])
+    assert written[0] == written[1]
+    assert f'"blocks.1.ffn.experts.{config.model.moe.experts - 1}.w1"'.encode() in written[0][1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Exports: weights, configuration and tokenizer come back to the bit, and nothing else can be."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -12,11 +13,21 @@ from safetensors.torch import load_file, save_file
 
 from data.tokenizer import Tokenizer
 from nmm import evaluate, export
-from nmm.config import Config, GivenWeights, ImageKind, ModelConfig, ScheduleConfig
+from nmm.batch import Modality
+from nmm.config import (
+    Config,
+    ExpertGroups,
+    GivenWeights,
+    ImageKind,
+    ModelConfig,
+    MoEConfig,
+    Routing,
+    ScheduleConfig,
+)
 from nmm.errors import UserError
 from nmm.generate.__main__ import main as generate_command
 from nmm.model import build, check_given, load_given
-from nmm.trained import Trained, read_export, read_run
+from nmm.trained import WEIGHTS, Trained, read_export, read_run
 from tests import corpora, runs
 
 CPU = torch.device("cpu")
@@ -206,6 +217,94 @@ def test_an_export_gives_weights_to_another_run(tmp_path: Path, tied_head: bool)
     assert torch.equal(read.head.weight, trained.model.head.weight)
 
 
+def parts_of(path: Path) -> dict[str, bytes]:
+    """Every tensor's bytes, by what the format says: a length, a header, the numbers."""
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    places = {name: x["data_offsets"] for name, x in header.items() if name != "__metadata__"}
+    return {name: data[begin + first : begin + last] for name, (first, last) in places.items()}
+
+
+MODALITY_EXPERTS = MoEConfig(Routing.modality_groups, groups=ExpertGroups(text=3, image=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_expert_is_a_tensor_under_its_number(tmp_path: Path, dtype: torch.dtype) -> None:
+    trained, out = untrained(moe=MODALITY_EXPERTS), tmp_path / "out"
+    export.write_export(trained, out, dtype=dtype)
+    written = load_file(out / "model.safetensors")
+    facts = json.loads((out / "export.json").read_text())
+    assert facts["experts"] == ["text", "text", "text", "image", "image"]
+    parameters = {n: w.detach().to(dtype) for n, w in trained.model.named_parameters()}
+    whole = dict(parameters)
+    for layer in range(2):
+        for matrix in ("w1", "w2", "w3"):
+            stacked = whole.pop(f"blocks.{layer}.ffn.experts.{matrix}")
+            whole |= {f"blocks.{layer}.ffn.experts.{e}.{matrix}": stacked[e] for e in range(5)}
+    assert_same_bits(written, whole)
+    sums = {n: hashlib.sha256(x).hexdigest() for n, x in parts_of(out / WEIGHTS).items()}
+    assert facts["weights_sha256"] == sums
+    found = dict(read_export(out, device=CPU).model.state_dict())
+    assert_same_bits(found, {name: weight.float() for name, weight in parameters.items()})
+
+
+def test_an_expert_is_computed_from_its_tensors_alone(tmp_path: Path) -> None:
+    """As somebody would who knows nothing but the names."""
+    trained = untrained(moe=MoEConfig(Routing.modality_hard, groups=ExpertGroups(text=1, image=1)))
+    export.write_export(trained, tmp_path / "out")
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    layer = trained.model.get_submodule("blocks.1.ffn")
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    for number, modality in enumerate([Modality.text, Modality.image]):
+        w1, w2, w3 = (written[f"blocks.1.ffn.experts.{number}.w{i}"] for i in (1, 2, 3))
+        expected = (torch.nn.functional.silu(x @ w1.T) * (x @ w3.T)) @ w2.T
+        found = layer(x[None], torch.full((1, 4), int(modality)))
+        assert torch.allclose(found[0][0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_experts_are_given_to_another_run(tmp_path: Path) -> None:
+    trained = untrained(moe=MODALITY_EXPERTS)
+    export.write_export(trained, tmp_path / "out")
+    path = tmp_path / "out" / WEIGHTS
+    given, model = GivenWeights(decoder=str(path)), build(trained.config.model, seed=6)
+    check_given(trained.config.model, given, tokenizer_hash="")
+    load_given(model, given)
+    expected = dict(trained.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, expected[name]) == (name != "patch.weight"), name
+    weights, one = load_file(path), "blocks.0.ffn.experts.3.w2"
+    odd = {"gone": None, "other": torch.ones(3, 3), "whole": weights[one].int()}
+    said = ["lacks blocks.0.ffn.experts.w2 and has", r"experts.w2 of shape \[5\]", "w2 as I32"]
+    for (name, value), message in zip(odd.items(), said, strict=True):
+        changed = {**weights, one: value}
+        save_file({n: w for n, w in changed.items() if w is not None}, tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            check_given(
+                trained.config.model,
+                GivenWeights(decoder=str(tmp_path / name)),
+                tokenizer_hash="",
+            )
+
+
+def test_a_weight_that_changed_is_named(tmp_path: Path) -> None:
+    """One bit of an expert, or two experts in each other's place."""
+    export.write_export(untrained(moe=MODALITY_EXPERTS), tmp_path / "out")
+    path = tmp_path / "out" / WEIGHTS
+    whole = path.read_bytes()
+    names = [f"blocks.1.ffn.experts.{number}.w3" for number in (0, 4)]
+    one, other = (parts_of(path)[name] for name in names)
+    for changed in (
+        whole.replace(other, other[:-1] + bytes([other[-1] ^ 1])),
+        whole.replace(other, one),
+    ):
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=rf"damaged \({names[1]} has another sha256 than in "):
+            read_export(tmp_path / "out", device=CPU)
+    path.write_bytes(whole)
+    read_export(tmp_path / "out", device=CPU)
+
+
 def damaged(out: Path, file: str, *, damage: str) -> None:
     path = out / file
     if damage == "gone":
@@ -215,7 +314,7 @@ def damaged(out: Path, file: str, *, damage: str) -> None:
     elif damage == "empty":
         path.write_bytes(b"")
     elif damage == "format":
-        path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+        path.write_text(path.read_text().replace('"format": 2', '"format": 9'))
     elif damage == "other":
         corpora.train_tokenizer(path, vocab_size=310)
     else:
@@ -228,7 +327,7 @@ def damaged(out: Path, file: str, *, damage: str) -> None:
     [
         ("export.json", "gone", r"export.json does not exist; give a folder that `python -m nmm"),
         ("export.json", "empty", r"export.json cannot be read \(Expecting value.*; export the run"),
-        ("export.json", "format", r"export.json is not of format 1, which this version reads;"),
+        ("export.json", "format", r"export.json is not of format 2, which this version reads;"),
         ("config.yaml", "gone", r"config.yaml does not exist;"),
         ("tokenizer.model", "gone", r"tokenizer.model, which cannot be read \(No such file"),
         ("tokenizer.model", "other", r"tokenizer.model, which is not the one that the model was"),

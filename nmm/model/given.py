@@ -11,6 +11,7 @@ from nmm.config import GivenWeights, ModelConfig
 from nmm.errors import UserError
 from nmm.model.folder import Stored, by_our_names, check_folder, weight_files
 from nmm.model.model import Model
+from nmm.model.numbered import side_by_side
 
 # What joins images to the decoder is new in every model, so no file gives it.
 VISION, JOINTS = "vision.", ("patch.", "connector.")
@@ -65,7 +66,17 @@ def _stored(path: str, *, key: str, config: ModelConfig) -> dict[str, Stored]:
             part = file.get_slice(name)
             read = partial(file.get_tensor, name)
             stored[name] = Stored(tuple(part.get_shape()), part.get_dtype(), read)
+    stored = side_by_side(stored, stack=_stacked)
     return by_our_names(stored, config=config) if Path(path).is_dir() else stored
+
+
+def _stacked(parts: list[Stored]) -> Stored:
+    """Experts side by side; where they differ, a shape or type that is refused."""
+    shapes = {part.shape for part in parts}
+    shape = parts[0].shape if len(shapes) == 1 else ()
+    odd = [part.dtype for part in parts if part.dtype not in FLOATS]
+    dtype = odd[0] if odd else parts[0].dtype
+    return Stored((len(parts), *shape), dtype, lambda: torch.stack([x.read() for x in parts]))
 
 
 def _with_rows_of(
