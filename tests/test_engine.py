@@ -214,6 +214,9 @@ def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tenso
         parts = [p for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
         grads = [torch.zeros(1) if p.grad is None else p.grad.flatten() for p in parts]
         found[f"signals/grad_norm/{name}"] = torch.cat(grads).norm()
+    for layer, block in enumerate(model.blocks):
+        if model.config.moe.has_router:
+            found[f"signals/router_grad_norm/{layer}"] = block.ffn.router.weight.grad.norm()
     return {key: value.item() for key, value in found.items()}
 
 
