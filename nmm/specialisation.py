@@ -1,7 +1,7 @@
 """Which experts take which tokens of held-out rows, by layer and modality, as tables and a picture.
 
 Legend of shapes: Y layers with experts, K modalities, E experts of a layer. A table is what
-nmm/routing.py sums up, float64[Y, K, E + 4].
+nmm/routing.py sums up, float64[Y, K, E + 8].
 
 experts.csv          a line for every kind of documents, layer, modality and expert:
     tokens             of the modality that the expert took

@@ -41,7 +41,8 @@ def test_specialisation_of_routings_made_by_hand(name: str) -> None:
 
 def test_equal_parts_forget_that_images_are_rare() -> None:
     """A router that sees no modality has the score 0 then, and a hard one still 1."""
-    more = torch.tensor([[0, 0, 0, 0], [150, 0, 0, 0], [50, 0, 0, 0]])
+    more = torch.zeros(3, MORE_COLUMNS)
+    more[:, TOKENS] = torch.tensor([0.0, 150.0, 50.0])
     agnostic = torch.cat([torch.tensor([[0, 0], [75, 75], [25, 25]]), more], dim=1)
     assert specialisation(normalised(agnostic)) == pytest.approx(0, abs=1e-12)
     hard = torch.cat([torch.tensor([[0, 0], [150, 0], [0, 50]]), more], dim=1)
