@@ -79,7 +79,7 @@ def mixtral(sizes: Sizes) -> tuple[nn.Module, Layer]:
         intermediate_size=sizes.hidden,
         num_local_experts=EXPERTS,
         num_experts_per_tok=1,
-        **{"experts_implementation": "grouped_mm"},  # a key of every config, of no signature
+        experts_implementation="grouped_mm",  # pyright: ignore[reportCallIssue]
     )
     layer = MixtralSparseMoeBlock(config)
     return layer, lambda x: (layer(x),)
@@ -93,13 +93,17 @@ def deepspeed_layer(sizes: Sizes) -> tuple[nn.Module, Layer]:
     import deepspeed
     from deepspeed.moe.layer import MoE as DeepSpeedMoE
 
-    class Expert(SwiGLU):
-        def forward(self, *given: Tensor) -> Tensor:
-            return super().forward(*given).output
+    class Expert(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ffn = SwiGLU(sizes.model())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.ffn(x).output
 
     parallel.start()
     deepspeed.init_distributed(dist_init_required=False)
-    layer = DeepSpeedMoE(sizes.width, Expert(sizes.model()), num_experts=EXPERTS)
+    layer = DeepSpeedMoE(sizes.width, Expert(), num_experts=EXPERTS)
     layer.set_deepspeed_parallelism()
     return layer, lambda x: layer(x)[:2]
 

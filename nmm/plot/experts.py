@@ -41,7 +41,8 @@ def expert_figure(
     """
     down = -(-len(layers) // COLUMNS)
     figure = Figure(figsize=(3.1 * COLUMNS, 2.7 + 2.1 * down), layout="constrained")
-    top, below = np.ravel(figure.subfigures(2, 1, height_ratios=(2.7, 2.1 * down)))
+    heights = (2.7, 2.1 * down)
+    top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     figure.suptitle(title)
     above = top.subplots()
     _draw_scores(above, scores)
