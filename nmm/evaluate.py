@@ -263,6 +263,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _experts(arguments: argparse.Namespace) -> None:
     """Which experts take which held-out tokens; raises UserError."""
+    from nmm import specialisation  # here, because of matplotlib
+
     others = {
         "--image-gap": arguments.image_gap,
         "--masked": arguments.masked,
@@ -274,8 +276,6 @@ def _experts(arguments: argparse.Namespace) -> None:
                 f"--experts writes tables and a picture and no losses, but {flag} was given; leave "
                 f"one of them out."
             )
-    from nmm import specialisation  # matplotlib takes a second, and training imports this file
-
     trained = read(arguments)
     rows = arguments.rows_per_source or trained.config.evaluation.rows_per_source
     found = assigned_experts(trained, open_held_out(trained), rows_per_source=rows)
