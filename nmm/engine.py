@@ -34,7 +34,7 @@ from nmm.parallel import World, add_over_ranks, gather_lists, writing_together
 from nmm.pieces import PIECES, Stored, Written, path_of, write_pieces, write_shares
 from nmm.routing import Routed
 from nmm.shares import held, publish, shapes, written_by
-from nmm.signals import Signals, part
+from nmm.signals import Signals
 from nmm.sums import Sum
 from nmm.tally import Tally
 
@@ -312,7 +312,12 @@ class Engine:
 
     def _no_signals(self) -> Signals:
         config = self._engine.module.config
-        return Signals.zeros(layers=config.depth, width=config.width, device=self.world.device)
+        return Signals.zeros(
+            layers=config.depth,
+            width=config.width,
+            has_routers=config.moe.has_router,
+            device=self.world.device,
+        )
 
     def _add_gradient(self, signals: Signals) -> None:
         """This process's pieces of the gradient, between the way back and the update."""
@@ -320,7 +325,7 @@ class Engine:
             piece = _gradient_piece(parameter, zero_stage=self._zero_stage, world=self.world)
             if piece is not None:
                 norm = torch.linalg.vector_norm(piece, dtype=torch.float32)
-                signals.add_gradient(part(name), norm.double().square())
+                signals.add_gradient(name, norm.double().square())
 
     def save(self, checkpoint: Path) -> dict[str, Sum]:
         """Write weights and optimizer state into a folder that is there, every process its part.

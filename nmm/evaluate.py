@@ -1,6 +1,7 @@
 """Held-out losses of a run: in the loop, and by `python -m nmm.evaluate --run runs/X`.
 
-With --report, a page about the run instead (nmm/report).
+With --report, a page about the run instead (nmm/report); with --experts, which experts take which
+of the held-out tokens (nmm/specialisation.py).
 """
 
 import argparse
@@ -172,7 +173,7 @@ def of_run(
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nmm.evaluate",
         description="Held-out losses of a trained model, in nats per token.",
@@ -199,13 +200,21 @@ def main() -> None:
         action="store_true",
         help="instead: one HTML page from the run's files, DIR/report.html",
     )
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--experts",
+        action="store_true",
+        help="instead: which experts take which tokens, as a picture and tables in DIR",
+    )
+    arguments = parser.parse_args(argv)
     if arguments.report:
         _report(arguments)
         return
     if arguments.rows_per_source is not None and arguments.rows_per_source < 1:
         sys.exit(f"error: --rows-per-source is {arguments.rows_per_source}; set it to 1 or more.")
     try:
+        if arguments.experts:
+            _experts(arguments)
+            return
         row = _evaluate(
             read(arguments),
             rows_per_source=arguments.rows_per_source,
@@ -235,6 +244,7 @@ def _report(arguments: argparse.Namespace) -> None:
         "--image-gap": arguments.image_gap or None,
         "--masked": arguments.masked or None,
         "--json": arguments.json or None,
+        "--experts": arguments.experts or None,
     }
     given = [flag for flag, value in others.items() if value is not None]
     try:
@@ -249,6 +259,51 @@ def _report(arguments: argparse.Namespace) -> None:
         print(f"wrote {report.write(arguments.run)}")
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _experts(arguments: argparse.Namespace) -> None:
+    """Which experts take which held-out tokens; raises UserError."""
+    from nmm import specialisation  # here, because of matplotlib
+
+    others = {
+        "--image-gap": arguments.image_gap,
+        "--masked": arguments.masked,
+        "--json": arguments.json,
+    }
+    for flag, given in others.items():
+        if given:
+            raise UserError(
+                f"--experts writes tables and a picture and no losses, but {flag} was given; leave "
+                f"one of them out."
+            )
+    trained = read(arguments)
+    rows = arguments.rows_per_source or trained.config.evaluation.rows_per_source
+    found = assigned_experts(trained, open_held_out(trained), rows_per_source=rows)
+    directory = arguments.run or arguments.export
+    title = f"{trained.name}, step {trained.step}: held-out tokens by expert"
+    lines = specialisation.score_lines(found)
+    print("specialisation of the experts, 0 (alike) to 1 (each for one modality)")
+    print(f"{'kind':12} {'layer':>5} {'as they are':>12} {'equal parts':>12}")
+    for line in lines:
+        shown = ("-" if x is None else f"{x:.4f}" for x in (line.specialisation, line.normalised))
+        print(f"{line.kind:12} {line.layer:5} " + " ".join(f"{x:>12}" for x in shown))
+    for path in specialisation.write(
+        found, trained.config.model.moe, directory=directory, title=title
+    ):
+        print(f"wrote {path}")
+
+
+def assigned_experts(
+    trained: Trained, corpus: Corpus, *, rows_per_source: int
+) -> dict[str, torch.Tensor]:
+    """The tables of nmm/specialisation.py by kind of documents; raises UserError."""
+    from nmm import specialisation
+
+    sources = of_run(trained, corpus, rows_per_source=rows_per_source)
+    kinds = (source.kind.value for source in corpus.sources)
+    batches = [(kind, each) for kind, (_, each) in zip(kinds, sources, strict=True)]
+    device = next(trained.model.parameters()).device
+    return specialisation.assigned(trained.model, batches, device=device)
 
 
 def _evaluate(

@@ -27,40 +27,52 @@ def part(name: str) -> str:
     return found
 
 
+def router_layer(name: str) -> int | None:
+    """The layer whose router has this parameter: "blocks.3.ffn.router.weight" -> 3."""
+    words = name.split(".")
+    return int(words[1]) if "router" in words else None
+
+
 @dataclass(frozen=True)
 class Signals:
     """Sums over the tokens and labels of a step, all float64; `add_over_ranks` adds `sums` up.
 
-    sums  layers + 2 + parts numbers: squares of the outputs of every layer at tokens that are not
-          padding, log-partitions and their squares at labels, squares of the gradient by PARTS
+    sums  2 layers + 2 + parts numbers: squares of the outputs of every layer at tokens that are not
+          padding, log-partitions and their squares at labels, squares of the gradient by PARTS and
+          of every layer's router, which is one of `ffn` too
     """
 
     sums: Tensor
     layers: int
     width: int
+    has_routers: bool
 
     @classmethod
-    def zeros(cls, *, layers: int, width: int, device: torch.device) -> "Signals":
-        sums = torch.zeros(layers + 2 + len(PARTS), dtype=torch.float64, device=device)
-        return cls(sums, layers=layers, width=width)
+    def zeros(
+        cls, *, layers: int, width: int, has_routers: bool, device: torch.device
+    ) -> "Signals":
+        sums = torch.zeros(2 * layers + 2 + len(PARTS), dtype=torch.float64, device=device)
+        return cls(sums, layers=layers, width=width, has_routers=has_routers)
 
     def add(self, *, layer_squares: Tensor, log_partition: Tensor) -> None:
         """Add a micro-batch: float32[layers], and float32[N] at its labels."""
         logits = torch.stack([log_partition.sum(), log_partition.square().sum()])
         self.sums[: self.layers + 2] += torch.cat([layer_squares, logits])
 
-    def add_gradient(self, part: str, square: Tensor) -> None:
-        """Add the sum of squares of a piece of the gradient that no other process adds."""
-        self.sums[self.layers + 2 + PARTS.index(part)] += square
+    def add_gradient(self, name: str, square: Tensor) -> None:
+        """Add the sum of squares of a piece of a parameter's gradient that no other process adds.
+
+        `name` is the parameter's.
+        """
+        self.sums[self.layers + 2 + PARTS.index(part(name))] += square
+        layer = router_layer(name)
+        if layer is not None:
+            self.sums[self.layers + 2 + len(PARTS) + layer] += square
 
     def keys(self, *, tokens: int, labels: int) -> dict[str, Any]:
         """The keys signals/... of losses.jsonl (docs/scaling.md) from a step of so many tokens."""
-        sums = self.sums.tolist()
-        squares, (z, z_square), parts = (
-            sums[: self.layers],
-            sums[self.layers : self.layers + 2],
-            sums[self.layers + 2 :],
-        )
+        sizes = [self.layers, 2, len(PARTS), self.layers]
+        squares, (z, z_square), parts, routers = (x.tolist() for x in self.sums.split(sizes))
         return {
             **{
                 f"signals/output_rms/{layer}": (square / (max(tokens, 1) * self.width)) ** 0.5
@@ -71,5 +83,10 @@ class Signals:
             **{
                 f"signals/grad_norm/{name}": square**0.5
                 for name, square in zip(PARTS, parts, strict=True)
+            },
+            **{
+                f"signals/router_grad_norm/{layer}": square**0.5
+                for layer, square in enumerate(routers)
+                if self.has_routers
             },
         }

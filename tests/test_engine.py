@@ -219,10 +219,13 @@ def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tenso
         "norm": r"(blocks\..*)?norm\.(weight|bias)",
         "head": r"head\.weight",
     }
+    patterns = {f"grad_norm/{name}": pattern for name, pattern in patterns.items()}
+    for layer in range(model.config.depth if model.config.moe.has_router else 0):
+        patterns[f"router_grad_norm/{layer}"] = rf"blocks\.{layer}\.ffn\.router\..*"
     for name, pattern in patterns.items():
         parts = [p for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
         grads = [torch.zeros(1) if p.grad is None else p.grad.flatten() for p in parts]
-        found[f"signals/grad_norm/{name}"] = torch.cat(grads).norm()
+        found[f"signals/{name}"] = torch.cat(grads).norm()
     return {key: value.item() for key, value in found.items()}
 
 

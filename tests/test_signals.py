@@ -48,13 +48,13 @@ def test_nothing_is_watched_unless_asked() -> None:
 
 
 def test_sums_become_means() -> None:
-    signals = Signals.zeros(layers=2, width=3, device=torch.device("cpu"))
+    signals = Signals.zeros(layers=2, width=3, has_routers=True, device=torch.device("cpu"))
     for log_partition in ([1.0, 2.0], [6.0]):
         signals.add(
             layer_squares=torch.tensor([6.0, 54.0]), log_partition=torch.tensor(log_partition)
         )
-    signals.add_gradient("ffn", torch.tensor(9.0))
-    signals.add_gradient("ffn", torch.tensor(16.0))
+    signals.add_gradient("blocks.0.ffn.experts.w1", torch.tensor(9.0))
+    signals.add_gradient("blocks.1.ffn.router.weight", torch.tensor(16.0))
     keys = signals.keys(tokens=4, labels=3)
     assert keys["signals/output_rms/0"] == pytest.approx(1.0)
     assert keys["signals/output_rms/1"] == pytest.approx(3.0)
@@ -62,4 +62,11 @@ def test_sums_become_means() -> None:
     assert keys["signals/logit_z/rms"] == pytest.approx((41 / 3) ** 0.5)
     assert keys["signals/grad_norm/ffn"] == pytest.approx(5.0)
     assert keys["signals/grad_norm/head"] == 0
+    assert keys["signals/router_grad_norm/0"] == 0
+    assert keys["signals/router_grad_norm/1"] == pytest.approx(4.0)
     assert signals.keys(tokens=4, labels=0)["signals/logit_z/mean"] is None
+
+
+def test_only_routers_have_keys_of_routers() -> None:
+    signals = Signals.zeros(layers=2, width=3, has_routers=False, device=torch.device("cpu"))
+    assert not any("router" in key for key in signals.keys(tokens=1, labels=1))

@@ -1,10 +1,13 @@
 """Runs with experts from the command line: trained, resumed, evaluated, exported, continued."""
 
+import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from nmm import evaluate, export
 from nmm.config import ExpertGroups, MoEConfig, Routing, compose, load
@@ -24,6 +27,7 @@ SPARSE = (
     "schedule.warmup_steps=0",
     "schedule.cooldown_steps=0",
     "log.wandb=off",
+    "log.signals_every_steps=2",
     "data.workers=0",
 )
 
@@ -42,6 +46,7 @@ def test_a_run_is_resumed_exported_and_continued(
     logs = [runs.rows(tmp_path / name / "losses.jsonl") for name in ("once", "twice")]
     assert logs[0] == logs[1]
     last = logs[0][-1]
+    assert last["signals/router_grad_norm/0"] > 0
     assert last["moe/dropped_fraction"] == 0
     assert 1 <= last["moe/balance"] < 4
     assert 0 < last["moe/entropy"] < 1.3863
@@ -67,6 +72,26 @@ def test_a_run_is_resumed_exported_and_continued(
     logged = runs.rows(tmp_path / "once" / "evals.jsonl")[-1]
     assert row["loss"] == pytest.approx(logged["loss"], rel=1e-5)
     assert "causal" not in row
+    check_the_command_of_experts(tmp_path / "once", capsys)
+
+
+def check_the_command_of_experts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main(["--run", str(run), "--experts"])
+    said = capsys.readouterr().out
+    with (run / "specialisation.csv").open() as file:
+        scores = list(csv.DictReader(file))
+    assert [line["layer"] for line in scores if line["kind"] == "all"] == ["0", "1"]
+    assert f"{float(scores[0]['specialisation']):.4f}" in said
+    loads = Counter[tuple[str, str, str]]()
+    with (run / "experts.csv").open() as file:
+        for line in csv.DictReader(file):
+            loads[line["kind"], line["layer"], line["modality"]] += float(line["load"])
+    assert ("caption", "1", "image") in loads
+    assert loads == {key: pytest.approx(1) for key in loads}
+    with Image.open(run / "experts.png") as picture:
+        assert picture.size[0] > 1000
+    with pytest.raises(SystemExit, match=r"^error: --experts writes tables and a pic.*--json was"):
+        evaluate.main(["--run", str(run), "--experts", "--json"])
 
 
 def test_expert_choice_is_evaluated_as_not_causal_and_writes_nothing() -> None:

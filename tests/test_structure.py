@@ -63,6 +63,7 @@ RANKS = {
     "nmm.rows": 5,
     "nmm.saving": 5,
     "nmm.skipped": 5,
+    "nmm.specialisation": 5,
     "nmm.trained": 5,
     "nmm.upcycle": 5,
     "nmm.uploads": 5,
@@ -75,7 +76,7 @@ ISLAND_RANK = 2
 
 # Only these modules, and those below them, import the library. Entry points may import Hydra too.
 HOMES = {
-    "deepspeed": ("nmm.engine", "nmm.expert_parallel"),
+    "deepspeed": ("nmm.engine", "nmm.expert_parallel", "bench.moe"),
     "liger_kernel": ("nmm.model.loss",),
     "webdataset": ("data",),
     "fsspec": ("data.remote",),
@@ -86,7 +87,7 @@ HOMES = {
     "mdit_py_plugins": ("data.prepare.convert",),
     "wandb": ("nmm.log",),
     "matplotlib": ("nmm.plot",),
-    "transformers": ("nmm.hub", "nmm.codes"),
+    "transformers": ("nmm.hub", "nmm.codes", "bench.moe"),
     "scipy": ("nmm.scaling",),
     "hydra": ("nmm.config",),
     "omegaconf": ("nmm.config",),
