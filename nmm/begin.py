@@ -82,7 +82,7 @@ def make_plan(settings: Config, *, world: World) -> RunPlan:
         data.global_rows,
         micro_batch=settings.engine.micro_batch,
         world_size=world.size,
-        group_rows=model.moe.group_rows,
+        group_rows=model.group_rows,
     )
     step_tokens = data.global_rows * data.row_tokens
     phases = schedule.phases(settings.schedule, tokens_per_step=step_tokens)

@@ -32,7 +32,7 @@ from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists, writing_together
 from nmm.pieces import PIECES, Stored, Written, path_of, write_pieces, write_shares
-from nmm.routing import Routed
+from nmm.routing import Kept, Routed
 from nmm.shares import held, publish, shapes, written_by
 from nmm.signals import Signals
 from nmm.sums import Sum
@@ -178,6 +178,7 @@ class StepResult:
     signals: Signals | None
     suspects: list[str]
     routed: Routed | None
+    kept: Kept | None
 
 
 class Engine:
@@ -255,7 +256,7 @@ class Engine:
         step_labels, step_tokens, step_dropped, *counted = add_over_ranks(sums).tolist()
         tally = Tally.zeros(self.num_sources, device=device)
         signals = self._no_signals() if watch else None
-        routed = None
+        routed = kept = None
         self._engine.train()
         norm, losses = None, []
         for place, batch in enumerate(batches):
@@ -283,12 +284,17 @@ class Engine:
             if len(output.routed):
                 routed = routed or Routed.zeros(shape=output.routed.shape, device=device)
                 routed.add(output.routed)
+            if len(output.kept):
+                kept = kept or Kept.zeros(shape=output.kept.shape, device=device)
+                kept.add(output.kept)
             tally.add(on_device, token_losses=output.token_losses, positions=output.positions)
         add_over_ranks(tally.tables)
         if signals:
             add_over_ranks(signals.sums)
         if routed:
             add_over_ranks(routed.tables)
+        if kept:
+            add_over_ranks(kept.tables)
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         applied = self._engine.was_step_applied()
         return StepResult(
@@ -300,6 +306,7 @@ class Engine:
             signals=signals,
             suspects=[] if applied else _suspects(batches, losses),
             routed=routed,
+            kept=kept,
         )
 
     def _seed_dropout(self, place: int) -> None:

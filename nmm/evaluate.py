@@ -25,11 +25,11 @@ from nmm.trained import Trained, add_arguments, read
 
 ROWS_AT_ONCE = 8
 NOT_CAUSAL = """\
-These losses are NOT causal: the experts choose their tokens among all of a row, later ones too, so
-that a token's loss depends on what follows it (model.moe.routing=expert_choice)."""
+These losses are NOT causal: experts or blocks choose their tokens among all of a row, later ones
+too, so that a token's loss depends on what follows it (expert choice, mixture of depths)."""
 CAUSAL = f"""\
-These losses are causal: auxiliary routers say which experts take a token, and know no later one.
-Those below {AHEAD} are NOT: there the experts choose among all tokens of a row, as in training."""
+These losses are causal: auxiliary routers say who takes a token, and know no later one.
+Those below {AHEAD} are NOT: there it is chosen among all tokens of a row, as in training."""
 
 
 def held_out_row(
@@ -163,7 +163,7 @@ def of_run(
     trained: Trained, corpus: Corpus, *, rows_per_source: int, masked: bool = False
 ) -> list[tuple[str, Iterator[PackedBatch]]]:
     """The held-out batches of a run, all of them for this process; `masked` as in training."""
-    group_rows = trained.config.model.moe.group_rows
+    group_rows = trained.config.model.group_rows
     return held_out_batches(
         corpus,
         trained.config.data,

@@ -118,7 +118,7 @@ def _write(trained: Trained, directory: Path, *, weights: dict[str, Tensor]) -> 
         "experts": _served(trained.config.model),
         "weights_sha256": {name: sum_of(weight) for name, weight in sorted(weights.items())},
     }
-    if trained.config.model.sparse is None:
+    if not trained.config.model.is_sparse:
         _write_hub(trained, directory, dtype=facts["dtype"])
     _json(directory / FACTS, facts)
 
@@ -242,11 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"wrote {given.out}: {trained.name}, step {trained.step:,}, {size / 1e6:,.1f} MB; read "
         f"again, it is the same to the bit"
     )
-    if trained.config.model.sparse is None:
+    if not trained.config.model.is_sparse:
         load = f'AutoModelForCausalLM.from_pretrained("{given.out}", trust_remote_code=True)'
         print(f"{load} loads it")
     else:
-        print("transformers does not read it: models with experts have no code there")
+        print("transformers does not read it: sparse models have no code there")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ class Parameters:
 
     `attention` and `ffn` are matrices, `bias` the vectors that are added to their products, `norm`
     all of the norms. Of experts, `ffn` are as many as a token passes through, on average where they
-    choose; `idle_experts` are the others. Parts that begin with `vision` belong to the encoder.
+    choose; `idle_experts` are the others. Where blocks take some tokens only, `attention` and `ffn`
+    are what a token passes through on average, and `idle_depth` is what it passes by. Parts that
+    begin with `vision` belong to the encoder.
     """
 
     embedding: int
     attention: int
     ffn: int
     idle_experts: int
+    idle_depth: int
     router: int
     auxiliary_router: int
     head: int
@@ -47,12 +50,13 @@ class Parameters:
     @property
     def N_active(self) -> int:
         """The part of N that one image token passes through: all of it in a dense model."""
-        return self.N - self.idle_experts
+        return self.N - self.idle_experts - self.idle_depth
 
     @property
     def N_text(self) -> int:
-        """The decoder's part of N; without `idle_experts`, what a text token passes through."""
-        return self.embedding + self.attention + self.ffn + self.idle_experts + self.head
+        """The decoder's part of N; without what is idle, what a text token passes through."""
+        blocks = self.attention + self.ffn + self.idle_experts + self.idle_depth
+        return self.embedding + blocks + self.head
 
     @property
     def N_vision(self) -> int:
@@ -77,13 +81,16 @@ def num_parameters(config: ModelConfig) -> Parameters:
     moe = config.sparse
     experts = config.depth * moe.total_experts * _expert(config) if moe else 0
     active = round(experts * moe.active_fraction) if moe else config.depth * _ffn(config)
+    attention, passed_by = config.depth * _attention(config), _passed_by(config)
+    idle = round(attention * passed_by), round(active * passed_by)
     return Parameters(
         embedding=config.vocab_size * width,
-        attention=config.depth * _attention(config),
-        ffn=active,
+        attention=attention - idle[0],
+        ffn=active - idle[1],
         idle_experts=experts - active if moe else 0,
-        router=config.depth * config.width * moe.total_experts if moe and moe.has_router else 0,
-        auxiliary_router=sum(_auxiliary_router(config)) * config.depth,
+        idle_depth=sum(idle),
+        router=config.depth * _router(config) + config.mod.layers(config.depth) * config.width,
+        auxiliary_router=sum(first + second for first, second, _ in _auxiliary_routers(config)),
         head=0 if config.tied_head else config.vocab_size * width,
         norm=_norms(config),
         bias=_biases(config),
@@ -114,12 +121,28 @@ def _expert(config: ModelConfig) -> int:
     return 3 * config.width * config.expert_hidden
 
 
-def _auxiliary_router(config: ModelConfig) -> tuple[int, int]:
-    """The first and the second matrices of one layer's auxiliary routers."""
-    if not config.moe.auxiliary_routers:
-        return 0, 0
-    half = config.width // 2
-    return len(config.moe.sizes) * config.width * half, config.moe.total_experts * half
+def _router(config: ModelConfig) -> int:
+    """The matrix of one layer's router of experts."""
+    moe = config.sparse
+    return config.width * moe.total_experts if moe and moe.has_router else 0
+
+
+def _auxiliary_routers(config: ModelConfig) -> list[tuple[int, int, float]]:
+    """First matrices, second matrices and the fraction of tokens they see: of experts, of depth."""
+    half, moe, mod = config.width // 2, config.moe, config.mod
+    found = []
+    if moe.auxiliary_routers:
+        first, second = len(moe.sizes) * config.width * half, moe.total_experts * half
+        found.append((config.depth * first, config.depth * second, 1 - _passed_by(config)))
+    if mod.auxiliary_router:
+        layers = mod.layers(config.depth)
+        found.append((layers * config.width * half, layers * half, 1.0))
+    return found
+
+
+def _passed_by(config: ModelConfig) -> float:
+    """The fraction of all blocks that a token passes by, on average."""
+    return config.mod.layers(config.depth) / config.depth * (1 - config.mod.capacity)
 
 
 def _norms(config: BlockConfig) -> int:
@@ -145,12 +168,12 @@ def flops(config: ModelConfig, *, tokens: int, image_tokens: int) -> int:
 
     D are all `tokens`, D_v the `image_tokens` among them, which a vision encoder has read ("Scaling
     Laws for Native Multimodal Models", section 2.2). A frozen encoder counts like a trained one; of
-    experts those count that a token passes through. A model that is frozen for its auxiliary
-    routers costs its way forward alone, 2 in place of 6; routers are in no N.
+    experts and blocks those count that a token passes through. A model that is frozen for its
+    auxiliary routers costs its way forward alone, 2 in place of 6; routers are in no N.
     """
     parameters = num_parameters(config)
-    decoder = parameters.N_text - parameters.idle_experts
-    each = MULTIPLY_ADD * (1 if config.moe.auxiliary_routers else TRAINING)
+    decoder = parameters.N_text - parameters.idle_experts - parameters.idle_depth
+    each = MULTIPLY_ADD * (1 if config.auxiliary_routers else TRAINING)
     return each * (parameters.N_vision * image_tokens + decoder * tokens)
 
 
@@ -160,22 +183,28 @@ def exact_flops(
     """Training FLOPs of all matrix products, those of attention scores too.
 
     `image_tokens` are among the `tokens`, `pairs` are the (query, key) pairs that the mask allows,
-    and the head computes logits at `labels` positions only. Pixels need no gradient.
+    and the head computes logits at `labels` positions only. Pixels need no gradient. Of a block
+    that takes some tokens these are its capacity, and of its pairs the square of it, as if drawn.
     """
     parameters, vision, image = num_parameters(config), config.encoder, config.image
-    forward = (parameters.attention + parameters.ffn + parameters.router) * tokens
-    forward += 2 * config.depth * config.width * pairs
+    picking, capacity = config.mod.layers(config.depth), config.mod.capacity
+    routers = config.depth * _router(config) * (1 - _passed_by(config)) + picking * config.width
+    forward = (parameters.attention + parameters.ffn + routers) * tokens
+    seeing = config.depth - picking * (1 - capacity**2)
+    forward += 2 * seeing * config.width * pairs
     forward += config.vocab_size * config.width * labels
     pixels = (parameters.patch + parameters.vision_patch) * image_tokens
     if vision:
         forward += (parameters.N_vision + vision.width * config.width) * image_tokens
         forward += 2 * vision.depth * vision.width * image.tokens * image_tokens
-    if config.moe.auxiliary_routers:
+    if config.auxiliary_routers:
         # Frozen but for these, whose input needs no gradient.
-        first, second = (config.depth * each for each in _auxiliary_router(config))
-        trained = ((TRAINING - 1) * first + TRAINING * second) * tokens
-        return MULTIPLY_ADD * (forward + pixels + trained)
-    return MULTIPLY_ADD * (TRAINING * forward + (TRAINING - 1) * pixels)
+        trained = sum(
+            ((TRAINING - 1) * first + TRAINING * second) * seen * tokens
+            for first, second, seen in _auxiliary_routers(config)
+        )
+        return round(MULTIPLY_ADD * (forward + pixels + trained))
+    return round(MULTIPLY_ADD * (TRAINING * forward + (TRAINING - 1) * pixels))
 
 
 def exact_flops_per_token(

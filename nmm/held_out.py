@@ -14,7 +14,7 @@ from nmm.batch import Modality, PackedBatch
 from nmm.config import ModelConfig, UnitModality
 from nmm.model import Output
 from nmm.parallel import add_over_ranks
-from nmm.routing import MORE_COLUMNS, Routed
+from nmm.routing import KEPT_COLUMNS, MORE_COLUMNS, Kept, Routed
 from nmm.tally import Row, Tally, loss_keys, mean
 
 Forward = Callable[..., Output]  # (batch) or (batch, causal=True)
@@ -25,32 +25,41 @@ AHEAD = "ahead/"  # of the keys of losses that look ahead, where there are other
 class HeldOut:
     """Sums over batches.
 
-    With auxiliary routers `tally` is of what they decide, `ahead` of the experts' own choices, and
-    `routed` says how right they are; without, there is `tally` alone.
+    With auxiliary routers `tally` is of what they decide, `ahead` of the choices among all tokens,
+    and `routed` and `kept` say how right they are; without, there is `tally` alone.
     """
 
     config: ModelConfig
     tally: Tally
     ahead: Tally | None = None
     routed: Routed | None = None
+    kept: Kept | None = None
 
     @classmethod
     def zeros(cls, config: ModelConfig, *, num_sources: int, device: torch.device) -> "HeldOut":
         tally = Tally.zeros(num_sources, device=device)
-        if not config.moe.auxiliary_routers:
+        if not config.auxiliary_routers:
             return cls(config, tally)
-        shape = (config.depth, len(Modality), config.moe.total_experts + MORE_COLUMNS)
+        routed = kept = None
+        if config.moe.auxiliary_routers:
+            shape = (config.depth, len(Modality), config.moe.total_experts + MORE_COLUMNS)
+            routed = Routed.zeros(shape=shape, device=device)
+        if layers := config.mod.layers(config.depth):
+            kept = Kept.zeros(shape=(layers, len(Modality), KEPT_COLUMNS), device=device)
         ahead = Tally.zeros(num_sources, device=device)
-        return cls(config, tally, ahead, Routed.zeros(shape=shape, device=device))
+        return cls(config, tally, ahead, routed, kept)
 
     @torch.no_grad()
     def add(self, model: Forward, batch: PackedBatch) -> None:
         """Add a batch, which every process gives to its model as often as all others."""
         on_device = batch.to(self.tally.tables.device)
-        output = model(on_device, causal=self.config.moe.auxiliary_routers)
+        output = model(on_device, causal=self.config.auxiliary_routers)
         self._add(self.tally, on_device, output)
-        if self.ahead and self.routed:
+        if self.routed:
             self.routed.add(output.routed)
+        if self.kept:
+            self.kept.add(output.kept)
+        if self.ahead:
             self._add(self.ahead, on_device, model(on_device))
 
     @staticmethod
@@ -59,20 +68,21 @@ class HeldOut:
 
     def add_over_ranks(self) -> None:
         add_over_ranks(self.tally.tables)
-        if self.ahead and self.routed:
-            add_over_ranks(self.ahead.tables)
-            add_over_ranks(self.routed.tables)
+        for more in (self.ahead, self.routed, self.kept):
+            if more:
+                add_over_ranks(more.tables)
 
     def row(self, corpus: Corpus, *, units: Iterable[UnitModality]) -> Row:
         """The keys of evals.jsonl (docs/scaling.md) that say what was lost, and if it is causal."""
         found = loss_by_kind(self.tally, corpus, units=units)
-        if not self.config.moe.chooses_tokens:
+        if not self.config.looks_ahead:
             return found
         found["causal"] = self.ahead is not None
-        if self.ahead and self.routed:
+        if self.ahead:
             ahead = loss_by_kind(self.ahead, corpus, units=units)
             found |= {AHEAD + key: value for key, value in ahead.items()}
-            found |= self.routed.auxiliary_keys()
+        for guesses in (self.routed, self.kept):
+            found |= guesses.auxiliary_keys() if guesses else {}
         return found
 
 

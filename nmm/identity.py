@@ -37,7 +37,9 @@ def identity_of(
     come; train.py holds it to the rate of the last step.
     """
     data = asdict(config.data)
-    not_part = (*HOW_IT_IS_COMPUTED, *(() if config.model.sparse else ("moe",)))
+    not_part = [*HOW_IT_IS_COMPUTED]
+    not_part += [] if config.model.sparse else ["moe"]
+    not_part += [] if config.model.mod.every is not None else ["mod"]
     values = {
         "model": {k: v for k, v in asdict(config.model).items() if k not in not_part},
         "weights": asdict(config.weights),

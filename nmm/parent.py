@@ -33,7 +33,11 @@ FREE = ("parent.", "evaluation.", HELD_OUT)
 FREE_OF_WEIGHTS = ("model.dropout", "model.vision.dropout", "model.z_loss")
 # What upcycling changes; nmm/upcycle.py compares the sizes.
 OF_EXPERTS = ("model.moe.", "model.ffn_hidden")
-OF_AUXILIARY_ROUTERS = ("model.moe.auxiliary_routers", "model.moe.gumbel_noise")
+OF_AUXILIARY_ROUTERS = (
+    "model.moe.auxiliary_routers",
+    "model.moe.gumbel_noise",
+    "model.mod.auxiliary_router",
+)
 REMEDY = "give the value of the parent, or another parent.run"
 GIVE_ANOTHER = "give another parent.step"
 

@@ -1,6 +1,7 @@
 """What routers did, as sums over tokens, and the keys of the logs that are made of them.
 
-Legend of shapes: Y layers with experts, K modalities, E experts of a layer.
+Legend of shapes: Y layers with experts, Z layers that take some tokens, K modalities, E
+experts of a layer.
 """
 
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmm.config import MoEConfig
+from nmm.batch import Modality
+from nmm.config import MoDConfig, MoEConfig
 
 # The columns of a layer's table behind those of its E experts, float32[K, E + 8]: sums over the
 # tokens of a modality. The first E count the tokens that each expert took. Of auxiliary routers the
@@ -16,6 +18,10 @@ from nmm.config import MoEConfig
 # sum their loss.
 WANTED, GUESSED, RIGHT, SURPRISE, TOKENS, DROPPED, ENTROPY, BALANCE = range(-8, 0)
 MORE_COLUMNS = 8
+# The columns of the table of a layer that takes some tokens, float32[K, 6], likewise. The first
+# four are those of its auxiliary router; then the tokens it took, and those it chose among.
+KEPT, SEEN = -2, -1
+KEPT_COLUMNS = 6
 
 
 class Routed:
@@ -50,10 +56,47 @@ class Routed:
     def auxiliary_keys(self) -> dict[str, Any]:
         """How auxiliary routers guess, over all experts, layers and tokens."""
         sums = self.tables.sum(dim=(0, 1))[-MORE_COLUMNS:].tolist()
-        wanted, guessed, right = sums[WANTED], sums[GUESSED], sums[RIGHT]
+        return _auxiliary_keys("moe", sums, tokens=sums[TOKENS])
+
+
+class Kept:
+    """Of layers that take some tokens only: sums in `tables`, float64[Z, K, 6], as in `Routed`."""
+
+    def __init__(self, tables: Tensor) -> None:
+        self.tables = tables
+
+    @classmethod
+    def zeros(cls, *, shape: torch.Size | tuple[int, ...], device: torch.device) -> "Kept":
+        return cls(torch.zeros(shape, dtype=torch.float64, device=device))
+
+    def add(self, statistics: Tensor) -> None:
+        """Add a micro-batch, float32[Z, K, 6]."""
+        self.tables += statistics
+
+    def keys(self, config: MoDConfig) -> dict[str, Any]:
+        """The keys mod/... of losses.jsonl (docs/scaling.md): means over tokens and layers."""
+        by_kind = self.tables.sum(dim=0)[:, [KEPT, SEEN]].tolist()
         return {
-            "moe/auxiliary/loss": sums[SURPRISE] / max(sums[TOKENS], 1),
-            "moe/auxiliary/precision": right / guessed if guessed else None,
-            "moe/auxiliary/recall": right / wanted if wanted else None,
-            "moe/auxiliary/load": guessed / wanted if wanted else None,
+            **{
+                f"mod/kept_fraction/modality/{modality.name}": by_kind[modality][0] / seen
+                for modality in Modality
+                if (seen := by_kind[modality][1])
+            },
+            **(self.auxiliary_keys() if config.auxiliary_router else {}),
         }
+
+    def auxiliary_keys(self) -> dict[str, Any]:
+        """How auxiliary routers guess, over all layers and tokens."""
+        sums = self.tables.sum(dim=(0, 1)).tolist()
+        return _auxiliary_keys("mod", sums, tokens=sums[SEEN])
+
+
+def _auxiliary_keys(prefix: str, sums: list[float], *, tokens: float) -> dict[str, Any]:
+    """Of sums whose first columns are those of auxiliary routers."""
+    wanted, guessed, right, surprise = sums[:4]
+    return {
+        f"{prefix}/auxiliary/loss": surprise / max(tokens, 1),
+        f"{prefix}/auxiliary/precision": right / guessed if guessed else None,
+        f"{prefix}/auxiliary/recall": right / wanted if wanted else None,
+        f"{prefix}/auxiliary/load": guessed / wanted if wanted else None,
+    }

@@ -55,6 +55,7 @@ def losses(
         **loss_keys(result.tally, sources=sources, units=settings.data.units),
         "grad_norm": result.grad_norm,
         **(result.routed.keys(settings.model.moe) if result.routed else {}),
+        **(result.kept.keys(settings.model.mod) if result.kept else {}),
         **(result.signals.keys(tokens=tokens, labels=labels) if result.signals else {}),
     }
 

@@ -13,6 +13,7 @@ from nmm.config.data import (
 )
 from nmm.config.engine import EngineConfig, Precision
 from nmm.config.log import CheckpointConfig, EvaluationConfig, LogConfig, WandbMode
+from nmm.config.mod import MoDConfig
 from nmm.config.model import (
     AttentionBackend,
     GivenWeights,
@@ -80,6 +81,7 @@ __all__ = [
     "LossBackend",
     "MaskingConfig",
     "MixtureConfig",
+    "MoDConfig",
     "MoEConfig",
     "ModelConfig",
     "Norm",

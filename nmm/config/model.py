@@ -5,6 +5,7 @@ from enum import Enum
 
 from nmm.config.block import FFN, BlockConfig
 from nmm.config.check import at_least, positive
+from nmm.config.mod import MoDConfig
 from nmm.config.moe import MoEConfig, Routing
 from nmm.errors import UserError
 
@@ -128,7 +129,8 @@ class ModelConfig(BlockConfig):
     `max_positions` is the length of the learned table and belongs to positions=learned. `z_loss`
     times the squared log-partition of the logits is added to the loss that is minimised, not to the
     one that is logged. `vision` is built only with image.kind=encoder. With a moe.routing the
-    feed-forward layers of the decoder are experts (nmm/config/moe.py).
+    feed-forward layers of the decoder are experts (nmm/config/moe.py); with a mod.every some of its
+    blocks take a part of the tokens only (nmm/config/mod.py).
     """
 
     vocab_size: int = 2048
@@ -143,6 +145,7 @@ class ModelConfig(BlockConfig):
     image: ImageConfig = field(default_factory=ImageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
+    mod: MoDConfig = field(default_factory=MoDConfig)
 
     def __post_init__(self) -> None:
         self.check_blocks("model")
@@ -152,6 +155,8 @@ class ModelConfig(BlockConfig):
         self._check_positions()
         self._check_vision()
         self._check_experts()
+        self._check_auxiliary_routers()
+        self._check_group_rows()
 
     def _check_positions(self) -> None:
         rope = self.positions is Positions.rope
@@ -198,17 +203,61 @@ class ModelConfig(BlockConfig):
                 f"model.width is {self.width} and model.moe.routing is {self.moe.routing.name}; "
                 f"make the width a multiple of 8, which the kernels of experts want."
             )
-        if self.moe.auxiliary_routers and (dropout := max(self.dropout, self.vision.dropout)):
+
+    def _check_auxiliary_routers(self) -> None:
+        moe, mod = self.moe, self.mod
+        if not self.auxiliary_routers:
+            return
+        key = "moe.auxiliary_routers" if moe.auxiliary_routers else "mod.auxiliary_router"
+        if dropout := max(self.dropout, self.vision.dropout):
             raise UserError(
-                f"model.moe.auxiliary_routers is true and a dropout is {dropout}, which would "
+                f"model.{key} is true and a dropout is {dropout}, which would "
                 f"change what the frozen model puts out; set model.dropout=0 and "
                 f"model.vision.dropout=0."
+            )
+        if moe.auxiliary_routers and mod.every is not None and not mod.auxiliary_router:
+            raise UserError(
+                f"model.moe.auxiliary_routers is true and model.mod.every is {mod.every}, whose "
+                f"blocks would still look ahead; set model.mod.auxiliary_router=true too."
+            )
+        if mod.auxiliary_router and moe.chooses_tokens and not moe.auxiliary_routers:
+            raise UserError(
+                "model.mod.auxiliary_router is true and model.moe.routing is expert_choice, whose "
+                "experts would still look ahead; set model.moe.auxiliary_routers=true too."
+            )
+
+    def _check_group_rows(self) -> None:
+        if self.sparse and self.moe.group_rows % self.mod.group_rows:
+            raise UserError(
+                f"model.moe.group_rows is {self.moe.group_rows} and model.mod.group_rows is "
+                f"{self.mod.group_rows}; make the first a multiple of the second, so that experts "
+                f"choose among whole groups of what a block takes."
             )
 
     @property
     def sparse(self) -> MoEConfig | None:
         """The experts, where there are some."""
         return None if self.moe.routing is Routing.none else self.moe
+
+    @property
+    def is_sparse(self) -> bool:
+        """Does any token pass by some of the parameters?"""
+        return self.sparse is not None or self.mod.every is not None
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of a batch that no split may cut: numbers are taken over as many at a time."""
+        return max(self.moe.group_rows, self.mod.group_rows)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Does a token's output depend on later tokens, but for auxiliary routers?"""
+        return self.moe.chooses_tokens or self.mod.every is not None
+
+    @property
+    def auxiliary_routers(self) -> bool:
+        """Are there any? They are all that is trained then."""
+        return self.moe.auxiliary_routers or self.mod.auxiliary_router
 
     @property
     def expert_hidden(self) -> int:

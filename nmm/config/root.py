@@ -94,6 +94,7 @@ class Config:
         self._check_effect()
         self._check_experts()
         self._check_expert_parallel()
+        self._check_depth()
 
     def _check_parent(self) -> None:
         mode, given = self.parent.mode, self.weights.decoder or self.weights.vision
@@ -114,16 +115,18 @@ class Config:
     def _check_auxiliary_routers(self) -> None:
         """They learn of a trained model, and nothing else learns beside them."""
         mode, run = self.parent.mode, self.parent.run
-        has_them = self.model.moe.auxiliary_routers
+        has_them = self.model.auxiliary_routers
         if mode is ParentMode.auxiliary_routers and run is not None and not has_them:
             raise UserError(
                 "parent.mode is auxiliary_routers and model.moe.auxiliary_routers is false, so "
-                "that there is nothing to train; set model.moe.auxiliary_routers=true with the "
-                "model of the parent."
+                "that there is nothing to train; set model.moe.auxiliary_routers=true (for a "
+                "mixture of depths model.mod.auxiliary_router=true) with the model of the parent."
             )
+        key = "model.moe.auxiliary_routers"
+        key = key if self.model.moe.auxiliary_routers else "model.mod.auxiliary_router"
         if has_them and (run is None or mode is ParentMode.upcycle):
             raise UserError(
-                f"model.moe.auxiliary_routers is true, parent.run is {run} and parent.mode is "
+                f"{key} is true, parent.run is {run} and parent.mode is "
                 f"{mode.name}; auxiliary routers learn of a trained model: give its run as "
                 f"parent.run and set parent.mode=auxiliary_routers."
             )
@@ -186,6 +189,11 @@ class Config:
                 f"engine.expert_parallel is {parts} and model.moe.auxiliary_routers is true, so "
                 f"that no expert is trained; set engine.expert_parallel=1."
             )
+        if self.model.mod.every is not None:
+            raise UserError(
+                f"engine.expert_parallel is {parts} and model.mod.every is {self.model.mod.every}; "
+                f"experts inside a mixture of depths are not divided: set engine.expert_parallel=1."
+            )
         if parts not in moe.divisors:
             choice = " or ".join(map(str, moe.divisors))
             why = ", because one expert cannot be divided" if moe.divisors == [1] else ""
@@ -193,6 +201,13 @@ class Config:
                 f"engine.expert_parallel is {parts} and the groups of experts of model.moe are "
                 f"{moe.sizes}, of each of which every process must have the same number; set "
                 f"engine.expert_parallel={choice}{why}."
+            )
+
+    def _check_depth(self) -> None:
+        if self.model.mod.every is not None and self.engine.compile:
+            raise UserError(
+                f"model.mod.every is {self.model.mod.every} and engine.compile is true; a block "
+                f"that takes some tokens is not compiled: set engine.compile=false."
             )
 
     def _check_images(self) -> None:

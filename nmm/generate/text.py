@@ -121,6 +121,11 @@ def check_prompts(
 
     Experts that choose among all tokens need auxiliary routers. Raises UserError.
     """
+    if model.mod.every is not None:
+        raise UserError(
+            f"model.mod.every is {model.mod.every}, and the cache of generation does not know "
+            f"which tokens a block passed by; use a model without mixture of depths."
+        )
     if model.moe.chooses_tokens and not model.moe.auxiliary_routers:
         raise UserError(
             "model.moe.routing is expert_choice, where experts look at the tokens to come before "

@@ -127,7 +127,7 @@ def memory_plan(described: Described) -> dict[tuple[int, int], dict[int, float]]
     moe, parameters = described.model.sparse, num_parameters(described.model)
     frozen = parameters.vision if described.vision_is_frozen else 0
     divisors = [n for n in EXPERT_PARALLEL if moe and n in moe.divisors]
-    if moe and moe.auxiliary_routers:
+    if described.model.auxiliary_routers:
         frozen, divisors = parameters.total - parameters.auxiliary_router, [1]
     return {
         (stage, parts): {
@@ -158,6 +158,8 @@ def _shape(described: Described) -> list[str]:
         lines.append(f"ids:     {told} (with begins and ends), the rest for text")
     if model.sparse:
         lines.append(f"experts: {_experts(model)}")
+    if model.mod.every is not None:
+        lines.append(f"depth:   {_depth(model)}")
     if model.encoder:
         lines.append(f"encoder: {_blocks(model.encoder)}")
     if not image.reads_pixels:
@@ -182,6 +184,11 @@ def _experts(model: ModelConfig) -> str:
         for name, count in model.moe.sizes.items()
     )
     return f"{sizes} in every block, swiglu {model.expert_hidden}, {model.moe.routing.name}"
+
+
+def _depth(model: ModelConfig) -> str:
+    layers = model.mod.layers(model.depth)
+    return f"{layers} of {model.depth} blocks take {100 * model.mod.capacity:g} % of the tokens"
 
 
 def _sizes(model: ModelConfig) -> list[str]:

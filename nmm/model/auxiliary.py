@@ -1,4 +1,4 @@
-"""Routers that guess from a token alone which experts would choose it among many.
+"""Routers that guess from a token alone which experts would choose it among many, or which layers.
 
 Legend of shape suffixes: T tokens, D width, E experts, S slots.
 """
@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from nmm.config import ModelConfig
 
 # A product's rows are the same to the bit in any company if there are a multiple of so many, as
 # measured on CPUs in fp32 and bf16; of fewer or others the last ones are computed in another order.
@@ -32,14 +30,16 @@ class Guesses(NamedTuple):
 class AuxiliaryRouters(nn.Module):
     """For every group of experts Sigmoid(SiLU(x W1) W2), W1 to half the width ("MoMa", equation 3).
 
+    A layer that takes some tokens is a group of one (equation 4).
+
     An expert takes a token where this is above 0.5. What is learned does not reach the tokens.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, width: int, *, sizes: dict[str, int]) -> None:
         super().__init__()
-        half = config.width // 2
-        for name, experts in config.moe.sizes.items():
-            layers = (nn.Linear(config.width, half, bias=False), nn.SiLU())
+        half = width // 2
+        for name, experts in sizes.items():
+            layers = (nn.Linear(width, half, bias=False), nn.SiLU())
             self.add_module(name, nn.Sequential(*layers, nn.Linear(half, experts, bias=False)))
 
     def forward(self, x_TD: Tensor, wanted_TE: Tensor, serves_TE: Tensor) -> Guesses:

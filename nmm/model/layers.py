@@ -44,11 +44,13 @@ class Fed(NamedTuple):
 
     auxiliary   float32 scalar, a loss that is added, summed over tokens; experts only
     statistics  float32[modalities, E + 8], the table of nmm/routing.py; experts only
+    kept        float32[modalities, 6], another table there; blocks that take some tokens only
     """
 
     output: Tensor
     auxiliary: Tensor | None = None
     statistics: Tensor | None = None
+    kept: Tensor | None = None
 
 
 def feed_forward(config: BlockConfig) -> nn.Module:

@@ -17,6 +17,7 @@ from nmm.config import ImageKind, ModelConfig, Positions
 from nmm.model.attention import Rotary, rotary
 from nmm.model.block import Block, Stack, Stacked
 from nmm.model.cache import Cache
+from nmm.model.depth import DepthRouter, rows_of
 from nmm.model.heads import Head
 from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
@@ -40,6 +41,7 @@ class Output(NamedTuple):
                    over tokens, labelled or not
     routed         float32[depth, modalities, E + 8], detached: the tables of nmm/routing.py;
                    float32[0] without experts
+    kept           float32[layers that take some tokens, modalities, 6], likewise
     """
 
     loss_sum: Tensor
@@ -49,6 +51,7 @@ class Output(NamedTuple):
     layer_squares: Tensor
     auxiliary: Tensor
     routed: Tensor
+    kept: Tensor
 
 
 class Model(nn.Module):
@@ -69,8 +72,7 @@ class Model(nn.Module):
         if config.encoder is not None:
             self.vision = VisionEncoder(config.encoder, image=config.image)
             self.connector = nn.Linear(config.encoder.width, config.width, bias=config.biases)
-        ffn = MoE if config.sparse else feed_forward
-        self.blocks = Stack([Block(config, ffn=ffn(config)) for _ in range(config.depth)])
+        self.blocks = Stack([_block(config, layer=layer) for layer in range(config.depth)])
         self.norm = norm(config)
         self.head = Head(config)
         self.tie()
@@ -84,7 +86,7 @@ class Model(nn.Module):
     def forward(self, batch: PackedBatch, *, watch: bool = False, causal: bool = False) -> Output:
         """The next-token losses of a batch; with `watch` also what the layers put out.
 
-        With `causal`, experts that choose do what their auxiliary routers guess.
+        With `causal`, experts and blocks that choose do what their auxiliary routers guess.
         """
         labels = batch.labels.flatten()
         positions = (labels != NO_LABEL).nonzero().flatten()
@@ -100,6 +102,7 @@ class Model(nn.Module):
             layer_squares=stacked.squares,
             auxiliary=stacked.auxiliary / self.config.depth,
             routed=stacked.statistics,
+            kept=stacked.kept,
         )
 
     def _blocks(
@@ -119,13 +122,18 @@ class Model(nn.Module):
             dtype=x_BLD.dtype,
             lengths_change=cache is not None,
         )
+        rotary, rows = self._rotary(batch.position), None
+        if self.config.mod.every is not None:
+            assert cache is None, "blocks that take some tokens remember none"
+            rows = rows_of(batch, config=self.config, rotary=rotary, dtype=x_BLD.dtype)
         return self.blocks(
             self._at_positions(x_BLD, position_BL=batch.position),
-            rotary=self._rotary(batch.position),
+            rotary=rotary,
             plan=attends if cache is None else cache.fill(attends),
             modality_BL=batch.modality,
             watched_BL=watched_BL,
             causal=causal,
+            rows=rows,
         )
 
     def hidden(
@@ -161,7 +169,7 @@ class Model(nn.Module):
 
         Every row holds one document, from its first position on.
         """
-        hidden_BLD = self.hidden(batch, cache=cache, causal=self.config.moe.auxiliary_routers)
+        hidden_BLD = self.hidden(batch, cache=cache, causal=self.config.auxiliary_routers)
         return self.head(hidden_BLD[torch.arange(len(at), device=at.device), at])
 
     def next_logits(
@@ -185,9 +193,16 @@ class Model(nn.Module):
             modality_BL=(
                 torch.full_like(at_BL, Modality.text) if modality is None else modality[:, None]
             ),
-            causal=self.config.moe.auxiliary_routers,
+            causal=self.config.auxiliary_routers,
         )
         return self.head(self.norm(stacked.output)[:, 0])
+
+
+def _block(config: ModelConfig, *, layer: int) -> Block:
+    picks = config.mod.picks(layer)
+    rows_in_one = config.mod.group_rows if picks else 1
+    ffn = MoE(config, rows_in_one=rows_in_one) if config.sparse else feed_forward(config)
+    return Block(config, ffn=ffn, depth_router=DepthRouter(config) if picks else None)
 
 
 def build(config: ModelConfig, *, seed: int) -> Model:

@@ -21,12 +21,13 @@ class MoE(nn.Module):
     Where experts are on several processes, `elsewhere` is what brings slots to theirs and back:
     (experts, x [S, D], ends [E]) -> [S, D], like the experts' own forward if all were here.
 
-    With `causal`, experts that choose do what their auxiliary routers guess.
+    With `causal`, experts that choose do what their auxiliary routers guess. A row of the input
+    stands for `rows_in_one` rows of the batch.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, rows_in_one: int = 1) -> None:
         super().__init__()
-        self.group_rows = config.moe.group_rows
+        self.group_rows = config.moe.group_rows // rows_in_one
         self.router = router(config)
         self.experts = Experts(config)
         self.elsewhere: nn.Module | None = None

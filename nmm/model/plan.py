@@ -1,6 +1,7 @@
 """What all layers share to attend within a batch's documents, by one of three backends."""
 
 import torch
+from torch import Tensor
 
 from nmm.batch import PackedBatch, two_way
 from nmm.config import AttentionBackend, ImageAttention
@@ -37,7 +38,15 @@ def plan(
     """The plan of a batch; `dtype` is the queries'."""
     document = batch.document
     image = two_way(document, batch.image, attention=image_attention)
-    match backend_on(document.device, asked=backend, lengths_change=lengths_change):
+    chosen = backend_on(document.device, asked=backend, lengths_change=lengths_change)
+    return plan_of(document, image, backend=chosen, dtype=dtype)
+
+
+def plan_of(
+    document: Tensor, image: Tensor, *, backend: AttentionBackend, dtype: torch.dtype
+) -> Plan:
+    """The plan of rows with these documents and two-way images, all int[B, L]."""
+    match backend:
         case AttentionBackend.flex:
             return flex_plan(document, two_way_image_BL=image)
         case AttentionBackend.mask:

@@ -130,7 +130,9 @@ class ExpertChoice(nn.Module):
         super().__init__()
         self.config, self.groups = config.moe, groups(config.moe)
         self.weight = nn.Parameter(torch.empty(config.moe.total_experts, config.width))
-        self.auxiliary = AuxiliaryRouters(config) if config.moe.auxiliary_routers else None
+        self.auxiliary = None
+        if config.moe.auxiliary_routers:
+            self.auxiliary = AuxiliaryRouters(config.width, sizes=config.moe.sizes)
 
     def forward(self, x_TD: Tensor, modality_GN: Tensor, causal: bool = False) -> Assignment:
         logits_TE = _logits(x_TD, self.weight)
@@ -174,11 +176,7 @@ class ExpertChoice(nn.Module):
         """bool[E, T]: the highest scores of every expert in every group of rows, ties in order."""
         score_ET = score_TE.masked_fill(~serves_TE, float("-inf")).t()
         score_EGN = score_ET.unflatten(1, modality_GN.shape)
-        order_EGN = score_EGN.argsort(dim=-1, descending=True, stable=True)
-        number_N = torch.arange(modality_GN.shape[1], device=score_TE.device)
-        among_best_EGN = number_N < self._limits(modality_GN)[..., None]
-        taken_EGN = torch.zeros_like(score_EGN, dtype=torch.bool)
-        return taken_EGN.scatter_(-1, order_EGN, among_best_EGN).flatten(1)
+        return highest(score_EGN, limit=self._limits(modality_GN)).flatten(1)
 
     def _limits(self, modality_GN: Tensor) -> Tensor:
         """int64[E, G]: how many tokens of a group of rows each expert takes."""
@@ -189,6 +187,14 @@ class ExpertChoice(nn.Module):
             limit_G = (held_G.double() * self.config.capacity / experts).long()
             limits.append(limit_G.expand(experts, -1))
         return torch.cat(limits)
+
+
+def highest(score: Tensor, *, limit: Tensor) -> Tensor:
+    """bool[..., N]: the `limit` int64[...] highest of the last dimension, ties in order."""
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    number_N = torch.arange(score.shape[-1], device=score.device)
+    taken = torch.zeros_like(score, dtype=torch.bool)
+    return taken.scatter_(-1, order, number_N < limit[..., None])
 
 
 def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
