@@ -15,7 +15,10 @@ PARTS = ("embedding", "image", "attention", "ffn", "norm", "head")
 
 
 def part(name: str) -> str:
-    """The part of the model that a parameter belongs to, by its name; `image` brings images in."""
+    """The part of the model that a parameter belongs to, by its name; `image` brings images in.
+
+    Routers belong to `ffn`.
+    """
     top = name.partition(".")[0]
     if top in ("patch", "vision", "connector"):
         return "image"
@@ -23,6 +26,8 @@ def part(name: str) -> str:
         return "embedding"
     if top == "head":
         return "head"
+    if "depth_router" in name:
+        return "ffn"
     (found,) = {"norm"} if "norm" in name else {"attention", "ffn"} & set(name.split("."))
     return found
 

@@ -26,6 +26,7 @@ from nmm.config import (
     EngineConfig,
     ExpertGroups,
     ImageKind,
+    MoDConfig,
     ModelConfig,
     MoEConfig,
     Norm,
@@ -96,6 +97,8 @@ MODELS = {
 MODELS["auxiliary"] = replace(
     MODELS["moma"], moe=replace(MODELS["moma"].moe, auxiliary_routers=True)
 )
+# Half of the tokens of two rows, then experts among these.
+MODELS["depth"] = replace(MODELS["moma"], mod=MoDConfig(every=2, capacity=0.5, group_rows=2))
 OPTIM = {
     "adamw": OptimConfig(
         learning_rate=3e-3, weight_decay=1e-2, clip_norm=1.0, vision_rate_multiplier=0.5
@@ -177,6 +180,8 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         norms.append(result.grad_norm)
         if result.routed:
             routed.append(result.routed.keys(MODELS[case["model"]].moe))
+        if result.kept:
+            routed[-1] |= result.kept.keys(MODELS[case["model"]].mod)
         by_source = [result.tally.loss(source=i) for i in range(len(corpus.sources))]
         sources.append([-1.0 if loss is None else loss for loss in by_source])
     found = {"losses": losses, "norms": norms, "sources": sources, "counts": counts}

@@ -7,7 +7,16 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from nmm.batch import Modality
-from nmm.config import ExpertGroups, ModelConfig, MoEConfig, Norm, NormPosition, QKNorm, Routing
+from nmm.config import (
+    ExpertGroups,
+    MoDConfig,
+    ModelConfig,
+    MoEConfig,
+    Norm,
+    NormPosition,
+    QKNorm,
+    Routing,
+)
 from nmm.model.moe import MoE
 from tests.family import EARLY, LATE
 
@@ -31,6 +40,15 @@ SPARSE["moma"] = replace(
     SPARSE["moma"], norm=Norm.rms, norm_position=NormPosition.swin, qk_norm=QKNorm.head
 )
 SPARSE["late"] = replace(LATE, moe=ROUTINGS["token choice"])
+# Blocks that take some tokens, alone and with experts in them.
+DEEP: dict[str, ModelConfig] = {
+    "mod": replace(EARLY, mod=MoDConfig(every=2)),
+    "mod in swin": replace(
+        EARLY, norm_position=NormPosition.swin, mod=MoDConfig(every=1, capacity=0.5, group_rows=2)
+    ),
+    "mod of moma": replace(SPARSE["moma"], mod=MoDConfig(every=2, capacity=0.5)),
+    "mod of top 2": replace(SPARSE["top 2"], mod=MoDConfig(every=2, capacity=0.5, group_rows=2)),
+}
 
 
 def by_loops(layer: MoE, x: Tensor, modality: Tensor, *, config: MoEConfig) -> Tensor:

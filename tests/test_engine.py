@@ -22,7 +22,7 @@ from nmm.engine import Split, deepspeed_config, split_step
 from nmm.errors import UserError
 from nmm.model import Group, Model, build, group
 from nmm.needs import missing_for_compiling
-from nmm.routing import Routed
+from nmm.routing import Kept, Routed
 from tests import corpora
 from tests.engine_cases import MODELS, OPTIM, POISONED, STEPS, WATCHED, rate
 
@@ -178,6 +178,8 @@ def plain_torch(
         (loss + output.auxiliary / (batch.document > 0).sum()).backward()
         if model.config.sparse:
             routed.append(Routed(output.routed.double()).keys(model.config.moe))
+        if model.config.mod.every is not None:
+            routed[-1] |= Kept(output.kept.double()).keys(model.config.mod)
         if step in WATCHED:
             signals.append(plain_signals(model, batch, outputs=outputs[: len(model.blocks)]))
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
@@ -215,7 +217,7 @@ def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tenso
         "embedding": r"embedding\.weight",
         "image": r"(patch|vision|connector)\..*",
         "attention": r"blocks\.\d+\.attention\.(qkv|out)\.weight",
-        "ffn": r"blocks\.\d+\.ffn\..*",
+        "ffn": r"blocks\.\d+\.(ffn|depth_router)\..*",
         "norm": r"(blocks\..*)?norm\.(weight|bias)",
         "head": r"head\.weight",
     }

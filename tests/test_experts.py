@@ -9,13 +9,15 @@ from tests.engine_cases import OPTIM
 from tests.test_engine import SAME, STAGES, SWITCHES, case, plain_torch, start, write_cases
 
 STEPS = 4
-MEMBERS = ("moe", "moma", "hard", "auxiliary")
+MEMBERS = ("moe", "moma", "hard", "auxiliary", "depth")
 ONE = [case(z, "sgd", model=m, steps=STEPS, micro_batch=4) for m in MEMBERS for z in (0, 3)]
 ONE += [case(1, "sgd", model="moma", steps=STEPS, switches={s: True}) for s in SWITCHES]
 TWO = [case(z, "sgd", model=m, steps=STEPS) for m in MEMBERS for z in STAGES]
 TWO += [case(z, "adamw", model="moe", steps=STEPS) for z in (1, 3)]
 TWO += [case(z, "adamw", model="moe", steps=STEPS, precision="bf16") for z in (2, 3)]
 TWO += [case(3, "sgd", model="hard", steps=STEPS, blind_rank=1)]
+RECOMPUTES = {"activation_checkpointing": True}
+TWO += [case(3, "sgd", model="depth", steps=STEPS, switches=RECOMPUTES, resume_at=2)]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def test_every_split_and_stage_equals_plain_torch(
     expected = plain_torch(optim, model_name=member, steps=STEPS)
     if member != "auxiliary":
         assert max(expected["norms"]) > OPTIM[optim].clip_norm
-    chosen = {member: ["moe/balance"] for member in ("moma", "auxiliary")}
+    chosen = {member: ["moe/balance"] for member in ("moma", "auxiliary", "depth")}
     missing = {"moe": [], "hard": ["moe/balance", "moe/entropy"], **chosen}[member]
     compared = 0
     for processes, asked, found in results:
@@ -61,7 +63,8 @@ def test_every_split_and_stage_equals_plain_torch(
         if not asked["switches"]:
             assert found["weights"] == pytest.approx(expected["weights"], **SAME), where
         compared += 1
-    assert compared == (2 if optim == "adamw" else 6 + len(SWITCHES) * (member == "moma"))
+    more = {"moma": len(SWITCHES), "depth": 1}.get(member, 0)
+    assert compared == (2 if optim == "adamw" else 6 + more)
 
 
 def test_bf16_learns_like_fp32(results: list[tuple[int, dict, dict]]) -> None:

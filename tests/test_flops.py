@@ -26,7 +26,7 @@ from nmm.flops import (
 from nmm.model import Model, build
 from nmm.model.__main__ import describe, main
 from tests.family import FAMILY, batch_for
-from tests.sparse import SPARSE
+from tests.sparse import DEEP, SPARSE
 
 # The learning rate, and millions of parameters: N, for late fusion also N_vision and N_text.
 # "Scaling Laws for Native Multimodal Models", table 6; "MoMa", tables 1 and 5; metaseq's grid.
@@ -58,7 +58,8 @@ PUBLISHED = {
 }
 # Sparse models: the learning rate, millions in all, and those that a token passes through, which
 # are of the first paper the sizes of its dense models. The totals are its table 6 with 8 experts;
-# "MoMa", table 1, prints 210M, 1.9B and 7.1B.
+# "MoMa", table 1, prints 210M, 1.9B and 7.1B, with a mixture of depths 110M, 635M and 2.3B, and of
+# both 317M, 3B and 12B.
 PUBLISHED_SPARSE = {
     "moe_8e_275m": (0.0015, 1203.8, 274.8),
     "moe_8e_464m": (0.0015, 2148.6, 464.0),
@@ -78,10 +79,19 @@ PUBLISHED_SPARSE = {
         )
         for kind, total in zip(("1t1i", "4t4i", "8x"), totals, strict=True)
     },
+    **{
+        f"mod_{kind}_{size}": (0.0001, total, active)
+        for size, active, totals in (
+            ("90m", 94.6, (111.1, 140.5, 316.6, 316.6)),
+            ("435m", 448.7, (637.5, 972.9, 2985.7, 2985.7)),
+            ("1p4b", 1576.0, (2340.4, 3699.4, 11853.1, 11853.1)),
+        )
+        for kind, total in zip(("dense", "moma_1t1i", "moma_4t4i", "moma_8x"), totals, strict=True)
+    },
     "tiny_moe": (0.0015, 7.1, 1.6),
     "tiny_moma": (0.0015, 7.1, 1.6),
 }
-MEMBERS = {**FAMILY, **SPARSE}
+MEMBERS = {**FAMILY, **SPARSE, **DEEP}
 PRESETS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
 
 
@@ -124,6 +134,16 @@ def test_sparse_presets_have_the_published_sizes_and_rates(name: str) -> None:
     assert parameters.total == sum(built(config).values())
     assert composed.optim.learning_rate == rate
     assert composed.schedule.longer_warmup == name.startswith("moe")
+
+
+@pytest.mark.parametrize(("size", "more"), [("90m", 9.4), ("435m", 4.2), ("1p4b", 5.5)])
+def test_a_mixture_of_depths_costs_4_to_9_percent_more(size: str, more: float) -> None:
+    """What a token passes through in the blocks, against the dense model of its class."""
+    dense = num_parameters(preset(f"moma_dense_{size}"))
+    for kind in ("dense", "moma_1t1i", "moma_4t4i", "moma_8x"):
+        mixed = num_parameters(preset(f"mod_{kind}_{size}"))
+        part = (mixed.attention + mixed.ffn) / (dense.attention + dense.ffn)
+        assert 100 * (part - 1) == pytest.approx(more, abs=0.05)
 
 
 def test_early_275m_exactly() -> None:
@@ -169,11 +189,14 @@ def test_parts_equal_the_built_module(name: str) -> None:
             c for n, c in module.items() if "norm" in n and n.startswith("vision.") == vision
         )
 
-    assert parameters.attention == count("qkv.weight") + count("out.weight")
+    attention = count("qkv.weight") + count("out.weight")
     ffn = sum(map(count, ("gate_up.weight", "up.weight", "down.weight", "w1", "w2", "w3"))) - (
         count("gate_up.weight") if "blocks.0.ffn.gate_up.weight" in module else 0
     )
-    assert parameters.ffn + parameters.idle_experts == ffn
+    found = parameters.attention + parameters.ffn + parameters.idle_experts + parameters.idle_depth
+    assert found == attention + ffn
+    if config.mod.every is None:
+        assert (parameters.attention, parameters.idle_depth) == (attention, 0)
     assert parameters.router == count("router.weight")
     assert (parameters.norm, parameters.vision_norm) == (norms(), norms(vision=True))
     assert parameters.vision == sum(c for n, c in module.items() if n.startswith("vision."))
@@ -186,7 +209,9 @@ def test_parts_equal_the_built_module(name: str) -> None:
 @pytest.mark.parametrize("name", MEMBERS)
 def test_exact_flops_are_those_that_torch_counts(name: str) -> None:
     """Forward and backward of a batch; this backend computes every pair of a row."""
-    config = replace(MEMBERS[name], attention=AttentionBackend.mask)
+    member = MEMBERS[name]
+    mod = replace(member.mod, group_rows=1)  # else pairs of different rows are computed too
+    config = replace(member, attention=AttentionBackend.mask, mod=mod)
     batch = batch_for(config, row_tokens=40)
     model = build(config, seed=0)
     # The counter does not know CPUs' fused attention, nor products that are added in place, nor
@@ -199,7 +224,10 @@ def test_exact_flops_are_those_that_torch_counts(name: str) -> None:
     with sdpa_kernel(SDPBackend.MATH), counter:
         output = model(batch)
         (output.loss_sum + output.auxiliary).backward()
-    statistics = 2 * 2 * 40 * output.routed.numel()  # sums over tokens, as products
+    # Sums over tokens, as products; of a block that takes some, over these.
+    taken = [config.mod.capacity if config.mod.picks(i) else 1 for i in range(len(output.routed))]
+    routed = sum(each * table.numel() for each, table in zip(taken, output.routed, strict=True))
+    statistics = 2 * 2 * 40 * (routed + output.kept.numel())
     assert counter.get_total_flops() - statistics == exact_flops(
         config,
         tokens=2 * 40,
@@ -357,6 +385,10 @@ def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["model=tiny_moma", "model.moe.experts=4"], "model.moe.experts is 4 .*leave one of them"),
         (["model=tiny_moma", "model.moe.top_k=2"], "model.moe.top_k is 2 .*does not use it"),
         (["model=tiny_moma", "model.moe.groups.taste=2"], "Key 'taste'"),
+        (["model.mod.capacity=0.5"], "model.mod.every is null.*for example to 2"),
+        (["model.mod.every=2", "model.mod.capacity=1.5"], "model.mod.capacity is 1.5; it is a fra"),
+        (["model.mod.every=0"], "model.mod.every is 0; set it above 0"),
+        (["model=tiny_moma", "model.mod={every:2,group_rows:2}"], "moe.group_rows is 1 and .*mult"),
         (["model.moe.routing=modality_hard"], "groups is empty; say how many"),
         (["model=tiny_moma", "model.moe.routing=modality_hard"], "set them to 1, or model.moe.ro"),
     ],
