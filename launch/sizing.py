@@ -62,7 +62,7 @@ def table(presets: list[str], *, gpu: str, gpus: list[int]) -> Iterator[str]:
                 f"of images: see python -m nmm.model describe model={preset}."
             )
         for number in gpus:
-            divisors = [n for n in model.moe.divisors if number % n == 0] if model.sparse else [1]
+            divisors = [n for n in model.expert_divisors if number % n == 0]
             for parts in sorted({1, divisors[-1]}):
                 stage = zero_stage(model, gpus=number, gpu=gpu, expert_parallel=parts)
                 states = state_bytes(model, zero_stage=stage, gpus=number, expert_parallel=parts)

@@ -19,6 +19,7 @@ from nmm.batch import NO_LABEL, Dropped, Modality, PackedBatch
 from nmm.config import DataConfig, Kind, ModelConfig
 from nmm.errors import UserError
 from nmm.held_out import AHEAD, HeldOut
+from nmm.model.depth import flip
 from nmm.parallel import World, gather_lists
 from nmm.tally import Row
 from nmm.trained import Trained, add_arguments, read
@@ -205,6 +206,13 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="instead: which experts take which tokens, as a picture and tables in DIR",
     )
+    parser.add_argument(
+        "--depth-noise",
+        type=float,
+        metavar="FRACTION",
+        help="of a mixture of depths: turn this fraction of who is taken round, by a draw",
+    )
+    parser.add_argument("--noise-seed", type=int, default=0, help="of that draw (default: 0)")
     arguments = parser.parse_args(argv)
     if arguments.report:
         _report(arguments)
@@ -220,6 +228,8 @@ def main(argv: list[str] | None = None) -> None:
             rows_per_source=arguments.rows_per_source,
             with_gap=arguments.image_gap,
             masked=arguments.masked,
+            depth_noise=arguments.depth_noise,
+            noise_seed=arguments.noise_seed,
         )
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -243,6 +253,7 @@ def _report(arguments: argparse.Namespace) -> None:
         "--rows-per-source": arguments.rows_per_source,
         "--image-gap": arguments.image_gap or None,
         "--masked": arguments.masked or None,
+        "--depth-noise": arguments.depth_noise,
         "--json": arguments.json or None,
         "--experts": arguments.experts or None,
     }
@@ -269,6 +280,7 @@ def _experts(arguments: argparse.Namespace) -> None:
         "--image-gap": arguments.image_gap,
         "--masked": arguments.masked,
         "--json": arguments.json,
+        "--depth-noise": arguments.depth_noise is not None,
     }
     for flag, given in others.items():
         if given:
@@ -307,7 +319,13 @@ def assigned_experts(
 
 
 def _evaluate(
-    trained: Trained, *, rows_per_source: int | None, with_gap: bool, masked: bool
+    trained: Trained,
+    *,
+    rows_per_source: int | None,
+    with_gap: bool,
+    masked: bool,
+    depth_noise: float | None = None,
+    noise_seed: int = 0,
 ) -> Row:
     device = next(trained.model.parameters()).device
     data = trained.config.data
@@ -317,6 +335,8 @@ def _evaluate(
             "--masked scores the objective of data.masking, but data.masking.mean_spans was 0 in "
             "the training; leave it out."
         )
+    if depth_noise is not None:
+        _flip(trained, fraction=depth_noise, seed=noise_seed)
     corpus = open_held_out(trained)
     sums = HeldOut.zeros(trained.config.model, num_sources=len(corpus.sources), device=device)
     dropped: list[Dropped] = []
@@ -327,11 +347,28 @@ def _evaluate(
     said = objective(data, masked=masked)
     losses = sums.row(corpus, units=data.units)
     row = {"step": trained.step, **losses, **said, "dropped": len(dropped)}
+    if depth_noise is not None:
+        row |= {"depth_noise": depth_noise, "noise_seed": noise_seed}
     if with_gap:
         row["caption/own_images"], row["caption/other_images"] = image_gap(
             trained, corpus, rows_per_source=rows
         )
     return row
+
+
+def _flip(trained: Trained, *, fraction: float, seed: int) -> None:
+    """Errors in who is taken by the blocks of a mixture of depths, as in "MoMa"."""
+    if trained.config.model.mod.every is None:
+        raise UserError(
+            "--depth-noise turns decisions of a mixture of depths round, but model.mod.every was "
+            "null in the training; leave it out."
+        )
+    if not 0 <= fraction <= 1 or seed < 0:
+        raise UserError(
+            f"--depth-noise is {fraction} and --noise-seed is {seed}; give a fraction between 0 "
+            f"and 1, and a seed of 0 or more."
+        )
+    flip(trained.model, fraction=fraction, seed=seed)
 
 
 def open_held_out(trained: Trained) -> Corpus:

@@ -1,5 +1,6 @@
 """Auxiliary routers: what they compute and learn, that nothing looks ahead, and runs with them."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -277,6 +278,8 @@ def overrides(directory: Path, name: str, *more: str) -> list[str]:
 
 
 CHILD = ("parent.run=AT/main", f"parent.step={POINT}", "parent.mode=auxiliary_routers", HAS_THEM)
+DEPTH = ("model.mod={every:2,capacity:0.5}",)
+DEEP_CHILD = ("parent.run=AT/deep", *CHILD[1:], "model.mod.auxiliary_router=true")
 NEW = ("optim.learning_rate=1e-3", "data.global_rows=4", "run.seed=3", "model.z_loss=0")
 
 
@@ -294,6 +297,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             overrides(directory, "once", *CHILD, *NEW, total, constant),
             overrides(directory, "twice", *CHILD, *NEW, half, constant),
             overrides(directory, "twice", *CHILD, *NEW, total, constant),
+            overrides(directory, "deep", *DEPTH, *noise, constant),
+            overrides(directory, "deep child", *DEPTH, *DEEP_CHILD, *NEW, half, constant),
+            overrides(directory, "deep child", *DEPTH, *DEEP_CHILD, *NEW, total, constant),
         ],
         directory=directory,
     )
@@ -357,6 +363,45 @@ def test_an_evaluation_has_both_losses_and_says_which_is_causal(
     assert "These losses are causal" in page
     assert "Those below ahead/ are NOT" in page
     assert f"{once[-1]['loss']:.4f}" in page
+
+
+def test_a_mixture_of_depths_has_both_losses_and_writes_nothing(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With auxiliary routers of experts and of depth together, stopped and continued."""
+    main, child = (newest(directory / name) for name in ("deep", "deep child"))
+    assert main is not None
+    assert child is not None
+    before, after = (dict(Stored(found).weights()) for found in (main, child))
+    assert {n for n in after if n not in before} == {n for n in after if ".auxiliary." in n}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    losses, evals = (
+        rows(directory / "deep child/losses.jsonl"),
+        rows(directory / "deep child/evals.jsonl"),
+    )
+    assert [row["step"] for row in losses] == list(range(1, STEPS + 1))
+    assert losses[-1]["mod/auxiliary/loss"] < losses[0]["mod/auxiliary/loss"]
+    for row in losses:
+        kept = [row[f"mod/kept_fraction/modality/{name}"] for name in ("text", "image")]
+        assert min(kept) < 0.5 < max(kept)
+    (parent,) = (row for row in rows(directory / "deep/evals.jsonl") if row["step"] == POINT)
+    assert (parent["causal"], evals[-1]["causal"]) == (False, True)
+    assert evals[-1]["ahead/loss"] == parent["loss"] != evals[-1]["loss"]
+    assert evals[-1]["mod/auxiliary/load"] >= 0
+
+    command = ["evaluate", "--run", str(directory / "deep"), "--json", "--depth-noise"]
+    noisy = []
+    for more in (["0"], ["0.3"], ["0.3"], ["0.3", "--noise-seed", "1"]):
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        evaluate.main()
+        noisy.append(json.loads(capsys.readouterr().out)["loss"])
+    assert noisy[0] == pytest.approx(parent["loss"], rel=1e-5)
+    assert noisy[1] == noisy[2] != noisy[3]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--run", f"{directory}/once", "--depth-noise=1"])
+    with pytest.raises(SystemExit, match=r"--depth-noise turns .* leave it out"):
+        evaluate.main()
+    with pytest.raises(SystemExit, match="which tokens a block passed by; use a model without"):
+        generate_command(["--run", str(directory / "deep child"), "--prompt", "a red"])
 
 
 def test_it_writes_text_and_is_no_point_of_a_law(

@@ -8,11 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from nmm.batch import Modality, PackedBatch, allowed, two_way
-from nmm.config import AttentionBackend, MoDConfig, ModelConfig, NormPosition
+from nmm.config import (
+    AttentionBackend,
+    MoDConfig,
+    ModelConfig,
+    NormPosition,
+    OptimConfig,
+    compose,
+    load,
+)
+from nmm.engine import parameter_groups
+from nmm.errors import UserError
+from nmm.flops import num_parameters
 from nmm.model import Model, build
-from nmm.model.depth import DepthRouter, Picked
-from nmm.routing import KEPT_COLUMNS
+from nmm.model.depth import DepthRouter, Picked, flip
+from nmm.routing import KEPT, KEPT_COLUMNS, SEEN, Kept
+from tests.batches import pack
 from tests.family import EARLY, FAMILY, LATE, batch_for
+from tests.sparse import DEEP
 
 MOD = MoDConfig(every=2)
 DENSE = {
@@ -132,3 +145,136 @@ def test_kept_tokens_meet_in_their_documents_and_others_pass_by(name: str, mod: 
 def tokens_kept(batch: PackedBatch, mod: MoDConfig) -> list[float]:
     """The limit of every group of rows."""
     return [int((rows > 0).sum() * mod.capacity) for rows in batch.document.split(mod.group_rows)]
+
+
+# The auxiliary router: nothing looks ahead where it decides.
+BOTH = {
+    "mod": replace(DEEP["mod"], mod=replace(DEEP["mod"].mod, auxiliary_router=True)),
+    "mod of moma": replace(
+        DEEP["mod of moma"],
+        moe=replace(DEEP["mod of moma"].moe, auxiliary_routers=True),
+        mod=replace(DEEP["mod of moma"].mod, auxiliary_router=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("backend", [AttentionBackend.auto, AttentionBackend.mask])
+def test_later_tokens_move_who_is_taken_and_no_bit_of_what_is_guessed(
+    name: str, backend: AttentionBackend
+) -> None:
+    config = replace(BOTH[name], attention=backend)
+    plain, ours = opinionated(replace(DEEP[name], attention=backend)), opinionated(config)
+    draw, leaks = torch.Generator().manual_seed(1), []
+    for start in (20, 40, 90, 128):
+        batch = pack([[(150,)], [(20, "image", 90)]], config=config, row_tokens=150)
+        with torch.no_grad():
+            before = plain.logits(batch), ours.logits(batch, causal=True)
+            for _ in range(2):
+                later = torch.randint(5, 64, batch.tokens[:, start:].shape, generator=draw)
+                is_text = batch.modality[:, start:] == Modality.text
+                batch.tokens[:, start:] = torch.where(is_text, later, batch.tokens[:, start:])
+                leaks.append((plain.logits(batch) - before[0])[0, :start].abs().max())
+                moved = (ours.logits(batch, causal=True) - before[1]).abs()
+                assert (moved[0, :start] == 0).all()
+                if start >= 40:  # where the image of the second row is over
+                    assert (moved[1, :start] == 0).all()
+                assert moved[0, start:].max() > 1e-3
+    assert sum(leak > 1e-4 for leak in leaks) > len(leaks) / 3
+
+
+def test_a_guess_is_learned_alone_and_costs_its_cross_entropy() -> None:
+    """Equation 4; labels are the router's own choices among all tokens of a row."""
+    config = BOTH["mod"]
+    model = opinionated(config)
+    router = model.blocks[0].depth_router
+    assert isinstance(router, DepthRouter)
+    batch = batch_for(config, row_tokens=40)
+    x = torch.randn(2 * 40, config.width, requires_grad=True)
+    picked = router(x, batch.modality)
+    first, second = (p for n, p in router.named_parameters() if ".auxiliary." in f".{n}")
+    guess = (torch.nn.functional.silu(x @ first.T) @ second.T)[:, 0]
+    wanted, real = picked.kept.flatten(), (batch.document > 0).flatten()
+    assert picked.kept.sum(dim=1).tolist() == [int(n) for n in (batch.document > 0).sum(1) * 0.25]
+    surprise = torch.nn.functional.binary_cross_entropy_with_logits(
+        guess[real], wanted[real].float(), reduction="sum"
+    )
+    torch.testing.assert_close(picked.auxiliary, surprise, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(picked.auxiliary, [x, *router.parameters()], allow_unused=True)
+    assert [g is not None for g in gradients] == [False, False, True, True]
+    guessed = router(x, batch.modality, causal=True)
+    assert torch.equal(guessed.kept.flatten(), (guess > 0) & real)
+    assert torch.equal(guessed.gate, picked.gate)
+    keys = Kept(picked.statistics[None].double()).keys(config.mod)
+    surprise = surprise.detach()
+    assert keys["mod/auxiliary/loss"] == pytest.approx(float(surprise / real.sum()), rel=1e-5)
+    right = float((wanted & (guess > 0) & real).sum())
+    assert keys["mod/auxiliary/recall"] == pytest.approx(right / float(wanted.sum()))
+    guesses = int(((guess > 0) & real).sum())
+    assert keys["mod/auxiliary/load"] == guesses / int(wanted.sum())
+
+
+def test_everything_else_is_frozen_beside_auxiliary_routers() -> None:
+    model = build(BOTH["mod of moma"], seed=0)
+    parameter_groups(model, OptimConfig())
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if ".auxiliary." in n}
+    assert any("depth_router" in n for n in trained)
+    assert num_parameters(model.config).auxiliary_router == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
+
+
+@pytest.mark.parametrize("name", ["mod", "mod in swin", "mod of moma"])
+def test_errors_flip_their_part_of_the_decisions(name: str) -> None:
+    """None at 0, where tokens in their places give the same as side by side; all at 1."""
+    config = DEEP[name]
+    model, batch = opinionated(config), batch_for(config, row_tokens=40)
+    with torch.no_grad():
+        plain = model(batch)
+        found = {}
+        for fraction, seed in ((0.0, 0), (0.3, 0), (0.3, 0), (0.3, 1), (1.0, 0)):
+            flip(model, fraction=fraction, seed=seed)
+            found.setdefault((fraction, seed), []).append(model(batch))
+    torch.testing.assert_close(found[0.0, 0][0].token_losses, plain.token_losses)
+    first, again = found[0.3, 0]
+    assert torch.equal(first.token_losses, again.token_losses)
+    assert not torch.equal(first.token_losses, found[0.3, 1][0].token_losses)
+    seen, kept = (plain.kept[0].sum(dim=0)[column] for column in (SEEN, KEPT))
+    assert found[1.0, 0][0].kept[0].sum(dim=0)[KEPT] == seen - kept
+
+
+def test_the_kept_are_counted_by_modality() -> None:
+    model = build(DEEP["mod of moma"], seed=0)
+    batch = batch_for(model.config, row_tokens=40)
+    keys = Kept(model(batch).kept.double()).keys(model.config.mod)
+    assert keys.keys() == {f"mod/kept_fraction/modality/{name}" for name in ("text", "image")}
+    counts = {name: int((batch.modality == Modality[name]).sum()) for name in ("text", "image")}
+    kept = sum(keys[f"mod/kept_fraction/modality/{name}"] * n for name, n in counts.items())
+    assert kept == pytest.approx(sum(tokens_kept(batch, model.config.mod)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["engine.compile=true"], "model.mod.every is 2 and engine.compile is true"),
+        (["model.mod.auxiliary_router=true"], "model.mod.auxiliary_router is true, parent.run is"),
+        (
+            ["model=tiny_moma", "model.moe.auxiliary_routers=true"],
+            "would still look ahead; set model.mod.auxiliary_router=true too",
+        ),
+        (
+            ["model=tiny_moma", "model.mod.auxiliary_router=true"],
+            "would still look ahead; set model.moe.auxiliary_routers=true too",
+        ),
+        (
+            ["model=tiny_moma", "engine.expert_parallel=2"],
+            "inside a mixture of depths are not divided",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(asked: list[str], said: str) -> None:
+    words = ["data=demo", "schedule.total_steps=9", "model.mod.every=2", *asked]
+    with pytest.raises(UserError, match=said) as refusal:
+        load(compose(words))
+    assert "\n" not in str(refusal.value)

@@ -245,6 +245,12 @@ class ModelConfig(BlockConfig):
         return self.sparse is not None or self.mod.every is not None
 
     @property
+    def expert_divisors(self) -> list[int]:
+        """What engine.expert_parallel may be while the experts are trained."""
+        whole = self.sparse is None or self.mod.every is not None
+        return [1] if whole else self.moe.divisors
+
+    @property
     def group_rows(self) -> int:
         """Rows of a batch that no split may cut: numbers are taken over as many at a time."""
         return max(self.moe.group_rows, self.mod.group_rows)

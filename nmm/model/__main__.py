@@ -126,7 +126,7 @@ def memory_plan(described: Described) -> dict[tuple[int, int], dict[int, float]]
     """
     moe, parameters = described.model.sparse, num_parameters(described.model)
     frozen = parameters.vision if described.vision_is_frozen else 0
-    divisors = [n for n in EXPERT_PARALLEL if moe and n in moe.divisors]
+    divisors = [n for n in EXPERT_PARALLEL if n in described.model.expert_divisors]
     if described.model.auxiliary_routers:
         frozen, divisors = parameters.total - parameters.auxiliary_router, [1]
     return {

@@ -83,6 +83,18 @@ class DepthRouter(nn.Module):
         return Picked(kept_GN, score_GN.sigmoid(), at_most, loss, table)
 
 
+def flip(model: nn.Module, *, fraction: float, seed: int) -> None:
+    """Turn this fraction of all blocks' decisions round from now on, drawn one after the other."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def flips(kept: Tensor) -> Tensor:
+        return (torch.rand(kept.shape, generator=draw) < fraction).to(kept.device)
+
+    for module in model.modules():
+        if isinstance(module, DepthRouter):
+            module.flips = flips
+
+
 class Some(NamedTuple):
     """Some tokens of a batch as rows of their own, in their order.
 
