@@ -184,11 +184,12 @@ def exact_flops(
 
     `image_tokens` are among the `tokens`, `pairs` are the (query, key) pairs that the mask allows,
     and the head computes logits at `labels` positions only. Pixels need no gradient. Of a block
-    that takes some tokens these are its capacity, and of its pairs the square of it, as if drawn.
+    that takes some tokens these are its capacity, and of its pairs the square of it, as if drawn;
+    the scores that it takes them by are no matrix products.
     """
     parameters, vision, image = num_parameters(config), config.encoder, config.image
     picking, capacity = config.mod.layers(config.depth), config.mod.capacity
-    routers = config.depth * _router(config) * (1 - _passed_by(config)) + picking * config.width
+    routers = config.depth * _router(config) * (1 - _passed_by(config))
     forward = (parameters.attention + parameters.ffn + routers) * tokens
     seeing = config.depth - picking * (1 - capacity**2)
     forward += 2 * seeing * config.width * pairs

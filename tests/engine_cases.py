@@ -98,7 +98,11 @@ MODELS["auxiliary"] = replace(
     MODELS["moma"], moe=replace(MODELS["moma"].moe, auxiliary_routers=True)
 )
 # Half of the tokens of two rows, then experts among these.
-MODELS["depth"] = replace(MODELS["moma"], mod=MoDConfig(every=2, capacity=0.5, group_rows=2))
+MODELS["depth"] = replace(
+    MODELS["hard"],
+    moe=replace(MODELS["hard"].moe, group_rows=2),
+    mod=MoDConfig(every=2, capacity=0.5, group_rows=2),
+)
 OPTIM = {
     "adamw": OptimConfig(
         learning_rate=3e-3, weight_decay=1e-2, clip_norm=1.0, vision_rate_multiplier=0.5

@@ -380,8 +380,8 @@ def test_a_mixture_of_depths_has_both_losses_and_writes_nothing(
         rows(directory / "deep child/evals.jsonl"),
     )
     assert [row["step"] for row in losses] == list(range(1, STEPS + 1))
-    assert losses[-1]["mod/auxiliary/loss"] < losses[0]["mod/auxiliary/loss"]
     for row in losses:
+        assert 0.3 < row["mod/auxiliary/loss"] < 1
         kept = [row[f"mod/kept_fraction/modality/{name}"] for name in ("text", "image")]
         assert min(kept) < 0.5 < max(kept)
     (parent,) = (row for row in rows(directory / "deep/evals.jsonl") if row["step"] == POINT)

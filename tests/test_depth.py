@@ -23,7 +23,7 @@ from nmm.flops import num_parameters
 from nmm.model import Model, build
 from nmm.model.depth import DepthRouter, Picked, flip
 from nmm.routing import KEPT, KEPT_COLUMNS, SEEN, Kept
-from tests.batches import pack
+from tests.batches import pack, random_rows
 from tests.family import EARLY, FAMILY, LATE, batch_for
 from tests.sparse import DEEP
 
@@ -214,6 +214,25 @@ def test_a_guess_is_learned_alone_and_costs_its_cross_entropy() -> None:
     assert keys["mod/auxiliary/load"] == guesses / int(wanted.sum())
 
 
+def test_they_learn_who_is_taken() -> None:
+    """From a fixed model on random documents; random guesses would be right for a quarter."""
+    model = opinionated(replace(BOTH["mod"], width=64)).train()
+    parameter_groups(model, OptimConfig())
+    documents = random_rows(8, config=model.config, row_tokens=200)
+    batch = pack(documents, config=model.config, row_tokens=200)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    keys = []
+    for _ in range(60):
+        output = model(batch)
+        keys.append(Kept(output.kept.double()).keys(model.config.mod))
+        optimizer.zero_grad()
+        (output.auxiliary / (batch.document > 0).sum()).backward()
+        optimizer.step()
+    assert keys[-1]["mod/auxiliary/loss"] < 0.6 * keys[0]["mod/auxiliary/loss"]
+    assert keys[-1]["mod/auxiliary/precision"] > 0.6
+    assert keys[-1]["mod/auxiliary/recall"] > 0.6
+
+
 def test_everything_else_is_frozen_beside_auxiliary_routers() -> None:
     model = build(BOTH["mod of moma"], seed=0)
     parameter_groups(model, OptimConfig())
@@ -223,6 +242,19 @@ def test_everything_else_is_frozen_beside_auxiliary_routers() -> None:
     assert num_parameters(model.config).auxiliary_router == sum(
         p.numel() for p in model.parameters() if p.requires_grad
     )
+
+
+def test_equal_tokens_tie_whatever_batch_they_are_in() -> None:
+    """The first of them are taken, of rows alone and of rows together."""
+    config = replace(DEEP["mod"], width=104)
+    router = opinionated(config).blocks[0].depth_router
+    assert isinstance(router, DepthRouter)
+    for length in (7, 33, 150):
+        x = torch.randn(1, 104).expand(5 * length, -1).contiguous()
+        modality = torch.full((5, length), Modality.text, dtype=torch.uint8)
+        kept = router(x, modality).kept
+        assert kept[:, : length // 4].all()
+        assert not kept[:, length // 4 :].any()
 
 
 @pytest.mark.parametrize("name", ["mod", "mod in swin", "mod of moma"])

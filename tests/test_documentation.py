@@ -230,7 +230,7 @@ def test_the_table_of_presets_tells_what_they_are() -> None:
         widths = f"{encoder.width} + {model.width}" if encoder else str(model.width)
         assert (width, depth) == (widths, str(model.depth)), name
         assert size == f"{count.N:,}", name
-        assert active == (f"{count.N_active:,}" if model.sparse else "all"), name
+        assert active == (f"{count.N_active:,}" if model.is_sparse else "all"), name
         assert vision == (f"{count.N_vision:,}" if encoder else "-"), name
         assert float(rate) == composed.optim.learning_rate, name
 

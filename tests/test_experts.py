@@ -44,8 +44,9 @@ def test_every_split_and_stage_equals_plain_torch(
     expected = plain_torch(optim, model_name=member, steps=STEPS)
     if member != "auxiliary":
         assert max(expected["norms"]) > OPTIM[optim].clip_norm
-    chosen = {member: ["moe/balance"] for member in ("moma", "auxiliary", "depth")}
-    missing = {"moe": [], "hard": ["moe/balance", "moe/entropy"], **chosen}[member]
+    chosen = {member: ["moe/balance"] for member in ("moma", "auxiliary")}
+    hard = {key: ["moe/balance", "moe/entropy"] for key in ("hard", "depth")}
+    missing = {"moe": [], **hard, **chosen}[member]
     compared = 0
     for processes, asked, found in results:
         which = (asked["model"], asked["optim"], asked["precision"], asked["blind_rank"])

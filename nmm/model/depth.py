@@ -58,7 +58,9 @@ class DepthRouter(nn.Module):
             self.auxiliary = AuxiliaryRouters(config.width, sizes={"all": 1})
 
     def forward(self, x_TD: Tensor, modality_GN: Tensor, causal: bool = False) -> Picked:
-        score_GN = F.linear(x_TD.float(), self.weight.float()).view(modality_GN.shape)
+        # The first block sees equal ids as equal vectors. These must tie to the bit, whatever batch
+        # they are in, which rows of a matrix product do not.
+        score_GN = (x_TD.float() * self.weight.float()).sum(dim=1).view(modality_GN.shape)
         real_GN = modality_GN != Modality.pad
         limit_G = (real_GN.sum(dim=1).double() * self.config.capacity).long()
         lowest_GN = score_GN.detach().masked_fill(~real_GN, float("-inf"))
