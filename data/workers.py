@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from threading import Thread
+from types import TracebackType
 
 
 def context() -> BaseContext:
@@ -43,9 +44,18 @@ def outlive_signals(worker: int) -> None:
     """Let a helper process that was forked `shielded` end by SIGTERM only if its parent sent it.
 
     Schedulers and launchers send it to every process of a job. The parent then finishes its step,
-    for which it needs the batches of its helpers.
+    for which it needs the batches of its helpers. One whose parent was killed says nothing of it.
     """
+    sys.excepthook = _unless_parent_left
     Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+
+
+def _unless_parent_left(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """For the thread of multiprocessing that hands over batches; other errors go to the parent."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_when_parent_says(parent: int) -> None:

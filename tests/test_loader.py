@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections import Counter
@@ -463,6 +465,26 @@ def test_a_process_that_is_killed_is_named_as_killed(corpus: Corpus, config: Dat
             kill_and_read_on(loader)
         said.append(str(caught.value))
     assert any("signal 9" in each and "lower data.workers" in each for each in said)
+
+
+HANDS_OVER = """
+import os
+from multiprocessing import current_process
+from multiprocessing.connection import Client
+from multiprocessing.resource_sharer import DupFd as Shared
+from data.workers import outlive_signals
+outlive_signals(0)
+shared = Shared(0)
+Client(shared._id[0], authkey=current_process().authkey).close()
+os.close(shared.detach())  # the thread has come to the one after
+"""
+
+
+def test_a_helper_whose_parent_was_killed_says_nothing_of_it() -> None:
+    """Whoever asked for a batch is gone in the middle of the thread's answer."""
+    command = [sys.executable, "-c", HANDS_OVER]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_held_out_rows_are_fixed_and_dealt_to_ranks(config: DataConfig) -> None:
