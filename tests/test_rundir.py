@@ -64,7 +64,7 @@ def general(key: str) -> str:
 
 def is_sparse(key: str) -> bool:
     """Is it of other runs only? See tests/test_sparse_runs.py and tests/test_masking.py."""
-    return key in ("causal", "objective") or key.startswith(("moe/", "ahead/"))
+    return key in ("causal", "objective") or key.startswith(("moe/", "mod/", "ahead/"))
 
 
 @pytest.mark.parametrize("log", ["losses.jsonl", "evals.jsonl"])
