@@ -64,7 +64,8 @@ def general(key: str) -> str:
 
 def is_sparse(key: str) -> bool:
     """Is it of other runs only? See tests/test_sparse_runs.py and tests/test_masking.py."""
-    return key in ("causal", "objective") or key.startswith(("moe/", "mod/", "ahead/"))
+    of_others = ("moe/", "mod/", "ahead/", "signals/router_grad_norm/")
+    return key in ("causal", "objective") or key.startswith(of_others)
 
 
 @pytest.mark.parametrize("log", ["losses.jsonl", "evals.jsonl"])
