@@ -111,7 +111,6 @@ def train(
         except Stopped as stopped:
             if not checkpoint.is_saved(plan.directory, progress, world=world):
                 saving.save_at_the_end(progress)
-            uploads.finish(patience_seconds=30 * settings.run.timeout_minutes)
             log.say(
                 f"stopped {plan.directory} after step {progress.step} of "
                 f"{plan.phases.total_steps}, because {stopped}; the same command continues it."

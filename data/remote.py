@@ -14,6 +14,7 @@ from typing import Any
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.config import conf
 
 from nmm.errors import UserError
 
@@ -109,7 +110,8 @@ def _system(url: str, *, timeout: float) -> Any:
     if scheme not in PACKAGES:
         raise UserError(f"{url} has the scheme {scheme}; use one of {', '.join(PACKAGES)}.")
     try:
-        return _connected(scheme, timeout=timeout, process=os.getpid())
+        settings = repr(conf.get(scheme))
+        return _connected(scheme, timeout=timeout, process=os.getpid(), settings=settings)
     except ImportError:
         package, extra = PACKAGES[scheme]
         raise UserError(
@@ -119,8 +121,10 @@ def _system(url: str, *, timeout: float) -> Any:
 
 
 @cache
-def _connected(scheme: str, *, timeout: float, process: int) -> Any:
+def _connected(scheme: str, *, timeout: float, process: int, settings: str) -> Any:
     """One file system per process, with its own connections; its own retries are off: ours count.
+
+    Other `settings` of fsspec are another file system.
 
     NOTE: nothing is ever dropped from this cache, and fsspec's is not used. A forked process that
     lets go of what it inherited closes it, and takes the connections out of the epoll set that it

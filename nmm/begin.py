@@ -282,7 +282,7 @@ def refuse_lost_evidence(directory: Path, begun: Beginning, *, config: Checkpoin
     names = ("losses", "evals", "quarantine")
     rows, *_ = (read_rows(directory / f"{name}.jsonl") for name in names)
     path, progress = directory / "losses.jsonl", begun.progress
-    if begun.own is None and rows and rows[-1]["step"] > _first_try(directory, progress, config):
+    if begun.own is None and rows and rows[-1]["step"] > first_try(directory, progress, config):
         raise UserError(
             f"{path} reaches step {rows[-1]['step']} but there is no checkpoint to continue from; "
             f"restore {directory / 'checkpoints'}, or start another run with run.name=NEW."
@@ -298,13 +298,13 @@ def refuse_lost_evidence(directory: Path, begun: Beginning, *, config: Checkpoin
         )
 
 
-def _first_try(directory: Path, progress: Progress, config: CheckpointConfig) -> int:
+def first_try(directory: Path, progress: Progress, config: CheckpointConfig) -> int:
     """After which step the first checkpoint was due that no alarm says was not written."""
-    alarms = read_rows(directory / ALARMS)
-    unwritten = [row["step"] for row in alarms if row["about"] == saving.ABOUT]
-    if unwritten:
-        return saving.next_try(unwritten[-1], config)
-    return (progress.first_step // config.every_steps + 1) * config.every_steps
+    first = (progress.first_step // config.every_steps + 1) * config.every_steps
+    for row in read_rows(directory / ALARMS):
+        if row["about"] == saving.ABOUT and row["step"] <= first:  # else one was written before it
+            first = max(first, saving.next_try(row["step"], config))
+    return first
 
 
 def refuse_jump(begun: Beginning, settings: Config, *, plan: RunPlan) -> None:

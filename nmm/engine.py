@@ -69,7 +69,7 @@ def split_step(
 ) -> Split:
     """Divide a step evenly, or refuse; `micro_batch` None takes a process's whole share at once.
 
-    No micro-batch may cut a group of `group_rows` (model.moe.group_rows).
+    No micro-batch may cut a group of `group_rows` (of model.moe or model.mod).
     """
     if global_rows % world_size:
         raise UserError(
@@ -86,9 +86,8 @@ def split_step(
         )
     if rows % group_rows:
         raise UserError(
-            f"engine.micro_batch is {micro_batch}, so that {rows} rows are computed at a time, and "
-            f"model.moe.group_rows is {group_rows}; make the rows a multiple of it, so that no "
-            f"group is cut."
+            f"{rows} rows are computed at a time, and model.moe.group_rows or model.mod.group_rows "
+            f"is {group_rows}; set engine.micro_batch to a multiple of it, so that no group is cut."
         )
     return Split(micro_batch=rows, accumulation_steps=share // rows)
 

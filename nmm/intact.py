@@ -83,5 +83,11 @@ def _faults(checkpoint: Path, *, part: int, parts: int) -> list[str]:
         mine = [(name, Sum(*sums[name])) for name in sorted(sums)[part::parts]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         return [f"{MARKER} cannot be read: {error}"]
-    found = (fault_of(checkpoint / name, expected=expected) for name, expected in mine)
+    try:
+        found = [fault_of(checkpoint / name, expected=expected) for name, expected in mine]
+    except OSError as error:
+        raise UserError(
+            f"{checkpoint} cannot be read ({error}); bring its disk back, and the same command "
+            f"continues from it."
+        ) from None
     return [fault for fault in found if fault]

@@ -138,7 +138,8 @@ def _must_agree(key: str, mode: ParentMode) -> bool:
         case ParentMode.weights:
             return of_weights
         case ParentMode.auxiliary_routers:
-            return of_weights and key not in OF_AUXILIARY_ROUTERS
+            of_ids = key.startswith(("data.units", "data.masking"))
+            return of_ids or (of_weights and key not in OF_AUXILIARY_ROUTERS)
         case ParentMode.upcycle:
             of_data = key.startswith("data.") and key != HELD_OUT
             return of_data or (of_weights and not key.startswith(OF_EXPERTS))

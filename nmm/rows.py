@@ -22,11 +22,9 @@ def count(
     totals: dict[str, int], result: StepResult, *, settings: Config, sources: Sequence[str]
 ) -> None:
     """Add a step to the cumulative keys of losses.jsonl; a skipped update counts no tokens."""
-    counted = {}
-    if result.applied:
-        counted = token_keys(result.tally, sources=sources, units=settings.data.units)
-        counted["flops"] = _step_flops(result, settings)
-    counted |= result.counts
+    counted = token_keys(result.tally, sources=sources, units=settings.data.units)
+    counted["flops"] = _step_flops(result, settings)
+    counted = (counted if result.applied else dict.fromkeys(counted, 0)) | result.counts
     for document in result.dropped:
         key = f"dropped/{document.reason}"
         counted[key] = counted.get(key, 0) + 1

@@ -60,7 +60,10 @@ def write_text(path: Path, text: str) -> Sum:
 
 
 def fault_of(path: Path, *, expected: Sum) -> str | None:
-    """What is wrong with a file, if anything is; it is read once, from beginning to end."""
+    """What is wrong with a file, if anything is; it is read once, from beginning to end.
+
+    Raises OSError where that cannot be told, because the disk or the network fails.
+    """
     try:
         found = path.stat().st_size
         if found != expected.num_bytes:
@@ -69,6 +72,6 @@ def fault_of(path: Path, *, expected: Sum) -> str | None:
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 crc32 = zlib.crc32(block, crc32)
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
+    except FileNotFoundError:
+        return f"{path.name} is not there"
     return None if crc32 == expected.crc32 else f"{path.name} has another checksum"

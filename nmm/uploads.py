@@ -57,6 +57,7 @@ class Uploads:
     def finish(self, *, patience_seconds: float) -> None:
         """At the end of a run: wait for the last one, within limits; raises nothing."""
         end, failures = time.monotonic() + patience_seconds, self._failures
+        self._not_before = 0.0
         self.poll()
         while self.held:
             left = end - time.monotonic()
@@ -104,7 +105,7 @@ class Uploads:
 
     def _failed(self, checkpoint: Path, *, why: str) -> None:
         """It waits again, unless a newer one does."""
-        pause = min(2.0**self._failures, LONGEST_PAUSE_SECONDS)
+        pause = min(2.0 ** min(self._failures, 11), LONGEST_PAUSE_SECONDS)
         self._failures, self._not_before = self._failures + 1, time.monotonic() + pause
         self._current, self._waiting = None, self._waiting or checkpoint
         self._alarm(checkpoint, why=f"{why} The next try is in {pause:g} seconds")

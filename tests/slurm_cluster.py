@@ -79,14 +79,14 @@ class Cluster:
     def wait_for_restart(self, job: str, *, until: Callable[[], object]) -> None:
         """Until what the job does when it runs again; Slurm would delay that by two minutes.
 
-        It is asked again and again: while the last processes end, it sets the delay anew, also
-        when the job was said to run already.
+        It is asked again and again: while the last processes end, it sets the delay anew. Before
+        the nodes are idle it would start the job beside what is left of it, which fails.
         """
         deadline = time.monotonic() + 100
         while not until():
             now = self.state(job)
             assert time.monotonic() < deadline, now
-            if now["Reason"] == "BeginTime":
+            if now["Reason"] == "BeginTime" and sinfo(self) == "idle":
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.2)
 

@@ -151,6 +151,16 @@ def documents(asked: Config, *, world: World, step: int) -> list[str]:
     return [f"{shard.name}/{shard.index.key(piece.document)}" for shard, piece in pieces]
 
 
+def test_the_first_update_may_be_left_out(world: World, tmp_path: Path) -> None:
+    directory = run_here(settings(tmp_path, "engine=zero0"), Progress(), world=world, poisoned=(1,))
+    first, second = read_rows(directory / "losses.jsonl")[:2]
+    assert first.keys() == second.keys()
+    counted = [key for key in first if key.startswith("tokens/") or key in ("tokens", "flops")]
+    assert {first[key] for key in counted} == {0}
+    assert (first["skipped_steps"], second["skipped_steps"]) == (1, 1)
+    assert 0 < second["tokens"] < second["flops"]
+
+
 def test_several_in_a_row_stop_the_run_with_the_documents(world: World, tmp_path: Path) -> None:
     asked = settings(tmp_path, "engine=zero0", "engine.max_skipped_in_a_row=2")
     progress = Progress()

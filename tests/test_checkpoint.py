@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nmm import rundir
-from nmm.checkpoint import complete, make_room, step_of
+from nmm import begin, rundir
+from nmm.checkpoint import Progress, complete, make_room, step_of
+from nmm.config import CheckpointConfig
 from nmm.intact import SET_ASIDE
 from nmm.log import JsonLog, read_rows
 from nmm.pieces import Share, write_shares
@@ -69,7 +70,27 @@ def test_files_that_were_cut_or_changed_are_found(tmp_path: Path) -> None:
     path.write_text("some")
     assert fault_of(path, expected=expected) == "a has 4 bytes instead of 10"
     path.unlink()
-    assert fault_of(path, expected=expected) == "a cannot be read (No such file or directory)"
+    assert fault_of(path, expected=expected) == "a is not there"
+
+
+@pytest.mark.parametrize(
+    ("alarms", "first"),
+    [
+        ([], 100),
+        ([100], 110),
+        ([40, 100, 110], 120),  # the one of a stop that could not be saved
+        ([500], 100),  # checkpoints were written before it
+        ([100, 500], 110),
+    ],
+)
+def test_only_alarms_from_the_first_on_excuse_a_missing_checkpoint(
+    tmp_path: Path, alarms: list[int], first: int
+) -> None:
+    rows = [{"step": step, "about": "checkpoint"} for step in alarms]
+    lines = [json.dumps(row) + "\n" for row in [{"step": 90, "about": "upload"}, *rows]]
+    (tmp_path / "alarms.jsonl").write_text("".join(lines))
+    config = CheckpointConfig(every_steps=100)
+    assert begin.first_try(tmp_path, Progress(), config) == first
 
 
 def test_the_sum_of_a_file_that_torch_wrote_is_that_of_its_bytes(tmp_path: Path) -> None:

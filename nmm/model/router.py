@@ -6,6 +6,7 @@ K experts that a token takes, S slots.
 All is decided on the device: nothing waits for counts.
 """
 
+import math
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -166,7 +167,7 @@ class ExpertChoice(nn.Module):
         int64[S], the place of every slot in E T of them; bool[S], if it counts; int32[E], the ends
         of the experts. What is left over falls to the last expert, with any tokens.
         """
-        at_most = max(1, int(taken_ET.shape[1] * self.config.capacity))
+        at_most = max(1, math.ceil(taken_ET.shape[1] * self.config.capacity))
         cell_S, real_S = _first_true(taken_ET.flatten(), at_most=at_most)
         ends_E = taken_ET.sum(dim=1).cumsum(0).int()
         ends_E[-1:] = len(cell_S)

@@ -88,6 +88,8 @@ def _seconds_before(run: Path) -> float:
     """Of the seed, where the run is upcycled; nan where the seed's log is gone."""
     manifest = run / "manifest.json"
     parent = (json.loads(manifest.read_text()) if manifest.exists() else {}).get("parent") or {}
+    if parent.get("mode") == "branch":  # its steps, and the seconds of each, go on from its trunk's
+        return _seconds_before(Path(parent["run"]))
     if parent.get("mode") != "upcycle":
         return 0.0
     rows = read_rows(Path(parent["run"]) / "losses.jsonl")
