@@ -98,7 +98,7 @@ def _become(words: Sequence[str], *, output: Path) -> None:
         code = 0
     except SystemExit as leaving:
         code = leaving.code or 0
-    except Exception:
+    except BaseException:  # whatever it is: a forked process must not go on in its parent's code
         traceback.print_exc()
     if not isinstance(code, int):
         print(code, file=sys.stderr)
