@@ -1,9 +1,23 @@
 """What all tests share: tests of GPUs are skipped without one; no skip goes unnoticed in CI."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from nmm.parallel import World
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator["World"]:
+    """This process alone, as a run has it."""
+    from nmm import parallel  # here, because it imports torch
+
+    yield parallel.start()
+    parallel.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,12 +9,8 @@ are DIR/NAME/; losses, gradient norms and the place in the data are DIR/NAME.jso
 """
 
 import json
-import sys
-from functools import partial
 from itertools import islice
 from pathlib import Path
-
-import torch
 
 from data.loader import Loader
 from nmm.config import EngineConfig, Precision
@@ -22,8 +18,8 @@ from nmm.engine import Engine, split_step
 from nmm.model import build
 from nmm.parallel import World
 from tests import corpora
+from tests.cases import compute, result_of
 from tests.engine_cases import MODELS, OPTIM, config, rate, save
-from tests.forked import together
 
 
 def run(case: dict, *, directory: Path, world: World) -> None:
@@ -43,7 +39,7 @@ def run(case: dict, *, directory: Path, world: World) -> None:
     if case["source"]:
         engine.load(directory / case["source"])
         save(engine, directory / case["name"])
-        there = json.loads((directory / f"{case['source']}.json").read_text())
+        there = result_of(directory, case["source"])
         step, stream = there["step"], there["stream"]
     loader = Loader(
         corpus,
@@ -67,26 +63,5 @@ def run(case: dict, *, directory: Path, world: World) -> None:
         (directory / f"{case['name']}.json").write_text(json.dumps(found))
 
 
-def run_all(world: World, *, cases: list[dict], directory: Path) -> None:
-    torch.set_num_threads(1)
-    for case in cases:
-        run(case, directory=directory, world=world)
-
-
-def main() -> None:
-    directory = Path(sys.argv[1])
-    cases = json.loads((directory / "cases.json").read_text())
-    for has_source in (False, True):
-        for processes in sorted({case["processes"] for case in cases}):
-            these = [
-                case
-                for case in cases
-                if bool(case["source"]) == has_source and case["processes"] == processes
-            ]
-            if these:
-                work = partial(run_all, cases=these, directory=directory)
-                together(work, processes=processes)
-
-
 if __name__ == "__main__":
-    main()
+    compute(run)

@@ -10,9 +10,7 @@ found is DIR/NAME.json.
 """
 
 import json
-import sys
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -28,8 +26,8 @@ from nmm.model import Model, build
 from nmm.parallel import World
 from nmm.shares import held
 from tests import corpora
+from tests.cases import compute, result_of
 from tests.engine_cases import MODELS, OPTIM, config, held_out, rate, save
-from tests.forked import together
 
 BALANCED = 0.5  # a weight of the balance that can be seen in the gradients
 SPARSE: dict[str, ModelConfig] = {
@@ -109,7 +107,7 @@ def run(case: dict, *, directory: Path, world: World) -> None:
     if case["source"]:
         engine.load(directory / case["source"] / "end")
         save(engine, own / "first")
-        there = json.loads((directory / f"{case['source']}.json").read_text())
+        there = result_of(directory, case["source"])
         step, stream = there["step"], there["stream"]
     if case["poison"]:
         poison(engine, world=world)
@@ -171,25 +169,5 @@ def poison(engine: Engine, *, world: World) -> None:
     model.get_parameter("blocks.1.ffn.experts.w2").register_hook(spoil)
 
 
-def run_all(world: World, *, cases: list[dict], directory: Path) -> None:
-    torch.set_num_threads(1)
-    for case in cases:
-        run(case, directory=directory, world=world)
-
-
-def main() -> None:
-    directory = Path(sys.argv[1])
-    cases = json.loads((directory / "cases.json").read_text())
-    for has_source in (False, True):
-        for processes in sorted({case["processes"] for case in cases}):
-            these = [
-                case
-                for case in cases
-                if bool(case["source"]) == has_source and case["processes"] == processes
-            ]
-            if these:
-                together(partial(run_all, cases=these, directory=directory), processes=processes)
-
-
 if __name__ == "__main__":
-    main()
+    compute(run)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, silu
 from torch.utils.flop_counter import FlopCounterMode
 
-from nmm import evaluate, parallel
+from nmm import evaluate
 from nmm.batch import NO_LABEL, Modality
 from nmm.checkpoint import newest
 from nmm.config import ExpertGroups, ModelConfig, MoEConfig, OptimConfig, Routing
@@ -306,12 +305,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield parallel.start()
-    parallel.stop()
-
-
 def test_a_run_trains_them_and_nothing_else(directory: Path) -> None:
     main, once, twice = (directory / name for name in ("main", "once", "twice"))
     for log in ("losses.jsonl", "evals.jsonl"):
@@ -421,6 +414,10 @@ def test_it_writes_text_and_is_no_point_of_a_law(
         (("model.dropout=0.1",), r"a dropout is 0.1, which would change"),
         (("model.moe.groups.text=2",), r"model.moe.groups.text is 2 but .* made with 4"),
         (("model.moe.group_rows=2",), r"model.moe.group_rows is 2 but .* made with 1"),
+        (
+            ("data.masking.mean_spans=1", "data.masking.sentinels=4"),
+            r"data.masking.mean_spans is 1.0 but .* made with",
+        ),
         (
             ("model.moe.routing=modality_groups",),
             r"auxiliary_routers is True and .* choose expert_choice",

@@ -1,7 +1,6 @@
 """Steps that go wrong: a gradient that is no number, a window of unreadable documents."""
 
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from data.loader import Loader
 from data.plan import plan_rows
 from data.prepare.index import index_shards
 from data.shards import ShardWriter
-from nmm import begin, checkpoint, parallel, stop
+from nmm import begin, checkpoint, stop
 from nmm.checkpoint import Progress
 from nmm.config import Config, Kind, Layout, compose, load
 from nmm.engine import Engine
@@ -33,12 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*(reduce_scatter|all_gather_into)_tensor:FutureWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield parallel.start()
-    parallel.stop()
 
 
 def settings(directory: Path, *more: str) -> Config:

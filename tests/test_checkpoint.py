@@ -12,10 +12,11 @@ import torch
 from nmm import begin, rundir
 from nmm.checkpoint import Progress, complete, make_room, step_of
 from nmm.config import CheckpointConfig
-from nmm.intact import SET_ASIDE
+from nmm.errors import UserError
+from nmm.intact import SET_ASIDE, newest_intact
 from nmm.log import JsonLog, read_rows
 from nmm.pieces import Share, write_shares
-from nmm.sums import fault_of, write_text
+from nmm.sums import MARKER, Sum, fault_of, write_text
 from tests import runs
 from tests.runs import environment
 
@@ -71,6 +72,20 @@ def test_files_that_were_cut_or_changed_are_found(tmp_path: Path) -> None:
     assert fault_of(path, expected=expected) == "a has 4 bytes instead of 10"
     path.unlink()
     assert fault_of(path, expected=expected) == "a is not there"
+
+
+def test_a_disk_that_fails_damages_nothing(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step_00000008"
+    checkpoint.mkdir(parents=True)
+    sums = {"state.json": write_text(checkpoint / "state.json", "{}"), "a.pt": Sum(3, 0)}
+    write_text(checkpoint / MARKER, json.dumps(sums))
+    (checkpoint / "a.pt").symlink_to("a.pt")  # every look at it is an error of the file system
+    with pytest.raises(UserError, match=r"cannot be read .*bring its disk back"):
+        newest_intact(tmp_path)
+    assert complete(tmp_path) == [checkpoint]
+    (checkpoint / "a.pt").unlink()
+    with pytest.raises(UserError, match=r"damaged \(a.pt is not there\)"):
+        newest_intact(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """A checkpoint goes on in any shape of run: processes, ZeRO stage, micro-batch, accumulation."""
 
-import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +9,8 @@ from torch import Tensor
 
 from nmm.pieces import WEIGHT, Stored
 from tests import corpora, runs
-from tests.runs import environment, rows
+from tests.cases import launch, result_of
+from tests.runs import rows
 from tests.train_cases import launch_in_turn
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
@@ -81,29 +79,17 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             source = case(setup, old, last=SAVED_AT)
             goes_on = case(setup, new, source=source["name"])
             cases |= {one["name"]: one for one in (source, goes_on)}
-    (directory / "cases.json").write_text(json.dumps(list(cases.values())))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.elastic_cases", str(directory)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch("tests.elastic_cases", list(cases.values()), directory=directory)
     return directory
-
-
-def found(directory: Path, name: str) -> dict:
-    return json.loads((directory / f"{name}.json").read_text())
 
 
 @pytest.mark.parametrize("setup", ["adamw", "sgd", "frozen"])
 def test_the_next_three_steps_are_those_of_an_undisturbed_run(directory: Path, setup: str) -> None:
-    expected = found(directory, f"{setup}-undisturbed")
+    expected = result_of(directory, f"{setup}-undisturbed")
     names = [path.stem for path in directory.glob(f"{setup}-*-to-*.json")]
     assert len(names) == len(pairs(setup))
     for name in names:
-        after = found(directory, name)
+        after = result_of(directory, name)
         assert after["stream"] == expected["stream"], name
         assert after["losses"] == pytest.approx(expected["losses"][SAVED_AT:], **SAME), name
         assert after["norms"] == pytest.approx(expected["norms"][SAVED_AT:], rel=1e-4), name

@@ -1,8 +1,5 @@
 """Experts on several processes and on one: the same losses, gradients, norms, weights, logs."""
 
-import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -22,8 +19,8 @@ from nmm.pieces import WEIGHT, Stored
 from nmm.routing import DROPPED, MORE_COLUMNS
 from nmm.trained import FACTS, WEIGHTS, Trained
 from tests import corpora
+from tests.cases import launch, result_of
 from tests.expert_parallel_cases import SPARSE, begun
-from tests.runs import environment
 from tests.test_engine import moves_by_rounding
 
 STEPS, SAVED_AT, GOES_ON = 3, 2, 6
@@ -95,21 +92,12 @@ CASES += [RECOMPUTING, *POISONED, *BF16, UNDISTURBED, *SAVED.values(), *RESUMED]
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases, in one launch for every number of processes."""
     directory = tmp_path_factory.mktemp("expert_parallel")
-    assert len({each["name"] for each in CASES}) == len(CASES)
-    (directory / "cases.json").write_text(json.dumps(CASES))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.expert_parallel_cases", str(directory)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch("tests.expert_parallel_cases", CASES, directory=directory)
     return directory
 
 
 def found(directory: Path, case: dict) -> dict:
-    return json.loads((directory / f"{case['name']}.json").read_text())
+    return result_of(directory, case["name"])
 
 
 @cache

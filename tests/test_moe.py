@@ -75,6 +75,19 @@ def test_equals_a_loop_over_tokens_and_experts(name: str) -> None:
         assert other.abs().max() > 1e-3
 
 
+def test_all_that_is_taken_has_a_slot() -> None:
+    """0.29 of 1,000 tokens are 290 in each of three groups; of all 3,000 rounding makes 869."""
+    moe = MoEConfig(
+        Routing.expert_choice, groups=ExpertGroups(text=1, image=1), capacity=0.29, hidden=8
+    )
+    config = replace(SPARSE["moma"], moe=moe)
+    x = torch.randn(3, 1000, config.width, generator=torch.Generator().manual_seed(1))
+    modality = torch.full((3, 1000), Modality.text).byte()
+    found = assignment(layer_of(config), x, modality)
+    assert taken_by(found, tokens=3000).sum(dim=0).tolist() == [870, 0]
+    assert (found.slots.ends.diff() >= 0).all()
+
+
 @pytest.mark.parametrize("name", SPARSE)
 def test_slots_are_conserved(name: str) -> None:
     """Tokens are taken K times, or experts take exactly their part; none of another modality."""

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nmm import begin, parallel
+from nmm import begin
 from nmm.checkpoint import complete
 from nmm.config import compose, load
 from nmm.errors import UserError
@@ -176,12 +175,6 @@ def test_a_branch_whose_first_own_checkpoint_is_gone_is_not_begun_again(
     log = branch / "losses.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
     assert plan_and_begin(words, world=world).progress.step == POINT
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield parallel.start()
-    parallel.stop()
 
 
 def plan_and_begin(words: list[str], *, world: World) -> begin.Beginning:

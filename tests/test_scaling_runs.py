@@ -304,6 +304,14 @@ def test_eta_is_the_ratio_of_steps_times_their_costs(
     step = 20 * 1.5**0.5  # half of the loss between the evaluations after 20 and 30 steps
     assert (held_out.dense_loss, held_out.matched_step) == pytest.approx((3.5, step))
     assert (held_out.flops, held_out.seconds) == pytest.approx((100 / step, 50 / step))
+    grown, branch = (
+        write_curve(tmp_path / n, losses=5 - steps / 9, flops=1, seconds=1) for n in "cd"
+    )
+    for run, parent, mode in ((grown, dense, "upcycle"), (branch, grown, "branch")):
+        facts = {"parent": {"run": str(parent), "step": 50, "mode": mode}}
+        (run / "manifest.json").write_text(json.dumps(facts))
+    spent = [eta(dense, run)[0].seconds for run in (grown, branch)]
+    assert spent[0] == spent[1] < eta(dense, sparse)[0].seconds  # both have the seed behind them
     never = eta(sparse, dense)[0]
     assert (never.flops, never.seconds) == (None, None)
 

@@ -1,12 +1,11 @@
 """A trace of some steps: it opens, names the phases, and changes nothing of the run."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nmm import begin, parallel
+from nmm import begin
 from nmm.config import compose, load
 from nmm.errors import UserError
 from nmm.heartbeat import Phase
@@ -58,12 +57,6 @@ def test_a_trace_opens_with_the_phases_by_name_and_changes_no_bit(tmp_path: Path
             if any(begin <= one["ts"] < end for begin, end in spans[Phase.forward.value])
         ]
         assert len(inside) > 10
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield parallel.start()
-    parallel.stop()
 
 
 @pytest.mark.parametrize("steps", ["[3,5]", "[7,9]"])

@@ -7,14 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from data.prepare.index import index_shards
-from nmm import begin, parallel, rundir
+from nmm import begin, rundir
 from nmm.config import Layout, compose, load
 from nmm.errors import UserError
 from nmm.parallel import World
@@ -351,12 +351,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield parallel.start()
-    parallel.stop()
 
 
 def plan_and_begin(arguments: list[str], *, world: World) -> None:

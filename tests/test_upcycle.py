@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nmm import parallel, parent
+from nmm import parent
 from nmm.batch import Modality, PackedBatch
 from nmm.checkpoint import newest
 from nmm.config import ExpertGroups, ModelConfig, MoEConfig, ParentMode, Routing
@@ -74,12 +73,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         directory=directory,
     )
     return directory
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield parallel.start()
-    parallel.stop()
 
 
 def test_it_reads_the_next_batches_and_counts_on(directory: Path) -> None:
