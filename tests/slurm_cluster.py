@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ from tests.launches import started
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 
-# Jobs of `high` take the nodes of jobs of `low`, which get ten seconds and go back into the queue.
+# Jobs of `high` take the nodes of jobs of `low`, which get GraceTime and go back into the queue. A
+# requeued job waits until the credential of its last start has expired: two minutes by default.
 CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -74,20 +75,6 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while self.state(job)["JobState"] != state:
             assert time.monotonic() < deadline, self.state(job)
-            time.sleep(0.2)
-
-    def wait_for_restart(self, job: str, *, until: Callable[[], object]) -> None:
-        """Until what the job does when it runs again; Slurm would delay that by two minutes.
-
-        It is asked again and again: while the last processes end, it sets the delay anew. Before
-        the nodes are idle it would start the job beside what is left of it, which fails.
-        """
-        deadline = time.monotonic() + 100
-        while not until():
-            now = self.state(job)
-            assert time.monotonic() < deadline, now
-            if now["Reason"] == "BeginTime" and sinfo(self) == "idle":
-                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.2)
 
 

@@ -63,7 +63,7 @@ def test_jobs_stop_for_others_go_back_into_the_queue_and_finish(
     wait_until(lambda: last_step(directory) > 3, seconds=100, log=printed)
     # As Slurm does it before a time limit: a signal to the shell of the job alone.
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
-    cluster.wait_for_restart(job, until=lambda: len(starts(directory)) == 2)
+    wait_until(lambda: len(starts(directory)) == 2, seconds=100, log=printed)
     assert "because" in printed.read_text()
     assert f"(the time limit of job {job})" in printed.read_text()
 
@@ -72,7 +72,7 @@ def test_jobs_stop_for_others_go_back_into_the_queue_and_finish(
     first = tmp_path / "first.sh"
     first.write_text("#!/bin/sh\nsleep 1\n")
     other = cluster.ask("sbatch", f"--output={tmp_path}/first.out", *HIGH, str(first))
-    cluster.wait_for_restart(job, until=lambda: len(starts(directory)) == 3)
+    wait_until(lambda: len(starts(directory)) == 3, seconds=100, log=printed)
     cluster.wait_for(other.strip(), "COMPLETED", seconds=60)
     assert stops(directory) == ["stopped", "stopped"]
 
