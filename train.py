@@ -18,8 +18,8 @@ from data.loader import Loader
 from nmm import (
     checkpoint,
     config,
-    evaluate,
     fault,
+    held_out,
     parallel,
     parent,
     quarantine,
@@ -276,7 +276,7 @@ def evaluation(
         log.heartbeat.enter(Phase.evaluation)
         stops.check()
 
-    losses, dropped = evaluate.held_out_row(
+    losses, dropped = held_out.evaluate(
         engine.model,
         plan.held_out,
         settings.data,
@@ -294,7 +294,7 @@ def evaluation(
             f"(run.name=NEW) with a lower optim.learning_rate."
         )
     trained = {key: progress.totals.get(key, 0) for key in ("tokens", "flops")}
-    losses |= evaluate.objective(settings.data)
+    losses |= held_out.objective(settings.data)
     when = rows.now(plan.phases, progress)
     log.evaluation({**when, **trained, **losses, "dropped": len(dropped)})
 

@@ -1,4 +1,4 @@
-"""Held-out losses of a run: in the loop, and by `python -m nmm.evaluate --run runs/X`.
+"""Held-out losses of a run: `python -m nmm.evaluate --run runs/X`.
 
 With --report, a page about the run instead (nmm/report); with --experts, which experts take which
 of the held-out tokens (nmm/specialisation.py).
@@ -7,171 +7,22 @@ of the held-out tokens (nmm/specialisation.py).
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-import torch
-
-from data.corpus import Corpus
-from data.loader import held_out_batches
-from data.tokenizer import IdTable
-from nmm.batch import NO_LABEL, Dropped, Modality, PackedBatch
-from nmm.config import DataConfig, Kind, ModelConfig
+from nmm import report, specialisation
+from nmm.batch import Dropped
 from nmm.errors import UserError
-from nmm.held_out import AHEAD, HeldOut
+from nmm.held_out import AHEAD, HeldOut, objective
+from nmm.image_gap import image_gap
 from nmm.model.depth import flip
-from nmm.parallel import World, gather_lists
 from nmm.tally import Row
 from nmm.trained import Trained, add_arguments, read
 
-ROWS_AT_ONCE = 8
 NOT_CAUSAL = """\
 These losses are NOT causal: experts or blocks choose their tokens among all of a row, later ones
 too, so that a token's loss depends on what follows it (expert choice, mixture of depths)."""
 CAUSAL = f"""\
 These losses are causal: auxiliary routers say who takes a token, and know no later one.
 Those below {AHEAD} are NOT: there it is chosen among all tokens of a row, as in training."""
-
-
-def held_out_row(
-    model: torch.nn.Module,
-    corpus: Corpus,
-    data: DataConfig,
-    *,
-    config: ModelConfig,
-    rows_per_source: int,
-    micro_batch: int,
-    world: World,
-    between: Callable[[PackedBatch], None] = lambda batch: None,
-) -> tuple[Row, list[Dropped]]:
-    """The loss keys of evals.jsonl (docs/scaling.md), and the documents that could not be read.
-
-    Every process takes part and gets both. Each gives every micro-batch to `between`
-    first, as often as all others; what that raises ends the evaluation.
-    """
-    model.eval()
-    dropped: list[Dropped] = []
-    sums = HeldOut.zeros(config, num_sources=len(corpus.sources), device=world.device)
-    for _, batches in held_out_batches(
-        corpus,
-        data,
-        rows_per_source=rows_per_source,
-        micro_batch=micro_batch,
-        rank=world.rank,
-        world=world.size,
-    ):
-        for batch in batches:
-            between(batch)
-            sums.add(model, batch)
-            dropped += batch.dropped
-    sums.add_over_ranks()
-    model.train()
-    return sums.row(corpus, units=data.units), gather_lists(dropped)
-
-
-def objective(data: DataConfig, *, masked: bool = False) -> Row:
-    """Which objective was scored, where training masks spans: documents in their order, or its own.
-
-    Absent otherwise: there is only one.
-    """
-    if not data.masking.mean_spans:
-        return {}
-    return {"objective": "causal_masked" if masked else "causal"}
-
-
-def with_images_of_others(batch: PackedBatch) -> PackedBatch | None:
-    """The same batch, every image replaced by one of another document of the batch.
-
-    None where the batch has too few images of other documents. Labels stay as they are.
-    """
-    codes = _code_positions(batch)
-    owners = _image_owners(batch) if codes is None else _documents(batch).flatten()[codes[:, 0]]
-    most = int(torch.bincount(owners).max()) if len(owners) else 0
-    if len(owners) < 2 * most or most == 0:
-        return None
-    if codes is None:
-        return replace(batch, pixels=batch.pixels.roll(most, dims=0))
-    tokens = batch.tokens.flatten().clone()
-    tokens[codes] = tokens[codes].roll(most, dims=0)
-    return replace(batch, tokens=tokens.view_as(batch.tokens))
-
-
-def _code_positions(batch: PackedBatch) -> torch.Tensor | None:
-    """int64[M, n]: where in B*L the n codes of every image are; None without images of codes."""
-    inside = ((batch.modality == Modality.image) & (batch.image == 0)).flatten()
-    places = inside.nonzero()[:, 0]
-    if len(places) == 0:
-        return None
-    # Codes stand between a begin and an end, so no two images touch.
-    images = int((places.diff() > 1).sum()) + 1
-    assert len(places) % images == 0, (len(places), images)
-    return places.view(images, -1)
-
-
-def with_text_labels(batch: PackedBatch, ids: IdTable) -> PackedBatch:
-    """The same batch, in which only text and the ends of documents are labels, and no units."""
-    units = min((unit.begin for unit in ids.units.values()), default=ids.size)
-    is_text = batch.labels < units
-    return replace(
-        batch,
-        labels=torch.where(is_text, batch.labels, NO_LABEL),
-        label_modality=torch.where(is_text, batch.label_modality, 0),
-    )
-
-
-def _documents(batch: PackedBatch) -> torch.Tensor:
-    """int64[B, L]: a number for every document of the batch."""
-    row = torch.arange(batch.tokens.shape[0])[:, None].expand_as(batch.document)
-    return row * (int(batch.document.max()) + 1) + batch.document
-
-
-def _image_owners(batch: PackedBatch) -> torch.Tensor:
-    """int64[M]: a number for the document that each image belongs to."""
-    shown = batch.image > 0
-    owners = torch.zeros(len(batch.pixels), dtype=torch.int64)
-    owners[batch.image[shown].long() - 1] = _documents(batch)[shown]
-    return owners
-
-
-def image_gap(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> tuple[float, float]:
-    """Held-out nats per token of captions: with their own images, and with those of others.
-
-    Tokens are those of text, also where images are predicted too.
-    """
-    device = next(trained.model.parameters()).device
-    own, other = (
-        HeldOut.zeros(trained.config.model, num_sources=len(corpus.sources), device=device)
-        for _ in range(2)
-    )
-    held_out = of_run(trained, corpus, rows_per_source=rows_per_source)
-    for source, (_, batches) in zip(corpus.sources, held_out, strict=True):
-        if source.kind is Kind.caption:
-            for batch in (with_text_labels(b, trained.tokenizer.ids) for b in batches):
-                swapped = with_images_of_others(batch)
-                if swapped is not None:
-                    own.add(trained.model, batch)
-                    other.add(trained.model, swapped)
-    losses = own.tally.loss(), other.tally.loss()
-    if losses[0] is None or losses[1] is None:
-        raise UserError(
-            "--image-gap found no two held-out documents of kind caption in data.sources; leave it "
-            "out."
-        )
-    return losses[0], losses[1]
-
-
-def of_run(
-    trained: Trained, corpus: Corpus, *, rows_per_source: int, masked: bool = False
-) -> list[tuple[str, Iterator[PackedBatch]]]:
-    """The held-out batches of a run, all of them for this process; `masked` as in training."""
-    group_rows = trained.config.model.group_rows
-    return held_out_batches(
-        corpus,
-        trained.config.data,
-        rows_per_source=rows_per_source,
-        micro_batch=group_rows * max(1, ROWS_AT_ONCE // group_rows),
-        masked=masked,
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -264,9 +115,6 @@ def _report(arguments: argparse.Namespace) -> None:
                 f"--report shows what a run has written and evaluates nothing, but {given[0]} was "
                 f"given; leave it out, and give --run."
             )
-        # Here, because training evaluates too, and matplotlib takes half a second of every start.
-        from nmm import report
-
         print(f"wrote {report.write(arguments.run)}")
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -274,8 +122,6 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _experts(arguments: argparse.Namespace) -> None:
     """Which experts take which held-out tokens; raises UserError."""
-    from nmm import specialisation  # here, because of matplotlib
-
     others = {
         "--image-gap": arguments.image_gap,
         "--masked": arguments.masked,
@@ -290,7 +136,7 @@ def _experts(arguments: argparse.Namespace) -> None:
             )
     trained = read(arguments)
     rows = arguments.rows_per_source or trained.config.evaluation.rows_per_source
-    found = assigned_experts(trained, open_held_out(trained), rows_per_source=rows)
+    found = specialisation.of_run(trained, trained.open_held_out(), rows_per_source=rows)
     directory = arguments.run or arguments.export
     title = f"{trained.name}, step {trained.step}: held-out tokens by expert"
     lines = specialisation.score_lines(found)
@@ -303,19 +149,6 @@ def _experts(arguments: argparse.Namespace) -> None:
         found, trained.config.model.moe, directory=directory, title=title
     ):
         print(f"wrote {path}")
-
-
-def assigned_experts(
-    trained: Trained, corpus: Corpus, *, rows_per_source: int
-) -> dict[str, torch.Tensor]:
-    """The tables of nmm/specialisation.py by kind of documents; raises UserError."""
-    from nmm import specialisation
-
-    sources = of_run(trained, corpus, rows_per_source=rows_per_source)
-    kinds = (source.kind.value for source in corpus.sources)
-    batches = [(kind, each) for kind, (_, each) in zip(kinds, sources, strict=True)]
-    device = next(trained.model.parameters()).device
-    return specialisation.assigned(trained.model, batches, device=device)
 
 
 def _evaluate(
@@ -337,10 +170,10 @@ def _evaluate(
         )
     if depth_noise is not None:
         _flip(trained, fraction=depth_noise, seed=noise_seed)
-    corpus = open_held_out(trained)
+    corpus = trained.open_held_out()
     sums = HeldOut.zeros(trained.config.model, num_sources=len(corpus.sources), device=device)
     dropped: list[Dropped] = []
-    for _, batches in of_run(trained, corpus, rows_per_source=rows, masked=masked):
+    for _, batches in trained.held_out_batches(corpus, rows_per_source=rows, masked=masked):
         for batch in batches:
             sums.add(trained.model, batch)
             dropped += batch.dropped
@@ -369,12 +202,6 @@ def _flip(trained: Trained, *, fraction: float, seed: int) -> None:
             f"and 1, and a seed of 0 or more."
         )
     flip(trained.model, fraction=fraction, seed=seed)
-
-
-def open_held_out(trained: Trained) -> Corpus:
-    """The held-out split of a run's corpus."""
-    data, model = trained.config.data, trained.config.model
-    return Corpus.open(data, image=model.image, vocab_size=model.vocab_size, split="held_out")
 
 
 if __name__ == "__main__":

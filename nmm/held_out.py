@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from data.corpus import Corpus
-from nmm.batch import Modality, PackedBatch
-from nmm.config import ModelConfig, UnitModality
+from data.loader import held_out_batches
+from nmm.batch import Dropped, Modality, PackedBatch
+from nmm.config import DataConfig, ModelConfig, UnitModality
 from nmm.model import Output
-from nmm.parallel import add_over_ranks
+from nmm.parallel import World, add_over_ranks, gather_lists
 from nmm.routing import KEPT_COLUMNS, MORE_COLUMNS, Kept, Routed
 from nmm.tally import Row, Tally, loss_keys, mean
 
@@ -103,3 +104,49 @@ def loss_by_kind(tally: Tally, corpus: Corpus, *, units: Iterable[UnitModality] 
         "loss": mean(list(by_kind.values())),
         **by_kind,
     }
+
+
+def evaluate(
+    model: torch.nn.Module,
+    corpus: Corpus,
+    data: DataConfig,
+    *,
+    config: ModelConfig,
+    rows_per_source: int,
+    micro_batch: int,
+    world: World,
+    between: Callable[[PackedBatch], None] = lambda batch: None,
+) -> tuple[Row, list[Dropped]]:
+    """The loss keys of evals.jsonl (docs/scaling.md), and the documents that could not be read.
+
+    Every process takes part and gets both. Each gives every micro-batch to `between`
+    first, as often as all others; what that raises ends the evaluation.
+    """
+    model.eval()
+    dropped: list[Dropped] = []
+    sums = HeldOut.zeros(config, num_sources=len(corpus.sources), device=world.device)
+    for _, batches in held_out_batches(
+        corpus,
+        data,
+        rows_per_source=rows_per_source,
+        micro_batch=micro_batch,
+        rank=world.rank,
+        world=world.size,
+    ):
+        for batch in batches:
+            between(batch)
+            sums.add(model, batch)
+            dropped += batch.dropped
+    sums.add_over_ranks()
+    model.train()
+    return sums.row(corpus, units=data.units), gather_lists(dropped)
+
+
+def objective(data: DataConfig, *, masked: bool = False) -> Row:
+    """Which objective was scored, where training masks spans: documents in their order, or its own.
+
+    Absent otherwise: there is only one.
+    """
+    if not data.masking.mean_spans:
+        return {}
+    return {"objective": "causal_masked" if masked else "causal"}

@@ -24,12 +24,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.corpus import Corpus
 from nmm.batch import Modality, PackedBatch
 from nmm.config import MoEConfig
 from nmm.errors import UserError
 from nmm.model import Model
 from nmm.plot.experts import LayerOfExperts, Scores, expert_figure
 from nmm.routing import DROPPED, ENTROPY, MORE_COLUMNS, TOKENS, Routed
+from nmm.trained import Trained
 
 ALL = "all"
 FIGURE, EXPERTS, SCORES = "experts.png", "experts.csv", "specialisation.csv"
@@ -83,6 +85,14 @@ def normalised(table: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def of_run(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> dict[str, Tensor]:
+    """The tables of a run's held-out rows; raises UserError."""
+    sources = trained.held_out_batches(corpus, rows_per_source=rows_per_source)
+    kinds = (source.kind.value for source in corpus.sources)
+    batches = [(kind, each) for kind, (_, each) in zip(kinds, sources, strict=True)]
+    return assigned(trained.model, batches, device=next(trained.model.parameters()).device)
+
+
 def assigned(
     model: Model, batches: Iterable[tuple[str, Iterable[PackedBatch]]], *, device: torch.device
 ) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data.corpus import Corpus
+from data.loader import held_out_batches
 from data.tokenizer import Tokenizer
+from nmm.batch import PackedBatch
 from nmm.checkpoint import DAMAGE, complete, damage_of, read_progress, step_of
 from nmm.codes import ImageCodes
 from nmm.codes.model import read as read_codes
@@ -42,6 +45,7 @@ from nmm.pieces import Stored
 from nmm.rundir import CONFIG
 
 FORMAT = 2
+ROWS_AT_ONCE = 8
 CODEBOOK_FOLDER = "codebook"
 WEIGHTS, PIECES, FACTS = "model.safetensors", "tokenizer.model", "export.json"
 
@@ -75,6 +79,24 @@ class Trained:
                 f"{found[:12]}, not {str(self.codebook_sha256)[:12]}); restore it."
             )
         return codes
+
+    def open_held_out(self) -> Corpus:
+        """The held-out split of the run's corpus; raises UserError."""
+        data, model = self.config.data, self.config.model
+        return Corpus.open(data, image=model.image, vocab_size=model.vocab_size, split="held_out")
+
+    def held_out_batches(
+        self, corpus: Corpus, *, rows_per_source: int, masked: bool = False
+    ) -> list[tuple[str, Iterator[PackedBatch]]]:
+        """Those of every source, by its name, all for this process; `masked` as in training."""
+        group_rows = self.config.model.group_rows
+        return held_out_batches(
+            corpus,
+            self.config.data,
+            rows_per_source=rows_per_source,
+            micro_batch=group_rows * max(1, ROWS_AT_ONCE // group_rows),
+            masked=masked,
+        )
 
 
 def read_run(directory: Path, *, device: torch.device, step: int | None = None) -> Trained:

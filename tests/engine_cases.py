@@ -40,7 +40,7 @@ from nmm.config import (
     VisionConfig,
 )
 from nmm.engine import Engine, Split, split_step
-from nmm.evaluate import held_out_row
+from nmm.held_out import evaluate
 from nmm.model import Model, Output, build
 from nmm.parallel import World
 from nmm.pieces import Stored
@@ -250,7 +250,7 @@ def blind(batch: PackedBatch) -> PackedBatch:
 
 def held_out(engine: Engine, data: DataConfig, *, split: Split, world: World) -> dict:
     corpus = corpora.open_corpus(data, split="held_out")
-    row, _ = held_out_row(
+    row, _ = evaluate(
         engine.model,
         corpus,
         data,

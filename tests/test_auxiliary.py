@@ -17,7 +17,6 @@ from nmm.checkpoint import newest
 from nmm.config import ExpertGroups, ModelConfig, MoEConfig, OptimConfig, Routing
 from nmm.engine import parameter_groups
 from nmm.errors import UserError
-from nmm.evaluate import of_run, open_held_out
 from nmm.flops import exact_flops, flops, num_parameters
 from nmm.generate.__main__ import main as generate_command
 from nmm.model import Group, Model, build, group
@@ -343,7 +342,7 @@ def test_an_evaluation_has_both_losses_and_says_which_is_causal(
         assert {key: row[f"ahead/{key}"] for key in losses} == {k: main[-1][k] for k in losses}
         assert all(row[key] != row[f"ahead/{key}"] for key in losses)
     trained = read_run(directory / "once", device=CPU)
-    batch = next(of_run(trained, open_held_out(trained), rows_per_source=2)[0][1])
+    batch = next(trained.held_out_batches(trained.open_held_out(), rows_per_source=2)[0][1])
     with torch.no_grad():
         routed = Routed(trained.model(batch, causal=True).routed.double()).auxiliary_keys()
     assert once[-1].keys() >= routed.keys()

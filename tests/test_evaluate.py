@@ -13,13 +13,8 @@ from data.loader import held_out_batches
 from nmm import evaluate
 from nmm.config import DataConfig, Kind, ModelConfig
 from nmm.errors import UserError
-from nmm.evaluate import (
-    image_gap,
-    of_run,
-    open_held_out,
-    with_images_of_others,
-)
 from nmm.held_out import HeldOut
+from nmm.image_gap import image_gap, with_images_of_others
 from nmm.log import read_rows
 from nmm.model import build
 from nmm.trained import Trained, read_run
@@ -120,13 +115,13 @@ def trained() -> Trained:
 
 
 def test_the_image_gap_is_the_loss_of_captions_before_and_after_a_swap(trained: Trained) -> None:
-    corpus = open_held_out(trained)
+    corpus = trained.open_held_out()
     own, other = image_gap(trained, corpus, rows_per_source=4)
     last = read_rows(runs.undisturbed() / "evals.jsonl")[-1]
     assert own == pytest.approx(last["loss/source/caption"], rel=1e-5)
     by_hand = HeldOut.zeros(MODEL, num_sources=len(corpus.sources), device=CPU)
     for source, (_, batches) in zip(
-        corpus.sources, of_run(trained, corpus, rows_per_source=4), strict=True
+        corpus.sources, trained.held_out_batches(corpus, rows_per_source=4), strict=True
     ):
         for batch in batches if source.kind is Kind.caption else ():
             turned = [batch.pixels[-1:], batch.pixels[:-1]]  # a caption has one image
@@ -139,12 +134,12 @@ def test_the_image_gap_is_the_loss_of_captions_before_and_after_a_swap(trained: 
 def test_a_model_that_does_not_look_has_no_image_gap(trained: Trained) -> None:
     with torch.no_grad():
         trained.model.patch.weight.zero_()
-    own, other = image_gap(trained, open_held_out(trained), rows_per_source=4)
+    own, other = image_gap(trained, trained.open_held_out(), rows_per_source=4)
     assert own == other
 
 
 def test_an_image_gap_without_captions_is_refused(trained: Trained) -> None:
-    corpus = open_held_out(trained)
+    corpus = trained.open_held_out()
     others = [source for source in corpus.sources if source.kind is not Kind.caption]
     with pytest.raises(UserError, match=r"--image-gap found no two held-out documents of kind cap"):
         image_gap(trained, dataclasses.replace(corpus, sources=others), rows_per_source=4)

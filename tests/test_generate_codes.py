@@ -47,6 +47,7 @@ from nmm.generate.__main__ import main
 from nmm.generate.loop import Rule
 from nmm.generate.rules import image_left, one_image, only_text, with_images
 from nmm.generate.text import lay_out
+from nmm.image_gap import with_images_of_others, with_text_labels
 from nmm.model import Model, build
 from nmm.parallel import World
 from nmm.trained import read_export, read_run
@@ -388,20 +389,20 @@ def test_the_gap_swaps_codes_and_counts_text(
     """Every image gets that of another document, nothing else moves, and units are no labels."""
     trained = read_run(run, device=CPU)
     ids, data = trained.tokenizer.ids, trained.config.data
-    corpus = evaluate.open_held_out(trained)
+    corpus = trained.open_held_out()
     batch = next(
         batch
         for name, batches in held_out_batches(corpus, data, rows_per_source=2, micro_batch=2)
         for batch in batches
         if name == "caption"
     )
-    swapped = evaluate.with_images_of_others(batch)
+    swapped = with_images_of_others(batch)
     assert swapped is not None
     is_code = batch.modality == Modality.image
     assert torch.equal(swapped.tokens[~is_code], batch.tokens[~is_code])
     before, after = (b.tokens[is_code].view(-1, TOKENS).tolist() for b in (batch, swapped))
     assert after == [before[-1], *before[:-1]]  # a caption has one image
-    text = evaluate.with_text_labels(batch, ids)
+    text = with_text_labels(batch, ids)
     kept = text.labels != NO_LABEL
     assert torch.equal(kept, (batch.labels >= 0) & (batch.labels < ids.image))
     assert torch.equal(text.labels[kept], batch.labels[kept])

@@ -20,7 +20,7 @@ from data.units import Units
 from nmm.batch import NO_LABEL, Modality
 from nmm.config import DataConfig, Kind, MaskingConfig, UnitModality
 from nmm.errors import UserError
-from nmm.evaluate import objective
+from nmm.held_out import objective
 from tests import corpora, test_units
 from tests.test_loader import rows, steps
 

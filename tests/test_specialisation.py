@@ -10,10 +10,9 @@ from PIL import Image
 from nmm.batch import Modality
 from nmm.config import ExpertGroups, MoEConfig, Routing
 from nmm.errors import UserError
-from nmm.evaluate import assigned_experts, of_run, open_held_out
 from nmm.plot.experts import LayerOfExperts, Scores, expert_figure
 from nmm.routing import DROPPED, MORE_COLUMNS, TOKENS
-from nmm.specialisation import ALL, expert_lines, normalised, score_lines, specialisation
+from nmm.specialisation import ALL, expert_lines, normalised, of_run, score_lines, specialisation
 from nmm.trained import Trained
 from tests import corpora
 from tests.test_export import untrained
@@ -66,13 +65,13 @@ def with_experts(moe: MoEConfig) -> Trained:
 )
 def test_every_token_of_the_held_out_rows_is_counted(moe: MoEConfig) -> None:
     trained = with_experts(moe)
-    corpus = open_held_out(trained)
-    found = assigned_experts(trained, corpus, rows_per_source=3)
+    corpus = trained.open_held_out()
+    found = of_run(trained, corpus, rows_per_source=3)
     assert set(found) == {ALL, *(kind.value for kind in corpora.KINDS)}
     kinds = [tables for kind, tables in found.items() if kind != ALL]
     torch.testing.assert_close(found[ALL], sum(kinds, torch.zeros_like(found[ALL])))
     there: Counter[int] = Counter()
-    for _, batches in of_run(trained, corpus, rows_per_source=3):
+    for _, batches in trained.held_out_batches(corpus, rows_per_source=3):
         for batch in batches:
             there.update(batch.modality.flatten().tolist())
     for table in found[ALL]:
@@ -100,7 +99,7 @@ def test_a_dense_model_has_no_experts_to_show() -> None:
     trained = untrained()
     trained.config.data.sources = corpora.config().sources
     with pytest.raises(UserError, match=r"--experts was given and model.moe.routing is none"):
-        assigned_experts(trained, open_held_out(trained), rows_per_source=1)
+        of_run(trained, trained.open_held_out(), rows_per_source=1)
 
 
 def test_the_picture_of_any_number_of_layers_and_modalities(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ RANKS = {
     "nmm.held_out": 5,
     "nmm.generate": 5,
     "nmm.identity": 5,
+    "nmm.image_gap": 5,
     "nmm.intact": 5,
     "nmm.parent": 5,
     "nmm.quarantine": 5,

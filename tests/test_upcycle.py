@@ -14,7 +14,6 @@ from nmm.batch import Modality, PackedBatch
 from nmm.checkpoint import newest
 from nmm.config import ExpertGroups, ModelConfig, MoEConfig, ParentMode, Routing
 from nmm.errors import UserError
-from nmm.evaluate import of_run, open_held_out
 from nmm.model import Model, build
 from nmm.model.layers import Fed
 from nmm.parallel import World
@@ -133,7 +132,7 @@ def test_layers_give_what_the_seeds_gave(
     """
     before = read_run(directory / seed, device=world.device, step=POINT)
     after = model_made_of(directory / seed, child=directory / child, world=world)
-    batch = next(of_run(before, open_held_out(before), rows_per_source=2)[0][1])
+    batch = next(before.held_out_batches(before.open_held_out(), rows_per_source=2)[0][1])
     for theirs, ours in zip(before.model.blocks, after.blocks, strict=True):
         x = inputs_of(theirs.ffn, model=before.model, batch=batch)
         expected = theirs.ffn_norm(output_of(theirs.ffn, x, batch))

@@ -11,7 +11,6 @@ from data.units import Units
 from nmm.codes import ImageCodes
 from nmm.config import ImageKind
 from nmm.errors import UserError
-from nmm.evaluate import open_held_out
 from nmm.generate import asked, page
 from nmm.generate.captions import held_out_captions
 from nmm.generate.page import Result
@@ -102,7 +101,7 @@ def _held_out(trained: Trained, given: argparse.Namespace, *, sampling: Sampling
     """Captions of held-out images, or with --write image: images of held-out captions."""
     seen = Seen(trained.config.model.image, _codes(trained, given, shown=True))
     coded = seen.codes is not None
-    found = held_out_captions(open_held_out(trained), count=given.held_out, coded=coded)
+    found = held_out_captions(trained.open_held_out(), count=given.held_out, coded=coded)
     draws = Writing(given.write) is Writing.image
     pairs = [
         (Prompt(key, [text], []), image) if draws else (Prompt(key, [image], [key]), text)
