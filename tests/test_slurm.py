@@ -22,7 +22,7 @@ ON_TWO_NODES = ("--nodes=2", "--gpus-per-node=0", "--partition=low", "--time=10:
 SHORT = ("schedule.total_steps=3", "schedule.warmup_steps=1", "log.wandb=off", "data.workers=0")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[Cluster]:
     with slurm_cluster.cluster() as there:
         yield there
