@@ -58,6 +58,7 @@ def ending_together(world: World, directory: Path, *, where: Callable[[], str]) 
         traceback.clear_frames(error.__traceback__)  # ends helper processes, which are waited for
         found = _ask(world, lambda: _absent(world))
         if not found.telling:
+            time.sleep(SECONDS_BETWEEN_LOOKS)  # the store may live here, and another one is telling
             sys.exit(1)
         sys.exit(f"error: {_told(found, directory, why=reason(error), where=where(), world=world)}")
 

@@ -48,12 +48,15 @@ def peak_memory_bytes(world: World) -> int:
 
 # NCCL ends the process when a collective takes too long; nmm/fault.py speaks before that.
 NCCL_PATIENCE = 1.5
+# At the start, for the last to come: all read the same libraries, from a disk that may be slow.
+MINUTES_TO_MEET = 10.0
 
 
 def start(*, timeout_minutes: float = 30) -> World:
     """Join the process group: nccl on GPUs, gloo on CPUs; a lone process opens no port.
 
-    A collective that takes longer than `timeout_minutes` is an error.
+    A collective that takes longer than `timeout_minutes` is an error. Until all have met they wait
+    MINUTES_TO_MEET at least.
     """
     size, rank, local_rank = (
         int(os.environ.get(key, default))
@@ -75,7 +78,7 @@ def start(*, timeout_minutes: float = 30) -> World:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    timeout = _limit(timeout_minutes)
+    timeout = _limit(max(timeout_minutes, MINUTES_TO_MEET))
     if size == 1:
         store = HashStore()
     else:
@@ -99,6 +102,8 @@ def start(*, timeout_minutes: float = 30) -> World:
             f"machines are up, and name their common network interface in "
             f"{'NCCL' if cuda else 'GLOO'}_SOCKET_IFNAME."
         ) from None
+    store.set_timeout(_limit(timeout_minutes))
+    limit_waiting(timeout_minutes)
     store.set(f"nmm/host of {rank}", socket.gethostname())
     return World(rank=rank, size=size, device=device, store=store)
 

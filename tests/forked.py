@@ -5,12 +5,12 @@ The import takes most of the time of a start; here it is spent once for all of t
 
 import gc
 import os
-import socket
 import traceback
 from collections.abc import Callable
 
 from nmm import parallel
 from nmm.parallel import World
+from tests.ports import free_port
 
 
 def together(work: Callable[[World], None], *, processes: int) -> None:
@@ -43,9 +43,3 @@ def _fork(work: Callable[[World], None], *, rank: int, size: int, port: int) -> 
     except BaseException:
         traceback.print_exc()
     os._exit(code)  # taking torch down takes as long as a start
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -5,9 +5,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from nmm import heartbeat
 from tests.runs import environment, rows
 
 
@@ -41,6 +42,20 @@ def wait_until(condition: Callable[[], object], *, seconds: float, log: Path) ->
     while not condition():
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.005)
+
+
+@contextmanager
+def standing_still(run: Path) -> Iterator[None]:
+    """The two processes of a run do nothing meanwhile: it cannot end before what comes next."""
+    places = [heartbeat.read(run, rank) for rank in (0, 1)]
+    pids = [place.pid for place in places if place]
+    assert len(pids) == 2, places
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    yield
+    for pid in pids:
+        with suppress(ProcessLookupError):  # somebody else has let it go on, and it has ended
+            os.kill(pid, signal.SIGCONT)
 
 
 def children(pid: int) -> list[int]:

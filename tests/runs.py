@@ -111,26 +111,18 @@ def undisturbed() -> Path:
     return runs / "whole"
 
 
-# Of a run with two processes; every launcher must give the same. Long enough to be interrupted
-# twice, by schedulers that take seconds to think.
+# Of a run with two processes, over an epoch border, an image that is cut short and a weight change;
+# every launcher, and every disturbance, must give the same (tests/train_cases.py has the run).
+TWO_STEPS = 60
 TWO = (
-    "schedule.total_steps=120",
+    f"schedule.total_steps={TWO_STEPS}",
     "schedule.warmup_steps=30",
-    "evaluation.every_steps=40",
+    f"evaluation.every_steps={TWO_STEPS // 2}",
+    f"data.weight_changes=[{{step:{TWO_STEPS // 2},weights:{{text:0.5}}}}]",
     "engine.micro_batch=2",
     "log.wandb=off",
     "data.workers=1",
 )
-
-
-@cache
-def two_undisturbed() -> Path:
-    """The directory of a run with the overrides TWO on two processes that nobody stopped."""
-    directory = corpora.scratch() / "runs"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py"]
-    done = run([*launcher, *overrides(corpus(), directory, "run.name=two", *TWO)])
-    assert done.returncode == 0, done.stdout + done.stderr
-    return directory / "two"
 
 
 # One process imports everything and is copied for each run, because engines leave traces behind.

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+from tests.ports import free_port
+
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 NO_NGINX = "nginx is not installed (Debian, Ubuntu: apt-get install nginx-light)"
 BUCKET = "corpus"
@@ -41,7 +43,7 @@ http {{
 def nginx(root: Path, *, home: Path) -> Iterator[str]:
     """Serves the files below `root`; yields its address."""
     assert NGINX
-    port = _free_port()
+    port = free_port()
     config = home / "nginx.conf"
     config.write_text(NGINX_CONFIG.format(home=home, root=root, port=port, password=PASSWORD))
     (home / "users").write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n")
@@ -52,7 +54,7 @@ def nginx(root: Path, *, home: Path) -> Iterator[str]:
 @contextmanager
 def s3() -> Iterator[str]:
     """An S3 server with the empty bucket BUCKET; yields its endpoint."""
-    port = _free_port()
+    port = free_port()
     with _running([sys.executable, "-m", "moto.server", "-p", str(port)], port):
         urlopen(Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")).close()
         yield f"http://127.0.0.1:{port}"
@@ -83,12 +85,6 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
             yield FaultyProxy(f"http://127.0.0.1:{int(process.stdout.readline())}")
         finally:
             process.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.launches import started
+from tests.ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 
@@ -124,12 +125,3 @@ def end_jobs(there: Cluster) -> None:
     deadline = time.monotonic() + 20
     while there.ask("squeue", "--noheader").strip() and time.monotonic() < deadline:
         time.sleep(0.2)
-
-
-def free_ports(count: int) -> list[int]:
-    """Different from each other and free just now."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

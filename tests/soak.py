@@ -28,7 +28,7 @@ from tests import runs
 from tests.launches import check_same_logs, pid_of_rank, started
 from tests.runs import overrides
 
-STEPS_PER_KILL, STEPS_AT_LEAST = 8, 60
+STEPS_PER_KILL, STEPS_AT_LEAST = 8, runs.TWO_STEPS
 STEPS_BEHIND = 15  # after the last kill is due, so that the run does not end before it
 CHECKPOINT_EVERY = 4
 LAUNCH_SECONDS = 600.0  # of one launch with all its restarts; longer is a hang
@@ -56,11 +56,12 @@ class Kill:
 
 @dataclass
 class Seen:
-    """What became of the kills; `phases` are those in which the processes died.
+    """What became of the kills: who died, as (rank, pid), and in which `phases`.
 
     `beside`: starts that found an incomplete checkpoint newer than the one they went on from.
     """
 
+    killed: list[tuple[int, int]] = field(default_factory=list)
     phases: Counter[str] = field(default_factory=Counter)
     starts: int = 0
     manifest_ns: int = 0
@@ -171,6 +172,7 @@ def one_launch(launch: subprocess.Popen, directory: Path, left: list[Kill], seen
             time.sleep(kill.seconds)
         dying = {pid_of(launch.pid, rank) for rank in (0, 1)}
         if end(pid):
+            seen.killed.append((kill.rank, pid))
             seen.phases[died_in(run, kill.rank, pid=pid)] += 1
             left.pop(0)
     check_starts(run, seen)
@@ -213,7 +215,7 @@ def died_in(run: Path, rank: int, *, pid: int) -> str:
 def check_starts(run: Path, seen: Seen) -> None:
     """A start goes on from the newest complete checkpoint, whatever lies beside it.
 
-    It is looked at before the run saves again, which takes some steps.
+    It is looked at before the run has saved so often that this one is removed.
     """
     manifest = run / "manifest.json"
     written_ns = manifest.stat().st_mtime_ns if manifest.exists() else 0
@@ -223,11 +225,20 @@ def check_starts(run: Path, seen: Seen) -> None:
     if len(starts) == seen.starts:
         return
     found = sorted((run / "checkpoints").glob("step_*"))
-    complete = [path for path in found if (path / "COMPLETE").exists()]
+    # Those of this start itself are younger.
+    complete = [path for path in found if is_older(path / "COMPLETE", written_ns)]
     newest = int(complete[-1].name.removeprefix("step_")) if complete else 0
     assert starts[-1]["step"] == newest, (starts[-1], found)
     seen.beside += bool(found) and found[-1] not in complete
     seen.starts = len(starts)
+
+
+def is_older(path: Path, than_ns: int) -> bool:
+    """Was a file there before that moment?"""
+    try:
+        return path.stat().st_mtime_ns < than_ns
+    except FileNotFoundError:
+        return False
 
 
 def pid_of(launcher: int, rank: int) -> int | None:

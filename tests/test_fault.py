@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+
+import pytest
 
 from data.loader import Loader
 from nmm import heartbeat
@@ -37,6 +37,12 @@ while True:
 """
 
 
+def step_of(directory: Path) -> int:
+    """The step that the writer has come to."""
+    place = heartbeat.read(directory, 0)
+    return place.step if place else 0
+
+
 def expected_documents(place: Place) -> list[list[str]]:
     """What BEATING may have said of its micro-batches."""
     step = place.step
@@ -47,27 +53,33 @@ def expected_documents(place: Place) -> list[list[str]]:
 def test_a_place_is_true_whenever_it_is_read_and_whenever_the_writer_is_killed(
     tmp_path: Path,
 ) -> None:
-    seen = set()
+    seen: set[str] = set()
+
+    def is_true(writer: subprocess.Popen, directory: Path, *, last: bool) -> None:
+        place = heartbeat.read(directory, 0)
+        assert place is not None
+        assert (place.pid, place.host) == (writer.pid, socket.gethostname())
+        # One may read the place, and the documents after those of the next step were written.
+        allowed = expected_documents(place)
+        found = [one for one in allowed if one[: len(place.documents)] == place.documents]
+        assert found, place
+        if last and place.phase != "data wait":
+            assert place.num_documents in [len(one) for one in found if one]
+        seen.add(place.phase)
+
     for number in range(4):
-        directory = tmp_path / f"{number}"
-        writer = subprocess.Popen([sys.executable, "-c", BEATING, str(directory)])
-        while not (place := heartbeat.read(directory, 0)) or place.step < 2:
-            time.sleep(0.01)
-        for last in [False] * 300 + [True]:
-            if last:
-                writer.kill()
-                writer.wait()
-            place = heartbeat.read(directory, 0)
-            assert place is not None
-            assert (place.pid, place.host) == (writer.pid, socket.gethostname())
-            # One may read the place, and the documents after those of the next step were written.
-            allowed = expected_documents(place)
-            found = [one for one in allowed if one[: len(place.documents)] == place.documents]
-            assert found, (place, number)
-            if last and place.phase != "data wait":
-                assert place.num_documents in [len(one) for one in found if one]
-            seen.add(place.phase)
-    assert len(seen) > 1  # it was read in the middle of steps
+        directory, log = tmp_path / f"{number}", tmp_path / "log"
+        with started([sys.executable, "-c", BEATING, str(directory)], log=log) as writer:
+            wait_until(lambda of=directory: step_of(of) > 1, seconds=100, log=log)
+            deadline = time.monotonic() + 100
+            for reads in count():
+                if reads > 300 and len(seen) > 1:  # it was read in the middle of steps
+                    break
+                is_true(writer, directory, last=False)
+                assert time.monotonic() < deadline, seen
+            writer.kill()
+            writer.wait()
+            is_true(writer, directory, last=True)
 
 
 def test_a_place_names_the_documents_of_its_micro_batch(tmp_path: Path) -> None:
@@ -91,7 +103,7 @@ def test_a_place_names_the_documents_of_its_micro_batch(tmp_path: Path) -> None:
 
 
 SHORT = ("schedule.total_steps=5000", "checkpoint.every_steps=9999", "evaluation.at_start=false")
-QUICK = (*SHORT, "run.name=fault", "log.wandb=off", "run.timeout_minutes=0.05")
+QUICK = (*SHORT, "run.name=trained", "log.wandb=off", "run.timeout_minutes=0.1", "data.workers=0")
 
 
 def of_the_plan(words: list[str], *, step: int, rank: int) -> list[str]:
@@ -116,100 +128,76 @@ def check_told(said: str, directory: Path, words: list[str], *, start: str) -> N
         assert place.documents == of_the_plan(words, step=place.step, rank=1)
 
 
-@contextmanager
-def two(program: list[str], *, log: Path) -> Iterator[list[subprocess.Popen]]:
-    """The same program as two processes that know of each other, without a launcher."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {
-        "PYTHONPATH": str(Path.cwd()),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                started(program, log=log, env={**common, "RANK": rank, "LOCAL_RANK": rank})
-            )
-            for rank in ("0", "1")
-        ]
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all cases of tests/failing_cases.py have ended."""
+    directory = tmp_path_factory.mktemp("failed")
+    words, log = overrides(runs.corpus(), directory, *QUICK), directory / "log"
+    (directory / "words.json").write_text(json.dumps(words))
+    run = directory / "trained"
+    with started([sys.executable, "-m", "tests.failing_cases", str(directory)], log=log) as cases:
+        wait_until(lambda: last_step(run) > 5 or cases.poll() is not None, seconds=100, log=log)
+        place = heartbeat.read(run, 1)
+        assert place is not None, log.read_text()
+        os.kill(place.pid, signal.SIGSTOP)
+        assert cases.wait(100) == 0, log.read_text()
+    return directory
 
 
-def test_a_process_that_hangs_is_named_with_its_documents(tmp_path: Path) -> None:
-    words = overrides(runs.corpus(), tmp_path, *QUICK, "data.workers=0")
-    directory, log = tmp_path / "fault", tmp_path / "log"
-    with two([sys.executable, "train.py", *words], log=log) as both:
-        wait_until(lambda: last_step(directory) > 5, seconds=100, log=log)
-        both[1].send_signal(signal.SIGSTOP)
-        assert both[0].wait(30) == 1, log.read_text()
-    start = f"process 1 of 2 no longer answers after step {last_step(directory)} (on "
-    check_told(log.read_text(), directory, words, start=start)
+def test_a_process_that_hangs_is_named_with_its_documents(failed: Path) -> None:
+    """It stands still in the middle of a run."""
+    words = json.loads((failed / "words.json").read_text())
+    start = f"process 1 of 2 no longer answers after step {last_step(failed / 'trained')} (on "
+    check_told((failed / "trained.log").read_text(), failed / "trained", words, start=start)
+    assert codes(failed, "trained") == [1]
 
 
-HANGING = """
-import os, signal, sys, time
-from pathlib import Path
-from nmm import fault, parallel
-from nmm.heartbeat import Phase
-case, directory = sys.argv[1], Path(sys.argv[2])
-world = parallel.start(timeout_minutes=0.05)
-where = lambda: "after step 7"
-with (
-    fault.ending_together(world, directory, where=where),
-    fault.watched(directory, timeout_minutes=0.05, world=world, where=where) as heart,
-):
-    heart.enter(Phase.data, step=8)
-    if world.rank == 1 and case == "stopped":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if world.rank == 1 and case == "late":
-        time.sleep(4)
-    if world.rank == 1 and case == "slow":
-        fault._is_first = lambda world: time.sleep(2) or world.store.add("nmm/fault", 1) == 1
-    if world.rank == 0:
-        heart.hold([["a"], ["b"]])
-        heart.enter(Phase.backward, 1)
-    if case == "late":
-        heart.enter(Phase.optimizer)
-        parallel.barrier()
-    time.sleep(60)
-"""
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("alone", "process 0 of 1 does not go on after step 7 (on HOST): SLOW backward, with 1 "),
+        ("behind", "process 1 of 2 does not go on after step 7 (on HOST): SLOW data wait; GONE"),
+        ("slow", "process 1 of 2 does not go on after step 7 (on HOST): SLOW data wait; GONE"),
+        (
+            "stopped",
+            "process 1 of 2 no longer answers after step 7 (on HOST): SLOW data wait; GONE",
+        ),
+        ("late", "all 2 processes answer after step 7, but one came too late ("),
+    ],
+)
+def test_processes_that_wait_for_ever_end_themselves(failed: Path, case: str, told: str) -> None:
+    """See `wait` of tests/failing_cases.py."""
+    said, expected = (failed / f"{case}.log").read_text(), told
+    for word, text in {
+        "HOST": socket.gethostname(),
+        "SLOW": "no phase ended for 3 seconds; it was in step 8,",
+        "GONE": "look there for the cause; the same command continues from the last checkpoint.",
+    }.items():
+        expected = expected.replace(word, text)
+    assert said.startswith(f"error: {expected}"), said
+    assert said.count("\n") == 1, said
+    assert codes(failed, case) == [1] * (1 if case in ("alone", "stopped") else 2)
 
 
-def test_processes_that_wait_for_ever_end_themselves(tmp_path: Path) -> None:
-    """As in a collective of NCCL, which never comes back, or on a disk that is gone."""
-    (tmp_path / "hang.py").write_text(HANGING)
-    slow = "no phase ended for 3 seconds; it was in step 8,"
-    gone = "look there for the cause; the same command continues from the last checkpoint.\n"
-    cases = {
-        "alone": f"process 0 of 1 does not go on after step 7 (on HOST): {slow} backward, with 1 "
-        f"document: b; {gone}",
-        "behind": f"process 1 of 2 does not go on after step 7 (on HOST): {slow} data wait; {gone}",
-        "slow": f"process 1 of 2 does not go on after step 7 (on HOST): {slow} data wait; {gone}",
-        "stopped": f"process 1 of 2 no longer answers after step 7 (on HOST): {slow} data wait; "
-        + gone,
-        "late": "all 2 processes answer after step 7, but one came too late (",
-    }
-    with ExitStack() as stack:
-        running = {}
-        for case in cases:
-            directory, log = tmp_path / case, tmp_path / f"{case}.log"
-            program = [sys.executable, str(tmp_path / "hang.py"), case, str(directory)]
-            alone = started(program, log=log, env={"PYTHONPATH": str(Path.cwd())})
-            running[case] = (
-                [stack.enter_context(alone)]
-                if case == "alone"
-                else stack.enter_context(two(program, log=log))
-            )
-        for case, processes in running.items():
-            waited = processes[:1] if case == "stopped" else processes
-            said = tmp_path / f"{case}.log"
-            assert [process.wait(60) for process in waited] == [1] * len(waited), said.read_text()
-    for case, expected in cases.items():
-        said = (tmp_path / f"{case}.log").read_text()
-        assert said.startswith("error: " + expected.replace("HOST", socket.gethostname())), said
-        assert said.count("\n") == 1, said
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("refused", "error: data.x is 1; set it to 2."),
+        ("killed", "error: process 1 of 2 no longer answers after step 7 (on "),
+        ("bug", "KeyError: 'a bug'"),
+    ],
+)
+def test_only_one_process_tells_why_a_run_fails(failed: Path, case: str, said: str) -> None:
+    lines = (failed / f"{case}.log").read_text().splitlines()
+    told = [line for line in lines if "error: " in line.lower()]
+    assert [said in line for line in told] == [True], lines
+    assert sum("Traceback" in line for line in lines) == (1 if case == "bug" else 0), lines
+    assert codes(failed, case) == [1, -signal.SIGKILL if case == "killed" else 1]
+
+
+def codes(directory: Path, case: str) -> list[int]:
+    """What its processes ended with."""
+    return json.loads((directory / "codes.json").read_text())[case]
 
 
 def test_the_launcher_says_what_a_killed_process_was_doing(tmp_path: Path) -> None:

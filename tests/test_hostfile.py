@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests import runs
-from tests.launches import check_same_logs, last_step, started, wait_until
+from tests.launches import check_same_logs, last_step, standing_still, started, wait_until
+from tests.ports import free_port
 from tests.runs import overrides
-from tests.slurm_cluster import free_ports
+from tests.train_cases import two_undisturbed
 
 ABSENT = [
     name
@@ -31,7 +32,7 @@ def ssh_server(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(words, check=True)
     Path("/run/sshd").mkdir(exist_ok=True)
-    (port,) = free_ports(1)
+    port = free_port()
     options = {
         "ListenAddress": f"127.0.0.1:{port}",
         "HostKey": folder / "host",
@@ -49,7 +50,7 @@ def ssh_server(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
         "DS_ENV_FILE": str(folder / "environment"),
     }
     with started(["/usr/sbin/sshd", "-D", "-e", "-f/dev/null", *words], log=folder / "log"):
-        wait_until(lambda: answers(port), seconds=20, log=folder / "log")
+        wait_until(lambda: answers(port), seconds=100, log=folder / "log")
         yield port, environment
 
 
@@ -64,15 +65,16 @@ def test_a_hostfile_starts_stops_and_continues_a_run(tmp_path: Path) -> None:
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     words = overrides(runs.corpus(), tmp_path, "run.name=two", *runs.TWO)
-    (port,) = free_ports(1)
+    port = free_port()
     meeting = [f"--hostfile={hostfile}", "--master_addr=127.0.0.1", f"--master_port={port}"]
     with ssh_server(tmp_path / "ssh") as (ssh_port, environment):
         over_ssh = [f"--ssh_port={ssh_port}", "--no_ssh_check"]
         command = [*DEEPSPEED, *meeting, *over_ssh, "train.py", *words]
         with started(command, log=log, env=environment) as launcher:
             wait_until(lambda: last_step(directory) > 3, seconds=100, log=log)
-            (directory / "STOP").touch()
-            assert launcher.wait(60) == 75, log.read_text()
+            with standing_still(directory):
+                (directory / "STOP").touch()
+            assert launcher.wait(100) == 75, log.read_text()
     with ExitStack() as stack:
         launchers = [
             stack.enter_context(
@@ -84,7 +86,7 @@ def test_a_hostfile_starts_stops_and_continues_a_run(tmp_path: Path) -> None:
             for rank in range(2)
         ]
         assert [launcher.wait(100) for launcher in launchers] == [0, 0], log.read_text()
-    check_same_logs(directory, runs.two_undisturbed())
+    check_same_logs(directory, two_undisturbed())
 
 
 def test_the_example_is_a_hostfile() -> None:

@@ -12,13 +12,15 @@ import pytest
 
 from launch import slurm
 from tests import runs, slurm_cluster
-from tests.launches import check_same_logs, last_step, wait_until
+from tests.launches import check_same_logs, last_step, standing_still, wait_until
 from tests.runs import overrides, run
 from tests.slurm_cluster import Cluster
+from tests.train_cases import two_undisturbed
 
 WHY_NOT = slurm_cluster.missing()
 HIGH = ("--parsable", "--partition=high", "--nodes=2")
 ON_TWO_NODES = ("--nodes=2", "--gpus-per-node=0", "--partition=low", "--time=10:00")
+LONG = ("schedule.total_steps=5000", "log.wandb=off", "data.workers=0")
 SHORT = ("schedule.total_steps=3", "schedule.warmup_steps=1", "log.wandb=off", "data.workers=0")
 
 
@@ -49,7 +51,7 @@ def stops(directory: Path) -> list[str]:
 
 
 @pytest.mark.skipif(WHY_NOT is not None, reason=f"{WHY_NOT}")
-def test_jobs_stop_for_others_go_back_into_the_queue_and_finish(
+def test_jobs_stop_for_others_go_back_into_the_queue_and_finish_or_stay_away(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     directory, log = tmp_path / "two", tmp_path / "slurm"
@@ -61,8 +63,12 @@ def test_jobs_stop_for_others_go_back_into_the_queue_and_finish(
     printed = log / f"two-{job}.out"
 
     wait_until(lambda: last_step(directory) > 3, seconds=100, log=printed)
-    # As Slurm does it before a time limit: a signal to the shell of the job alone.
-    cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    assert cluster.state(f"{later}_1")["JobState"] == "PENDING"
+    with standing_still(directory):
+        # As Slurm does it before a time limit: a signal to the shell of the job alone.
+        cluster.ask("scancel", "--batch", "--signal=USR1", job)
+        wait_until((directory / "STOP").exists, seconds=100, log=printed)
+    cancel(cluster, tmp_path)  # meanwhile, because Slurm makes the other one wait
     wait_until(lambda: len(starts(directory)) == 2, seconds=100, log=printed)
     assert "because" in printed.read_text()
     assert f"(the time limit of job {job})" in printed.read_text()
@@ -71,32 +77,30 @@ def test_jobs_stop_for_others_go_back_into_the_queue_and_finish(
     wait_until(lambda: last_step(directory) > resumed_at + 3, seconds=100, log=printed)
     first = tmp_path / "first.sh"
     first.write_text("#!/bin/sh\nsleep 1\n")
-    other = cluster.ask("sbatch", f"--output={tmp_path}/first.out", *HIGH, str(first))
+    with standing_still(directory):
+        other = cluster.ask("sbatch", f"--output={tmp_path}/first.out", *HIGH, str(first))
+        # Slurm lets the processes go on when it asks them to end.
+        wait_until(lambda: stops(directory) == ["stopped", "stopped"], seconds=100, log=printed)
     wait_until(lambda: len(starts(directory)) == 3, seconds=100, log=printed)
-    cluster.wait_for(other.strip(), "COMPLETED", seconds=60)
-    assert stops(directory) == ["stopped", "stopped"]
-
-    assert cluster.state(f"{later}_1")["JobState"] == "PENDING"
+    cluster.wait_for(other.strip(), "COMPLETED", seconds=100)
     cluster.wait_for(job, "COMPLETED", seconds=100)
     assert stops(directory) == ["stopped", "stopped", "finished"]
-    check_same_logs(directory, runs.two_undisturbed())
+    check_same_logs(directory, two_undisturbed())
     for task in (1, 2):
         cluster.wait_for(f"{later}_{task}", "COMPLETED", seconds=100)
         assert last_step(tmp_path / f"seed_{task}") == 3
 
 
-@pytest.mark.skipif(WHY_NOT is not None, reason=f"{WHY_NOT}")
-def test_a_cancelled_job_leaves_a_checkpoint_and_stays_away(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def cancel(cluster: Cluster, tmp_path: Path) -> None:
+    """A cancelled job leaves a checkpoint and stays away."""
     directory = tmp_path / "gone"
-    words = overrides(runs.corpus(), tmp_path, "run.name=gone", "log.wandb=off")
+    words = overrides(runs.corpus(), tmp_path, "run.name=gone", *LONG)
     alone = ("--nodes=1", "--gpus-per-node=0", "--time=10:00", "--requeue")
     job = submit(cluster, *alone, "--", *words)
     printed = tmp_path / "slurm" / f"gone-{job}.out"
-    wait_until(lambda: last_step(directory) > 3, seconds=60, log=printed)
+    wait_until(lambda: last_step(directory) > 3, seconds=100, log=printed)
     cluster.ask("scancel", job)
-    cluster.wait_for(job, "CANCELLED", seconds=60)
+    cluster.wait_for(job, "CANCELLED", seconds=100)
     assert stops(directory) == ["stopped"]
     newest = max((directory / "checkpoints").glob("step_*/COMPLETE")).parent.name
     assert newest == f"step_{last_step(directory):08d}"

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from nmm.errors import UserError
 from nmm.parallel import World
 from nmm.trained import read_run
 from tests import corpora, runs
+from tests.ports import free_port
 from tests.runs import STEPS, WHOLE, command, environment, overrides, rows, run
 
 
@@ -345,12 +345,6 @@ def test_the_deepspeed_launcher_runs_it_with_two_processes(
     mine = [row["loss"] for row in rows(tmp_path / "two" / "losses.jsonl")]
     theirs = [row["loss"] for row in rows(whole / "losses.jsonl")]
     assert mine[:30] == pytest.approx(theirs[:30], rel=1e-5)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def plan_and_begin(arguments: list[str], *, world: World) -> None:

@@ -8,7 +8,7 @@ The first run that does not finish ends the launch.
 import json
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -17,15 +17,16 @@ import train
 from nmm.config import compose, load, run_directory
 from nmm.parallel import World
 from nmm.stop import Stops
+from tests import corpora, runs
 from tests.forked import together
 from tests.runs import environment
 
 Runs = list[list[str]]
 
 
-def launch(runs: Runs, *, directory: Path, processes: int = 1) -> str:
+def launch(these: Runs, *, directory: Path, processes: int = 1) -> str:
     """Run them all and return what they said; `directory` is for the list."""
-    return launch_in_turn([(processes, runs)], directory=directory)
+    return launch_in_turn([(processes, these)], directory=directory)
 
 
 def launch_in_turn(groups: list[tuple[int, Runs]], *, directory: Path) -> str:
@@ -43,9 +44,19 @@ def launch_in_turn(groups: list[tuple[int, Runs]], *, directory: Path) -> str:
     return done.stdout
 
 
-def run_all(world: World, *, runs: Runs) -> None:
+@cache
+def two_undisturbed() -> Path:
+    """The directory of a run with the overrides TWO on two processes that nobody stopped."""
+    directory = corpora.scratch() / "runs-of-two"
+    directory.mkdir()
+    words = runs.overrides(runs.corpus(), directory, "run.name=two", *runs.TWO)
+    launch([words], directory=directory, processes=2)
+    return directory / "two"
+
+
+def run_all(world: World, *, these: Runs) -> None:
     torch.set_num_threads(1)
-    for words in runs:
+    for words in these:
         settings = load(compose(words))
         stops = Stops(run_directory(settings.run), max_minutes=None, world=world)
         assert train.run_in(world, settings, overrides=words, stops=stops)
@@ -53,8 +64,8 @@ def run_all(world: World, *, runs: Runs) -> None:
 
 
 def main() -> None:
-    for processes, runs in json.loads(Path(sys.argv[1]).read_text()):
-        together(partial(run_all, runs=runs), processes=processes)
+    for processes, these in json.loads(Path(sys.argv[1]).read_text()):
+        together(partial(run_all, these=these), processes=processes)
 
 
 if __name__ == "__main__":

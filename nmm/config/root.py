@@ -47,6 +47,7 @@ class RunConfig:
 
     `seed` draws the initial weights. After `max_minutes` (null: never) the run stops with a
     checkpoint; a collective that waits for another process longer than `timeout_minutes` ends it.
+    Until all have met, at the start, they wait for 10 minutes at least.
     """
 
     name: str = "run"
