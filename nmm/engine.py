@@ -317,21 +317,15 @@ class Engine:
         torch.manual_seed(number(where, seed=self._seed))
 
     def _no_signals(self) -> Signals:
-        config = self._engine.module.config
-        return Signals.zeros(
-            layers=config.depth,
-            width=config.width,
-            has_routers=config.moe.has_router,
-            device=self.world.device,
-        )
+        return Signals.zeros(self._engine.module.config, device=self.world.device)
 
     def _add_gradient(self, signals: Signals) -> None:
         """This process's pieces of the gradient, between the way back and the update."""
         for name, parameter in self._engine.module.named_parameters():
-            piece = _gradient_piece(parameter, zero_stage=self._zero_stage, world=self.world)
-            if piece is not None:
-                norm = torch.linalg.vector_norm(piece, dtype=torch.float32)
-                signals.add_gradient(name, norm.double().square())
+            found = _gradient_piece(parameter, zero_stage=self._zero_stage, world=self.world)
+            if found is not None:
+                piece, start = found
+                signals.add_gradient(name, piece, start=start)
 
     def save(self, checkpoint: Path) -> dict[str, Sum]:
         """Write weights and optimizer state into a folder that is there, every process its part.
@@ -380,24 +374,28 @@ class Engine:
         return stored.about
 
 
-def _gradient_piece(parameter: Any, *, zero_stage: int, world: World) -> Tensor | None:
-    """The part of a parameter's gradient that this process and no other answers for, if any.
+def _gradient_piece(parameter: Any, *, zero_stage: int, world: World) -> tuple[Tensor, int] | None:
+    """The part of a parameter's gradient that this process and no other answers for, if any; and
+    the element of the parameter that it begins at.
 
     Stage 0 has the whole gradient everywhere; the main process answers for it. The later stages
     have it in pieces, already summed over processes. DeepSpeed's public call would put the pieces
     of every parameter together on every process.
     """
     if zero_stage == 0:
-        return parameter.grad if world.is_main else None
+        return (parameter.grad, 0) if world.is_main and parameter.grad is not None else None
     if zero_stage == 3:
         piece = deepspeed.utils.safe_get_local_grad(parameter)
         if piece is None:
             return None
         # All pieces have one length; the last ones may reach beyond the parameter's end.
-        place = dist.get_rank(parameter.ds_process_group)
-        return piece.flatten()[: max(0, parameter.ds_numel - place * piece.numel())]
+        start = dist.get_rank(parameter.ds_process_group) * piece.numel()
+        return piece.flatten()[: max(0, parameter.ds_numel - start)], start
     place = getattr(parameter, "_hp_mapping", None)
-    return None if place is None else place.get_lp_grad_fragment(parameter._index_in_param_group)
+    if place is None:
+        return None
+    fragment = place.get_lp_grad_fragment(parameter._index_in_param_group)
+    return fragment, place.lp_fragment_address.start
 
 
 def _forget_bad_gradients(optimizer: Any, *_: object) -> None:

@@ -4,6 +4,7 @@ Legend of shapes: Y layers with experts, Z layers that take some tokens, K modal
 experts of a layer.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -53,6 +54,25 @@ class Routed:
             **(self.auxiliary_keys() if config.auxiliary_routers else {}),
         }
 
+    def signals(self, config: MoEConfig) -> dict[str, Any]:
+        """The keys signals/... of losses.jsonl: by layer, of the modalities that were there.
+
+        The load of a modality is a list, so that there are as many keys for any number of experts:
+        of those that may take it the fraction of its tokens that each took, rounded to 1e-4.
+        """
+        found: dict[str, Any] = {}
+        for layer, table in enumerate(self.tables.tolist()):
+            for modality, row in enumerate(table):
+                tokens, where = row[TOKENS], f"{layer}/{Modality(modality).name}"
+                if not tokens:
+                    continue
+                taken = row[slice(*_experts_of(Modality(modality), config))]
+                found[f"signals/load/{where}"] = [round(count / tokens, 4) for count in taken]
+                found[f"signals/dropped_fraction/{where}"] = row[DROPPED] / tokens
+                if config.has_router:
+                    found[f"signals/entropy/{where}"] = row[ENTROPY] / tokens
+        return found
+
     def auxiliary_keys(self) -> dict[str, Any]:
         """How auxiliary routers guess, over all experts, layers and tokens."""
         sums = self.tables.sum(dim=(0, 1))[-MORE_COLUMNS:].tolist()
@@ -85,10 +105,28 @@ class Kept:
             **(self.auxiliary_keys() if config.auxiliary_router else {}),
         }
 
+    def signals(self, config: MoDConfig) -> dict[str, float]:
+        """The key signals/kept_fraction/... of losses.jsonl, likewise by layer and modality."""
+        assert config.every is not None
+        return {
+            f"signals/kept_fraction/{number * config.every}/{modality.name}": row[KEPT] / row[SEEN]
+            for number, table in enumerate(self.tables.tolist())
+            for modality, row in zip(Modality, table, strict=True)
+            if row[SEEN]
+        }
+
     def auxiliary_keys(self) -> dict[str, Any]:
         """How auxiliary routers guess, over all layers and tokens."""
         sums = self.tables.sum(dim=(0, 1)).tolist()
         return _auxiliary_keys("mod", sums, tokens=sums[SEEN])
+
+
+def _experts_of(modality: Modality, config: MoEConfig) -> tuple[int, int]:
+    """The number of the first expert that may take the modality, and that behind the last."""
+    if "all" in config.sizes:
+        return 0, config.total_experts
+    ends = dict(zip(config.sizes, accumulate(config.sizes.values()), strict=True))
+    return ends[modality.name] - config.sizes[modality.name], ends[modality.name]
 
 
 def _auxiliary_keys(prefix: str, sums: list[float], *, tokens: float) -> dict[str, Any]:

@@ -54,7 +54,17 @@ def losses(
         "grad_norm": result.grad_norm,
         **(result.routed.keys(settings.model.moe) if result.routed else {}),
         **(result.kept.keys(settings.model.mod) if result.kept else {}),
-        **(result.signals.keys(tokens=tokens, labels=labels) if result.signals else {}),
+        **(_signals(result, settings, tokens=tokens, labels=labels) if result.signals else {}),
+    }
+
+
+def _signals(result: StepResult, settings: Config, *, tokens: int, labels: int) -> Row:
+    """The keys signals/... of a step that was watched."""
+    assert result.signals is not None
+    return {
+        **result.signals.keys(tokens=tokens, labels=labels),
+        **(result.routed.signals(settings.model.moe) if result.routed else {}),
+        **(result.kept.signals(settings.model.mod) if result.kept else {}),
     }
 
 

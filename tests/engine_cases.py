@@ -44,6 +44,7 @@ from nmm.held_out import evaluate
 from nmm.model import Model, Output, build
 from nmm.parallel import World
 from nmm.pieces import Stored
+from nmm.routing import Kept, Routed
 from nmm.tally import LABELS, TOKENS
 from tests import corpora
 from tests.forked import together
@@ -183,9 +184,7 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         losses.append(result.tally.loss())
         norms.append(result.grad_norm)
         if result.routed:
-            routed.append(result.routed.keys(MODELS[case["model"]].moe))
-        if result.kept:
-            routed[-1] |= result.kept.keys(MODELS[case["model"]].mod)
+            routed.append(keys_of(result.routed, result.kept, model=MODELS[case["model"]]))
         by_source = [result.tally.loss(source=i) for i in range(len(corpus.sources))]
         sources.append([-1.0 if loss is None else loss for loss in by_source])
     found = {"losses": losses, "norms": norms, "sources": sources, "counts": counts}
@@ -201,6 +200,17 @@ def run(case: dict, *, corpus: Corpus, directory: Path, world: World) -> dict:
         if case["model"] == "early"
         else None,
     }
+
+
+def keys_of(routed: Routed, kept: Kept | None, *, model: ModelConfig) -> dict:
+    """Of a step, the keys of the log about experts and depth, lists number by number."""
+    found = routed.keys(model.moe) | routed.signals(model.moe)
+    if kept:
+        found |= kept.keys(model.mod) | kept.signals(model.mod)
+    lists = [key for key, value in found.items() if isinstance(value, list)]
+    for key in lists:
+        found |= {f"{key}/{number}": value for number, value in enumerate(found.pop(key))}
+    return found
 
 
 def save(engine: Engine, checkpoint: Path) -> None:

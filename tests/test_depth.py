@@ -279,8 +279,12 @@ def test_errors_flip_their_part_of_the_decisions(name: str) -> None:
 def test_the_kept_are_counted_by_modality() -> None:
     model = build(DEEP["mod of moma"], seed=0)
     batch = batch_for(model.config, row_tokens=40)
-    keys = Kept(model(batch).kept.double()).keys(model.config.mod)
+    found = Kept(model(batch).kept.double())
+    keys, signals = found.keys(model.config.mod), found.signals(model.config.mod)
     assert keys.keys() == {f"mod/kept_fraction/modality/{name}" for name in ("text", "image")}
+    # Of two blocks only the first takes some.
+    assert [*signals] == [f"signals/kept_fraction/0/{name}" for name in ("text", "image")]
+    assert [*signals.values()] == [*keys.values()]
     counts = {name: int((batch.modality == Modality[name]).sum()) for name in ("text", "image")}
     kept = sum(keys[f"mod/kept_fraction/modality/{name}"] * n for name, n in counts.items())
     assert kept == pytest.approx(sum(tokens_kept(batch, model.config.mod)))

@@ -24,7 +24,7 @@ from nmm.model import Group, Model, build, group
 from nmm.needs import missing_for_compiling
 from nmm.routing import Kept, Routed
 from tests import corpora
-from tests.engine_cases import MODELS, OPTIM, POISONED, STEPS, WATCHED, rate
+from tests.engine_cases import MODELS, OPTIM, POISONED, STEPS, WATCHED, keys_of, rate
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
 
@@ -177,9 +177,8 @@ def plain_torch(
         optimizer.zero_grad()
         (loss + output.auxiliary / (batch.document > 0).sum()).backward()
         if model.config.sparse:
-            routed.append(Routed(output.routed.double()).keys(model.config.moe))
-        if model.config.mod.every is not None:
-            routed[-1] |= Kept(output.kept.double()).keys(model.config.mod)
+            kept = Kept(output.kept.double()) if len(output.kept) else None
+            routed.append(keys_of(Routed(output.routed.double()), kept, model=model.config))
         if step in WATCHED:
             signals.append(plain_signals(model, batch, outputs=outputs[: len(model.blocks)]))
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm).item())
@@ -222,12 +221,25 @@ def plain_signals(model: Model, batch: PackedBatch, *, outputs: list[torch.Tenso
         "head": r"head\.weight",
     }
     patterns = {f"grad_norm/{name}": pattern for name, pattern in patterns.items()}
-    for layer in range(model.config.depth if model.config.moe.has_router else 0):
-        patterns[f"router_grad_norm/{layer}"] = rf"blocks\.{layer}\.ffn\.router\..*"
+    for layer in range(model.config.depth):
+        if model.config.moe.has_router:
+            patterns[f"router_grad_norm/{layer}"] = rf"blocks\.{layer}\.ffn\.router\..*"
+        if model.config.mod.picks(layer):
+            patterns[f"depth_router_grad_norm/{layer}"] = rf"blocks\.{layer}\.depth_router\..*"
     for name, pattern in patterns.items():
         parts = [p for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
         grads = [torch.zeros(1) if p.grad is None else p.grad.flatten() for p in parts]
         found[f"signals/{name}"] = torch.cat(grads).norm()
+    groups = model.config.moe.groups.sizes if model.config.moe.has_router else {}
+    for layer, block in enumerate(model.blocks if groups else []):
+        gradient = block.ffn.router.weight.grad
+        for number, name in enumerate(groups):
+            if gradient is None:
+                parts = list(block.ffn.router.auxiliary.get_submodule(name).parameters())
+                of_group = torch.cat([p.grad.flatten() for p in parts])
+            else:
+                of_group = gradient.split(list(groups.values()))[number]
+            found[f"signals/router_grad_norm/{layer}/{name}"] = of_group.norm()
     return {key: value.item() for key, value in found.items()}
 
 

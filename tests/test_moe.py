@@ -195,6 +195,27 @@ def test_the_keys_of_the_log_are_means_over_tokens_and_layers() -> None:
     assert Routed(tables).keys(SPARSE["hard"].moe)["moe/entropy"] is None
 
 
+@pytest.mark.parametrize("name", ["top 2", "hard", "moma"])
+def test_the_signals_of_the_log_are_by_layer_and_modality(name: str) -> None:
+    """Loads of those that may take it add up to what was taken; as many keys for any experts."""
+    config = replace(SPARSE[name], moe=replace(SPARSE[name].moe, gumbel_noise=False))
+    batch = batch_for(config, row_tokens=40)
+    tables = build(config, seed=0).eval()(batch).routed.double()
+    keys = Routed(tables).signals(config.moe)
+    numbers = {"load", "dropped_fraction", *(["entropy"] if config.moe.has_router else [])}
+    where = [f"{layer}/{kind}" for layer in (0, 1) for kind in ("text", "image")]
+    assert keys.keys() == {f"signals/{number}/{place}" for number in numbers for place in where}
+    for place in where:
+        layer, modality = int(place[0]), Modality[place[2:]]
+        row = tables[layer, modality]
+        taken = row[:-MORE_COLUMNS] / row[TOKENS]
+        assert keys[f"signals/load/{place}"] == pytest.approx(
+            taken[taken > 0 if config.moe.groups.sizes else slice(None)].tolist(), abs=1e-4
+        )
+        assert keys[f"signals/dropped_fraction/{place}"] == row[DROPPED] / row[TOKENS]
+    assert not Routed(torch.zeros_like(tables)).signals(config.moe)
+
+
 @pytest.mark.parametrize("name", SPARSE)
 def test_what_is_minimised_does_not_depend_on_micro_batches(name: str) -> None:
     """Losses, statistics and every gradient of four rows at once, and of two and two."""

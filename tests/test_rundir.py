@@ -19,6 +19,18 @@ from tests import corpora, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 EVENTS = {"dropped/REASON"}  # keys that only an event brings into a row
+# Signals of layers with experts, or of those that take some tokens.
+BY_LAYER = tuple(
+    f"signals/{name}/"
+    for name in (
+        "router_grad_norm",
+        "depth_router_grad_norm",
+        "load",
+        "dropped_fraction",
+        "entropy",
+        "kept_fraction",
+    )
+)
 NAMES = {
     "source": {kind.value for kind in corpora.KINDS},
     "kind": {kind.value for kind in corpora.KINDS},
@@ -55,8 +67,9 @@ def general(key: str) -> str:
     if first == "dropped" and rest:
         return "dropped/REASON"
     if first == "signals":
-        last = {"output_rms": "LAYER", "grad_norm": "PART"}.get(rest[0], rest[1])
-        return f"signals/{rest[0]}/{last}"
+        if rest[0] in ("logit_z", "grad_norm"):
+            return f"signals/{rest[0]}/{'PART' if rest[0] == 'grad_norm' else rest[1]}"
+        return f"signals/{rest[0]}/" + "/".join(("LAYER", "NAME")[: len(rest) - 1])
     if len(rest) == 2 and rest[1] in NAMES[rest[0]]:
         return f"{first}/{rest[0]}/NAME"
     return key
@@ -64,8 +77,7 @@ def general(key: str) -> str:
 
 def is_sparse(key: str) -> bool:
     """Is it of other runs only? See tests/test_sparse_runs.py and tests/test_masking.py."""
-    of_others = ("moe/", "mod/", "ahead/", "signals/router_grad_norm/")
-    return key in ("causal", "objective") or key.startswith(of_others)
+    return key in ("causal", "objective") or key.startswith(("moe/", "mod/", "ahead/", *BY_LAYER))
 
 
 @pytest.mark.parametrize("log", ["losses.jsonl", "evals.jsonl"])

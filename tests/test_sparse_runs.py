@@ -19,6 +19,7 @@ from nmm.generate.text import check_prompts, generate
 from nmm.trained import read_run
 from tests import corpora, runs
 from tests.test_export import untrained
+from tests.test_rundir import BY_LAYER, documented_keys, general
 
 SPARSE = (
     "model.moe.routing=token_choice",
@@ -46,7 +47,7 @@ def test_a_run_is_resumed_exported_and_continued(
     logs = [runs.rows(tmp_path / name / "losses.jsonl") for name in ("once", "twice")]
     assert logs[0] == logs[1]
     last = logs[0][-1]
-    assert last["signals/router_grad_norm/0"] > 0
+    check_signals(logs[0], depth=2)
     assert last["moe/dropped_fraction"] == 0
     assert 1 <= last["moe/balance"] < 4
     assert 0 < last["moe/entropy"] < 1.3863
@@ -73,6 +74,27 @@ def test_a_run_is_resumed_exported_and_continued(
     assert row["loss"] == pytest.approx(logged["loss"], rel=1e-5)
     assert "causal" not in row
     check_the_command_of_experts(tmp_path / "once", capsys)
+
+
+def check_signals(log: list[dict], *, depth: int) -> None:
+    """Every second row has those of every layer and modality, and nothing that is not documented.
+
+    Loads of a token's one expert add up to 1; the whole of a row is some KiB.
+    """
+    for row in log:
+        found = {key for key in row if key.startswith(BY_LAYER)}
+        expected = {
+            f"signals/{number}/{layer}/{kind}"
+            for number in ("load", "dropped_fraction", "entropy")
+            for layer in range(depth)
+            for kind in ("text", "image")
+        } | {f"signals/router_grad_norm/{layer}" for layer in range(depth)}
+        assert found == (expected if row["step"] % 2 == 0 else set())
+        assert {general(key) for key in found} <= documented_keys("losses.jsonl")
+        for key in (key for key in found if key.startswith("signals/load/")):
+            assert sum(row[key]) == pytest.approx(1, abs=1e-3)
+        assert all(row[key] > 0 for key in found if "grad_norm" in key or "entropy" in key)
+        assert len(json.dumps(row)) < 8 * 2**10
 
 
 def check_the_command_of_experts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
