@@ -357,7 +357,7 @@ def test_an_evaluation_has_both_losses_and_says_which_is_causal(
     assert f"{once[-1]['loss']:.4f}" in page
 
 
-def test_a_mixture_of_depths_has_both_losses_and_writes_nothing(
+def test_a_mixture_of_depths_has_both_losses_and_writes_text(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With auxiliary routers of experts and of depth together, stopped and continued."""
@@ -392,8 +392,11 @@ def test_a_mixture_of_depths_has_both_losses_and_writes_nothing(
     monkeypatch.setattr(sys, "argv", ["evaluate", "--run", f"{directory}/once", "--depth-noise=1"])
     with pytest.raises(SystemExit, match=r"--depth-noise turns .* leave it out"):
         evaluate.main()
-    with pytest.raises(SystemExit, match="which tokens a block passed by; use a model without"):
-        generate_command(["--run", str(directory / "deep child"), "--prompt", "a red"])
+    written = ["--prompt", "a red", "--max-tokens", "4"]
+    generate_command(["--run", str(directory / "deep child"), *written])
+    assert capsys.readouterr().out.strip()
+    with pytest.raises(SystemExit, match=r"model.mod.every is 2, .*train auxiliary routers for it"):
+        generate_command(["--run", str(directory / "deep"), *written])
 
 
 def test_it_writes_text_and_is_no_point_of_a_law(

@@ -18,6 +18,7 @@ from nmm.config import (
     ExpertGroups,
     ImageAttention,
     ImageKind,
+    MoDConfig,
     ModelConfig,
     MoEConfig,
     NormPosition,
@@ -32,9 +33,12 @@ from nmm.generate.rules import only_text
 from nmm.generate.sampling import choose, most_probable, uniforms
 from nmm.generate.text import check_prompts, lay_out
 from nmm.model import Cache, Model, build
+from nmm.model.cache import ROOM_COLUMNS
+from nmm.routing import KEPT
 from tests import corpora
 
 STEPS = 8
+GROUPS = ExpertGroups(text=3, image=2)
 
 
 def built(**options: Any) -> Model:
@@ -46,6 +50,8 @@ def built(**options: Any) -> Model:
         for name, parameter in model.named_parameters():
             if name.endswith("q_norm.weight"):
                 parameter.mul_(2)
+            if ".auxiliary." in name:
+                parameter.mul_(4)
     return model
 
 
@@ -72,15 +78,15 @@ def prompts() -> list[Parts]:
     ]
 
 
-def whole(ids: list[int], parts: Parts, *, model: Model, tokenizer: Tokenizer) -> Tensor:
-    """[V]: the logits after a prompt and ids, from one forward without a cache or neighbours."""
+def document_of(ids: list[int], parts: Parts, *, model: Model, tokenizer: Tokenizer) -> PackedBatch:
+    """A prompt and the ids after it, alone in a row."""
     prompt = lay_out([parts], tokenizer=tokenizer, image=model.config.image).batch
     length = prompt.tokens.shape[1] + len(ids)
 
     def longer(field: Tensor, value: int) -> Tensor:
         return torch.nn.functional.pad(field, (0, len(ids)), value=value)
 
-    batch = PackedBatch(
+    return PackedBatch(
         tokens=torch.cat([prompt.tokens, torch.tensor([ids], dtype=torch.int64)], dim=1),
         modality=longer(prompt.modality, Modality.text),
         source=longer(prompt.source, 0),
@@ -91,8 +97,13 @@ def whole(ids: list[int], parts: Parts, *, model: Model, tokenizer: Tokenizer) -
         label_modality=longer(prompt.label_modality, 0),
         pixels=prompt.pixels,
     )
+
+
+def whole(ids: list[int], parts: Parts, *, model: Model, tokenizer: Tokenizer) -> Tensor:
+    """[V]: the logits after a prompt and ids, from one forward without a cache or neighbours."""
+    batch = document_of(ids, parts, model=model, tokenizer=tokenizer)
     with torch.no_grad():
-        return model.logits(batch, causal=model.config.moe.auxiliary_routers)[0, -1]
+        return model.logits(batch, causal=model.config.auxiliary_routers)[0, -1]
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -108,10 +119,25 @@ MODELS: dict[str, dict[str, Any]] = {
     "auxiliary routers": {
         "moe": MoEConfig(
             Routing.expert_choice,
-            groups=ExpertGroups(text=3, image=2),
+            groups=GROUPS,
             auxiliary_routers=True,
             group_rows=2,
         )
+    },
+    "depth": {"mod": MoDConfig(every=1, auxiliary_router=True), "depth": 3},
+    "depth with experts": {
+        "norm_position": NormPosition.swin,
+        "depth": 3,
+        "mod": MoDConfig(every=2, group_rows=2, auxiliary_router=True),
+        "moe": MoEConfig(
+            Routing.expert_choice, groups=GROUPS, auxiliary_routers=True, group_rows=2
+        ),
+    },
+    "depth with token choice": {
+        "mod": MoDConfig(every=2, auxiliary_router=True),
+        "moe": MoEConfig(Routing.token_choice, experts=4, top_k=2),
+        "positions": Positions.learned,
+        "max_positions": 60,
     },
 }
 
@@ -123,7 +149,7 @@ def test_the_cache_changes_no_logits(options: dict[str, Any], tokenizer: Tokeniz
     laid = lay_out(prompts(), tokenizer=tokenizer, image=model.config.image)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(4, tokenizer.ids.text_end, (len(prompts()), STEPS), generator=draw)
-    cache = Cache(depth=2, columns=laid.batch.tokens.shape[1] + STEPS)
+    cache = Cache(depth=model.config.depth, columns=laid.batch.tokens.shape[1] + STEPS)
     at = laid.lengths - 1
     with torch.no_grad():
         found = [model.first_logits(laid.batch, at=at, cache=cache)]
@@ -133,6 +159,25 @@ def test_the_cache_changes_no_logits(options: dict[str, Any], tokenizer: Tokeniz
         for row, parts in enumerate(prompts()):
             alone = whole(ids[row, :step].tolist(), parts, model=model, tokenizer=tokenizer)
             torch.testing.assert_close(logits[row], alone, rtol=0, atol=1e-5)
+    check_what_is_remembered(cache, ids[:, :STEPS], model=model, tokenizer=tokenizer)
+
+
+def check_what_is_remembered(
+    cache: Cache, ids: Tensor, *, model: Model, tokenizer: Tokenizer
+) -> None:
+    """Layers that take some tokens have these, as many as one forward takes, and no others."""
+    picks = [layer for layer in range(model.config.depth) if model.config.mod.picks(layer)]
+    found = [cache.layers[layer].lengths.tolist() for layer in picks]
+    expected = []
+    for row, parts in enumerate(prompts() if picks else []):
+        batch = document_of(ids[row].tolist(), parts, model=model, tokenizer=tokenizer)
+        with torch.no_grad():
+            expected.append(model(batch, causal=True).kept.sum(dim=1)[:, KEPT].int().tolist())
+    assert found == [list(of_layer) for of_layer in zip(*expected, strict=True)]
+    for layer, lengths in zip(picks, found, strict=True):
+        assert STEPS < max(lengths) < 0.8 * cache.columns
+        assert cache.layers[layer].keys.shape[1] < max(lengths) + ROOM_COLUMNS
+        assert len(set(lengths)) > 2
 
 
 def test_greedy_ids_are_those_without_a_cache(model: Model, tokenizer: Tokenizer) -> None:

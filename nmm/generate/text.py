@@ -119,12 +119,13 @@ def check_prompts(
 ) -> None:
     """Refuse images for a model of text, and what would go on beyond any document of the training.
 
-    Experts that choose among all tokens need auxiliary routers. Raises UserError.
+    Experts and blocks that choose among all tokens need auxiliary routers. Raises UserError.
     """
-    if model.mod.every is not None:
+    if model.mod.every is not None and not model.mod.auxiliary_router:
         raise UserError(
-            f"model.mod.every is {model.mod.every}, and the cache of generation does not know "
-            f"which tokens a block passed by; use a model without mixture of depths."
+            f"model.mod.every is {model.mod.every}, where blocks look at the tokens to come before "
+            f"they take one; train auxiliary routers for it (parent.mode=auxiliary_routers), or "
+            f"use a model without mixture of depths."
         )
     if model.moe.chooses_tokens and not model.moe.auxiliary_routers:
         raise UserError(

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nmm.config import BlockConfig, NormPosition
 from nmm.model.attention import Attends, Attention, Rotary
-from nmm.model.depth import DepthRouter, Rows
+from nmm.model.depth import DepthRouter, OneEach, Rows
 from nmm.model.layers import Fed, norm
 
 
@@ -44,7 +44,7 @@ class Block(nn.Module):
         plan: Attends,
         modality_BL: Tensor | None = None,
         causal: bool = False,
-        rows: Rows | None = None,
+        rows: Rows | OneEach | None = None,
     ) -> Fed:
         """`rows` are the groups of rows that a `depth_router` chooses among."""
         if self.depth_router is not None:
@@ -72,11 +72,13 @@ class Block(nn.Module):
         fed = self.ffn(h_BLD, modality_BL, causal)
         return attended, h_BLD, fed._replace(output=self.ffn_norm(self.dropout(fed.output)))
 
-    def _some(self, x_BLD: Tensor, *, rows: Rows, causal: bool) -> Fed:
+    def _some(self, x_BLD: Tensor, *, rows: Rows | OneEach, causal: bool) -> Fed:
         assert self.depth_router is not None
         x_TD = rows.group(x_BLD)
         picked = self.depth_router(x_TD, rows.modality, causal)
         some = rows.some(picked)
+        if some is None:
+            return Fed(x_BLD, picked.auxiliary, None, picked.statistics)
         attended, _, fed = self._adds(
             some.take(x_TD), some.rotary, some.plan, some.modality, causal
         )
@@ -130,7 +132,7 @@ class Stack(nn.ModuleList):
         modality_BL: Tensor | None = None,
         watched_BL: Tensor | None = None,
         causal: bool = False,
-        rows: Rows | None = None,
+        rows: Rows | OneEach | None = None,
     ) -> Stacked:
         nothing = x_BLD.new_zeros((), dtype=torch.float32)
         squares, auxiliary = [nothing.new_empty(0)], nothing

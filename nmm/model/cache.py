@@ -1,6 +1,7 @@
 """Keys and values of what was read, so that one more token costs one column and not all of them.
 
-Legend of shape suffixes: B rows, C columns of the cache, L tokens, H heads, E channels of a head.
+Legend of shape suffixes: B rows, R some of them, C columns of the cache, L tokens, H heads, E
+channels of a head.
 """
 
 from collections.abc import Iterator
@@ -12,13 +13,20 @@ from torch import Tensor
 
 from nmm.model.attention import Attends
 
+ROOM_COLUMNS = 64  # more, when what a layer took of a row has no room left
+
 
 @dataclass
 class Layer:
-    """Keys and values [B, C, H, E] of one layer; zero where nothing was read yet."""
+    """Keys and values [B, C, H, E] of one layer; what was not read yet is never seen.
+
+    `lengths` int64[B] is what each row has of them, in a layer that takes some tokens; its columns
+    are the tokens that it took, and they become more when there is no room.
+    """
 
     keys: Tensor = field(default_factory=lambda: torch.empty(0))
     values: Tensor = field(default_factory=lambda: torch.empty(0))
+    lengths: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class Cache:
@@ -30,6 +38,8 @@ class Cache:
                              b y _ _ . .      what padding left is written over before it is seen
         then one token each  b I I x z .      z sees columns 0 .. 4
                              b y z _ . .      z sees columns 0 .. 2
+
+    A layer that took I, I and z of the first row and b of the second has only these: I I z and b.
     """
 
     def __init__(self, *, depth: int, columns: int) -> None:
@@ -62,6 +72,27 @@ class Filling:
         layer.keys, layer.values = F.pad(k_BLHE, room), F.pad(v_BLHE, room)
         return self.plan.attend(q_BLHE, k_BLHE, v_BLHE)
 
+    def some(self, plan: Attends, *, taken: Tensor) -> "FillingSome":
+        """How the next layer does, which attends by this plan and took bool[B, L] of the tokens."""
+        return FillingSome(plan, next(self.layers), taken)
+
+
+@dataclass(frozen=True)
+class FillingSome:
+    """Attends as `plan` does, and keeps the keys and values of what is `taken`, side by side."""
+
+    plan: Attends
+    layer: Layer
+    taken: Tensor
+
+    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+        layer, layer.lengths = self.layer, self.taken.sum(dim=1)
+        most = int(layer.lengths.max())
+        order_BC = (~self.taken).int().argsort(dim=1, stable=True)[:, :most]
+        row_B1 = torch.arange(len(order_BC), device=order_BC.device)[:, None]
+        layer.keys, layer.values = k_BLHE[row_B1, order_BC], v_BLHE[row_B1, order_BC]
+        return self.plan.attend(q_BLHE, k_BLHE, v_BLHE)
+
 
 @dataclass(frozen=True)
 class Adding:
@@ -76,8 +107,36 @@ class Adding:
         layer.keys[rows, self.at] = k_BLHE[:, 0]
         layer.values[rows, self.at] = v_BLHE[:, 0]
         columns = self.seen.shape[-1]
-        k_BHCE, v_BHCE = (x[:, :columns].transpose(1, 2) for x in (layer.keys, layer.values))
-        out_BHLE = F.scaled_dot_product_attention(
-            q_BLHE.transpose(1, 2), k_BHCE, v_BHCE, attn_mask=self.seen
-        )
-        return out_BHLE.transpose(1, 2)
+        return _attend(q_BLHE, layer.keys[:, :columns], layer.values[:, :columns], self.seen)
+
+    def some(self, rows: Tensor) -> "AddingSome":
+        """How the next layer does, which takes the tokens of the rows int64[R]."""
+        return AddingSome(next(self.layers), rows)
+
+
+@dataclass(frozen=True)
+class AddingSome:
+    """Attends from one token of each of some `rows` int64[R], which are the B of queries and keys,
+    to what the layer took of them before.
+    """
+
+    layer: Layer
+    rows: Tensor
+
+    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+        layer, at_R = self.layer, self.layer.lengths[self.rows]
+        columns = int(at_R.max()) + 1
+        if columns > layer.keys.shape[1]:
+            room = (0, 0, 0, 0, 0, ROOM_COLUMNS)
+            layer.keys, layer.values = F.pad(layer.keys, room), F.pad(layer.values, room)
+        layer.keys[self.rows, at_R] = k_BLHE[:, 0]
+        layer.values[self.rows, at_R] = v_BLHE[:, 0]
+        layer.lengths[self.rows] += 1
+        seen_RC = torch.arange(columns, device=at_R.device) <= at_R[:, None]
+        k_RCHE, v_RCHE = (x[self.rows, :columns] for x in (layer.keys, layer.values))
+        return _attend(q_BLHE, k_RCHE, v_RCHE, seen_RC[:, None, None])
+
+
+def _attend(q_BLHE: Tensor, k_BCHE: Tensor, v_BCHE: Tensor, seen: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_BLHE, k_BCHE, v_BCHE))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)

@@ -16,6 +16,7 @@ from nmm.batch import Modality, PackedBatch, two_way
 from nmm.config import AttentionBackend, ModelConfig
 from nmm.model.attention import Attends, Rotary
 from nmm.model.auxiliary import AuxiliaryRouters
+from nmm.model.cache import Adding, Filling
 from nmm.model.plan import backend_on, plan_of
 from nmm.model.router import highest
 
@@ -177,15 +178,52 @@ class Rows:
         )
 
 
+@dataclass(frozen=True)
+class OneEach:
+    """One more token of every row, [B, 1], each a group of its own; in place of `Rows`."""
+
+    modality: Tensor
+    rotary: Rotary | None
+    adding: Adding
+
+    def group(self, x_BLD: Tensor) -> Tensor:
+        """[T, D]."""
+        return x_BLD.flatten(0, 1)
+
+    def some(self, picked: Picked) -> Some | None:
+        """Those that are kept, each a row; None where none is, so that nothing is computed."""
+        row_R = picked.kept[:, 0].nonzero().flatten()
+        plan = self.adding.some(row_R)
+        if len(row_R) == 0:
+            return None
+        slot_T = torch.full_like(self.modality[:, 0], len(row_R), dtype=torch.int64)
+        slot_T[row_R] = torch.arange(len(row_R), device=row_R.device)
+        return Some(
+            index=row_R[:, None],
+            real=picked.kept[row_R],
+            slot=slot_T,
+            modality=self.modality[row_R],
+            rotary=None if self.rotary is None else Rotary(*(x[row_R] for x in self.rotary)),
+            plan=plan,
+        )
+
+
 def rows_of(
-    batch: PackedBatch, *, config: ModelConfig, rotary: Rotary | None, dtype: torch.dtype
+    batch: PackedBatch,
+    *,
+    config: ModelConfig,
+    rotary: Rotary | None,
+    dtype: torch.dtype,
+    filling: Filling | None = None,
 ) -> Rows:
     """The groups of `model.mod.group_rows` rows of a batch; `dtype` is the queries'.
+
+    A cache that is `filling` remembers what is kept. It holds rows, so that each is a group.
 
     NOTE: in place of `flex`, whose kernel wants to be planned beforehand, `mask` serves blocks that
     take some tokens: at capacity 1/4 its mask is 1/16 of that of whole rows.
     """
-    together = config.mod.group_rows
+    together = 1 if filling else config.mod.group_rows
     rows, length = batch.document.shape
     missing = -rows % together
     row_B1 = torch.arange(rows, device=batch.document.device)[:, None] % together
@@ -202,6 +240,7 @@ def rows_of(
 
     def plan(document: Tensor, image: Tensor, exact: bool) -> Attends:
         chosen = AttentionBackend.mask if exact else backend
-        return plan_of(document, image, backend=chosen, dtype=dtype)
+        attends = plan_of(document, image, backend=chosen, dtype=dtype)
+        return filling.some(attends, taken=document > 0) if filling else attends
 
     return Rows(document, image, modality, rotary, plan)

@@ -17,7 +17,7 @@ from nmm.config import ImageKind, ModelConfig, Positions
 from nmm.model.attention import Rotary, rotary
 from nmm.model.block import Block, Stack, Stacked
 from nmm.model.cache import Cache
-from nmm.model.depth import DepthRouter, rows_of
+from nmm.model.depth import DepthRouter, OneEach, rows_of
 from nmm.model.heads import Head
 from nmm.model.image import PatchEmbedding, place
 from nmm.model.init import initialise
@@ -123,13 +123,15 @@ class Model(nn.Module):
             lengths_change=cache is not None,
         )
         rotary, rows = self._rotary(batch.position), None
+        filling = None if cache is None else cache.fill(attends)
         if self.config.mod.every is not None:
-            assert cache is None, "blocks that take some tokens remember none"
-            rows = rows_of(batch, config=self.config, rotary=rotary, dtype=x_BLD.dtype)
+            rows = rows_of(
+                batch, config=self.config, rotary=rotary, dtype=x_BLD.dtype, filling=filling
+            )
         return self.blocks(
             self._at_positions(x_BLD, position_BL=batch.position),
             rotary=rotary,
-            plan=attends if cache is None else cache.fill(attends),
+            plan=filling or attends,
             modality_BL=batch.modality,
             watched_BL=watched_BL,
             causal=causal,
@@ -186,14 +188,17 @@ class Model(nn.Module):
         """
         at_BL = at[:, None]
         x_BLD = self._at_positions(self.embedding(tokens[:, None]), position_BL=at_BL)
+        modality_BL = (
+            torch.full_like(at_BL, Modality.text) if modality is None else modality[:, None]
+        )
+        rotary, adding = self._rotary(at_BL), cache.add(at)
         stacked = self.blocks(
             x_BLD,
-            rotary=self._rotary(at_BL),
-            plan=cache.add(at),
-            modality_BL=(
-                torch.full_like(at_BL, Modality.text) if modality is None else modality[:, None]
-            ),
+            rotary=rotary,
+            plan=adding,
+            modality_BL=modality_BL,
             causal=self.config.auxiliary_routers,
+            rows=OneEach(modality_BL, rotary, adding),
         )
         return self.head(self.norm(stacked.output)[:, 0])
 
