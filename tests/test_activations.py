@@ -11,6 +11,7 @@ from nmm.config import (
     AttentionBackend,
     ExpertGroups,
     ImageKind,
+    MoDConfig,
     ModelConfig,
     MoEConfig,
     NormPosition,
@@ -47,6 +48,19 @@ DECODERS = {
     "an expert for each": replace(
         EARLY, moe=MoEConfig(Routing.modality_hard, groups=ExpertGroups(text=1, image=1))
     ),
+    "some tokens": replace(EARLY, mod=MoDConfig(every=1)),
+    "half of two rows at a time": replace(
+        EARLY,
+        positions=Positions.learned,
+        max_positions=TOKENS,
+        mod=MoDConfig(every=1, capacity=0.5, group_rows=2),
+    ),
+    "some tokens to experts": replace(
+        EARLY,
+        norm_position=NormPosition.swin,
+        mod=MoDConfig(every=1),
+        moe=MoEConfig(Routing.expert_choice),
+    ),
 }
 
 
@@ -72,8 +86,9 @@ def kept_bytes(config: ModelConfig, rows: list) -> int:
 def test_a_block_keeps_what_is_counted(name: str) -> None:
     """Of one block more, so that what is kept once does not count."""
     one, two = (replace(DECODERS[name], depth=depth) for depth in (1, 2))
-    counted = activation_bytes(one, tokens=TOKENS, recomputes=False)
-    found = kept_bytes(two, [[(TOKENS,)]]) - kept_bytes(one, [[(TOKENS,)]])
+    rows = [[(TOKENS,)]] * one.mod.group_rows
+    counted = len(rows) * activation_bytes(one, tokens=TOKENS, recomputes=False)
+    found = kept_bytes(two, rows) - kept_bytes(one, rows)
     assert found == pytest.approx(counted, rel=0.01)
 
 
@@ -94,3 +109,19 @@ def test_recomputing_keeps_inputs_and_one_block() -> None:
     one = activation_bytes(replace(EARLY, depth=1), tokens=TOKENS, recomputes=False)
     kept = activation_bytes(deep, tokens=TOKENS, recomputes=True)
     assert kept == one + 9 * TOKENS * 2 * EARLY.width
+
+
+def test_every_other_block_is_counted_as_what_it_is() -> None:
+    """Of nine blocks five take some tokens; with recomputing the largest is there alone."""
+    tokens = {"tokens": TOKENS}
+    plain, some = EARLY, DECODERS["some tokens"]
+    mixed = replace(EARLY, depth=9, mod=MoDConfig(every=2))
+    for recomputes, expected in (
+        (False, lambda all_, few: 4 * all_ + 5 * few),
+        (True, lambda all_, few: all_ + 9 * TOKENS * 2 * EARLY.width),
+    ):
+        one = [
+            activation_bytes(replace(each, depth=1), **tokens, recomputes=False)
+            for each in (plain, some)
+        ]
+        assert activation_bytes(mixed, **tokens, recomputes=recomputes) == expected(*one)
