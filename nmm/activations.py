@@ -23,17 +23,19 @@ def activation_bytes(blocks: BlockConfig, *, tokens: int, recomputes: bool) -> i
 def _token_bytes(blocks: BlockConfig) -> int:
     """Per token, what a block keeps that takes all.
 
-    These are ten tensors of its width: its input, that with attention added, both normed, queries,
-    keys and values, queries and keys as they were normed or rotated, and what was attended to.
-    Dropout keeps a byte for each number, attention the logarithm of every head's sum in fp32. Of
-    experts see `_expert_bytes`.
+    These are seven tensors of its width: its input, that with attention added, both normed,
+    queries, these as they were normed or rotated, and what was attended to; and three of the width
+    of keys: keys, values, and keys as they were (a kernel with a mask wants copies of the first two
+    for every head of queries, which are not counted). Dropout keeps a byte for each number,
+    attention the logarithm of every head's sum in fp32. Of experts see `_expert_bytes`.
     """
     as_they_were = blocks.qk_norm is QKNorm.none and not _rotates(blocks)
-    width_bytes = 2 * (8 if as_they_were else 10) + (2 if blocks.dropout else 0)
+    width_bytes = 2 * (6 if as_they_were else 7) + (2 if blocks.dropout else 0)
+    key_bytes = 2 * (2 if as_they_were else 3) * blocks.key_width
     inner_bytes = 2 * INNER[blocks.ffn] * blocks.hidden
     if isinstance(blocks, ModelConfig) and blocks.sparse:
         inner_bytes = _expert_bytes(blocks)
-    return width_bytes * blocks.width + inner_bytes + 4 * blocks.heads
+    return width_bytes * blocks.width + key_bytes + inner_bytes + 4 * blocks.heads
 
 
 def _depth_bytes(model: ModelConfig, *, tokens: int) -> int:

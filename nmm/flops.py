@@ -108,7 +108,7 @@ def num_parameters(config: ModelConfig) -> Parameters:
 
 def _attention(config: BlockConfig) -> int:
     """The matrices of one attention layer."""
-    return 4 * config.width**2
+    return 2 * config.width * (config.width + config.key_width)
 
 
 def _ffn(config: BlockConfig) -> int:
@@ -147,15 +147,21 @@ def _passed_by(config: ModelConfig) -> float:
 
 def _norms(config: BlockConfig) -> int:
     """Gains and biases of all blocks' norms and of the one behind them."""
-    one = config.width * (2 if config.norm is Norm.layer_norm and config.biases else 1)
-    queries_and_keys = {QKNorm.none: 0, QKNorm.full: 2 * one, QKNorm.head: 4 * config.head_dim}
-    return config.depth * (2 * one + queries_and_keys[config.qk_norm]) + one
+    each = 2 if config.norm is Norm.layer_norm and config.biases else 1
+    queries_and_keys = {
+        QKNorm.none: 0,
+        QKNorm.full: each * (config.width + config.key_width),
+        QKNorm.head: 4 * config.head_dim,
+    }
+    block = 2 * each * config.width + queries_and_keys[config.qk_norm]
+    return config.depth * block + each * config.width
 
 
 def _biases(config: BlockConfig) -> int:
     """Biases of all blocks' matrices: queries, keys, values, output; feed-forward in and out."""
     inner = (2 if config.ffn is FFN.swiglu else 1) * config.hidden
-    return config.depth * (5 * config.width + inner) if config.biases else 0
+    outer = 3 * config.width + 2 * config.key_width
+    return config.depth * (outer + inner) if config.biases else 0
 
 
 def flops_per_token(config: ModelConfig, *, is_image: bool = False) -> int:

@@ -41,6 +41,12 @@ FAMILY: dict[str, ModelConfig] = {
         ffn=FFN.relu,
         biases=True,
     ),
+    "shared keys": replace(
+        LATE,
+        kv_heads=2,
+        biases=True,
+        vision=VisionConfig(width=16, depth=1, heads=2, kv_heads=1),
+    ),
     "early with biases": replace(EARLY, biases=True, ffn=FFN.gelu),
     "late with biases": replace(
         LATE,
@@ -54,6 +60,11 @@ FAMILY: dict[str, ModelConfig] = {
         norm_position=NormPosition.swin,
         vision=VisionConfig(width=16, depth=1, norm=Norm.rms, norm_position=NormPosition.swin),
     ),
+}
+# Heads of queries that share keys and values, as in Chameleon 34B.
+FAMILY |= {
+    f"{name} with shared keys": replace(FAMILY[name], kv_heads=heads)
+    for name, heads in (("llama", 2), ("swin", 1))
 }
 
 

@@ -92,6 +92,17 @@ def test_a_block_keeps_what_is_counted(name: str) -> None:
     assert found == pytest.approx(counted, rel=0.01)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_so_does_a_block_with_shared_keys(kv_heads: int) -> None:
+    """Here with keys and values once for every head of queries, as the mask wants them."""
+    shared = replace(EARLY, kv_heads=kv_heads)
+    one, two = (replace(shared, depth=depth) for depth in (1, 2))
+    counted = activation_bytes(one, tokens=TOKENS, recomputes=False)
+    copies = TOKENS * 2 * (2 * shared.width - shared.key_width)
+    found = kept_bytes(two, [[(TOKENS,)]]) - kept_bytes(one, [[(TOKENS,)]])
+    assert found == pytest.approx(counted + copies, rel=0.01)
+
+
 def test_so_does_a_block_of_the_encoder() -> None:
     image = replace(EARLY.image, kind=ImageKind.encoder)
     vision = VisionConfig(width=128, heads=4, depth=1, qk_norm=QKNorm.none, ffn=FFN.gelu)

@@ -157,10 +157,11 @@ def check_same(found: list) -> None:
 
 
 @EVERY_RULE
+@pytest.mark.parametrize("kv_heads", [None, 2])
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_backends_agree(device: str, image_attention: ImageAttention) -> None:
+def test_backends_agree(device: str, kv_heads: int | None, image_attention: ImageAttention) -> None:
     """Random rows with interleaved images and padding: forward and every gradient, queries' too."""
-    config = small(image_attention=image_attention)
+    config = replace(small(image_attention=image_attention), kv_heads=kv_heads)
     batch = pack(random_rows(4, config=config, row_tokens=120), config=config, row_tokens=120)
     batch = batch.to(torch.device(device))
     model, real = build(config, seed=0).to(device), batch.document > 0
@@ -175,16 +176,20 @@ def test_backends_agree(device: str, image_attention: ImageAttention) -> None:
     check_same(backward)
 
 
-@pytest.mark.parametrize("channels", [8, 10, 50])
+@pytest.mark.parametrize(
+    ("channels", "kv_heads"), [(8, 4), (10, 4), (50, 4), (8, 2), (10, 1), (50, 2)]
+)
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_backends_agree_on_random_queries(device: str, channels: int) -> None:
+def test_backends_agree_on_random_queries(device: str, channels: int, kv_heads: int) -> None:
     """The attention alone, where scores are far from uniform; kernels fill some channels up."""
     config = small()
     batch = pack(random_rows(4, config=config, row_tokens=120), config=config, row_tokens=120)
     batch = batch.to(torch.device(device))
     draw = torch.Generator().manual_seed(0)
-    shape = (4, 120, 4, channels)
-    q, k, v, weight = (torch.randn(shape, generator=draw).to(device) for _ in range(4))
+    q, k, v, weight = (
+        torch.randn(4, 120, heads, channels, generator=draw).to(device)
+        for heads in (4, kv_heads, kv_heads, 4)
+    )
     real = batch.document > 0
     forward, backward = [], []
     for backend in (MASK, DOCUMENTS, FLEX):

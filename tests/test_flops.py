@@ -48,6 +48,7 @@ PUBLISHED = {
     "moma_dense_435m": (0.0001, 436.2),
     "moma_dense_1p4b": (0.0001, 1476.35),
     "chameleon_7b": (0.0001, 7012.9),
+    "chameleon_34b": (0.0001, 34292.6),
     "metaseq_8m": (0.001, 7.2),
     "metaseq_125m": (0.0006, 123.5),
     "metaseq_350m": (0.0003, 353.5),
@@ -357,6 +358,9 @@ def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     ("overrides", "message"),
     [
         (["model.heads=3"], "model.heads is 3 and model.width is 128; the heads must divide"),
+        (["model.kv_heads=3"], "model.kv_heads is 3 and model.heads is 4; make the heads a mult"),
+        (["model.kv_heads=8"], "model.kv_heads is 8 and model.heads is 4; make the heads a mult"),
+        (["model.kv_heads=0"], "model.kv_heads is 0"),
         (["model.heads=128"], "model.heads is 128 and model.width is 128.*rotary"),
         (["model.dept=3"], "Key 'dept'"),
         (["model=nope"], "Could not find 'model/nope'"),

@@ -114,6 +114,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "image": replace(corpora.IMAGE, kind=ImageKind.encoder),
         "vision": VisionConfig(width=16, depth=1, heads=2),
     },
+    "shared keys": {"heads": 4, "kv_heads": 2},
     "swin": {"norm_position": NormPosition.swin, "qk_norm": QKNorm.head},
     "only the first image": {"image_attention": ImageAttention.prefix},
     "auxiliary routers": {

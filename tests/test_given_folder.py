@@ -74,7 +74,7 @@ def test_a_llama_begins_a_model(tmp_path: Path, key_value_heads: int, tied: bool
         tmp_path, shard="9KB", num_key_value_heads=key_value_heads, tie_word_embeddings=tied
     )
     assert len([*tmp_path.glob("*.safetensors")]) > 2
-    config = replace(LLAMA, tied_head=tied)
+    config = replace(LLAMA, tied_head=tied, kv_heads=key_value_heads)
     model, fresh = begun_with(config, decoder=str(tmp_path)), build(config, seed=0)
     assert torch.equal(model.embedding.weight[IDS:], fresh.embedding.weight[IDS:])
     assert torch.equal(model.head.weight[IDS:], fresh.head.weight[IDS:])
@@ -117,6 +117,7 @@ def test_the_keys_to_set_are_named(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "says hidden_act 'gelu', which no model here has"),
         ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_type 'linear'"),
         ({"num_attention_heads": 8}, "built otherwise; set model.heads=8."),
+        ({"num_key_value_heads": 2}, "built otherwise; set model.kv_heads=2."),
         ({"rope_parameters": {"rope_theta": 5e5}}, "set model.rope_theta=500000.0."),
     ],
 )
@@ -166,10 +167,18 @@ def test_an_export_begins_a_model(tmp_path: Path) -> None:
         same = torch.equal(more.get_parameter(name)[: len(given)], given)
         assert same == (name != "connector.weight"), name
     assert "set model.heads=2." in refusal(replace(config, heads=4), decoder=out)
+    shared = replace(config, heads=2, kv_heads=1)
+    assert "set model.kv_heads=2." in refusal(shared, decoder=out)
     vision = replace(config.vision, heads=4, norm_eps=1e-6)
     said = refusal(replace(config, vision=vision), vision=out)
     assert "set model.vision.heads=2 model.vision.norm_eps=1e-05." in said
     begun_with(replace(config, heads=4), decoder=f"{out}/model.safetensors")
+    # Exports from before keys could be shared do not say how many heads have their own.
+    without = json.loads((tmp_path / "out" / "config.json").read_text())
+    for blocks in (without["blocks"], without["vision"]):
+        del blocks["kv_heads"]
+    edit(tmp_path / "out", **without)
+    begun_with(config, decoder=out, vision=out)
 
 
 def test_an_encoder_comes_from_a_model_that_has_one(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "norm_position": NormPosition.swin,
         "qk_norm": QKNorm.head,
         "dropout": 0.3,
+        "kv_heads": 1,
         "rope_theta": 500.0,
         "image_attention": ImageAttention.causal,
         "ffn_hidden": 40,

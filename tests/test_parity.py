@@ -109,7 +109,7 @@ def opt_names(depth: int) -> Names:
     return names
 
 
-def llama() -> PreTrainedModel:
+def llama(*, kv_heads: int = 4) -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=64,
@@ -117,20 +117,21 @@ def llama() -> PreTrainedModel:
             intermediate_size=256,
             num_hidden_layers=2,
             num_attention_heads=4,
+            num_key_value_heads=kv_heads,
             rms_norm_eps=1e-5,
             attn_implementation="eager",
         )
     )
 
 
-def chameleon(*, swin: bool) -> PreTrainedModel:
+def chameleon(*, swin: bool, kv_heads: int = 4) -> PreTrainedModel:
     config = ChameleonConfig(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48 if swin else 256,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=4,
+        num_key_value_heads=kv_heads,
         swin_norm=swin,
         vq_config={"base_channels": 32, "num_embeddings": 4, "channel_multiplier": [1]},
         vocabulary_map={"<image>": 4},
@@ -160,6 +161,8 @@ CASES = {
     "chameleon": (lambda: chameleon(swin=False), chameleon_names),
     "swin": (lambda: chameleon(swin=True), chameleon_names),
     "metaseq": (opt, opt_names),
+    "llama with shared keys": (lambda: llama(kv_heads=2), llama_names),
+    "swin with shared keys": (lambda: chameleon(swin=True, kv_heads=1), chameleon_names),
 }
 
 

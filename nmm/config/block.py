@@ -51,16 +51,18 @@ class FFN(Enum):
 class BlockConfig:
     """`depth` equal blocks.
 
-    `heads` divide the width. `ffn_hidden` is the inner size of the feed-forward layer; null: 8/3 of
-    the width rounded up to a multiple of 256 for swiglu, as in open_lm, and 4 widths for the
-    others. `norm_eps` is the epsilon of every norm. `biases` gives one to every linear layer and
-    layer norm of the blocks. `dropout` is the fraction of numbers that training drops behind
-    attention and feed-forward.
+    `heads` divide the width. Of keys and values there are `kv_heads` heads, each read by as many
+    neighbouring heads of queries; null: as many as of queries. `ffn_hidden` is the inner size of
+    the feed-forward layer; null: 8/3 of the width rounded up to a multiple of 256 for swiglu, as in
+    open_lm, and 4 widths for the others. `norm_eps` is the epsilon of every norm. `biases` gives
+    one to every linear layer and layer norm of the blocks. `dropout` is the fraction of numbers
+    that training drops behind attention and feed-forward.
     """
 
     width: int = 128
     depth: int = 4
     heads: int = 4
+    kv_heads: int | None = None
     norm: Norm = Norm.layer_norm
     norm_position: NormPosition = NormPosition.pre
     norm_eps: float = 1e-5
@@ -72,7 +74,8 @@ class BlockConfig:
 
     def check_blocks(self, key: str) -> None:
         """Refuse what cannot be built; `key` is where the group lives, e.g. `model__vision`."""
-        sizes = {name: getattr(self, name) for name in ("width", "depth", "heads", "ffn_hidden")}
+        names = ("width", "depth", "heads", "kv_heads", "ffn_hidden")
+        sizes = {name: getattr(self, name) for name in names}
         positive(**{f"{key}__{name}": size for name, size in sizes.items()})
         positive(**{f"{key}__norm_eps": self.norm_eps})
         at_least(0, **{f"{key}__dropout": self.dropout})
@@ -86,10 +89,25 @@ class BlockConfig:
                 f"{dotted}.heads is {self.heads} and {dotted}.width is {self.width}; the heads "
                 f"must divide the width."
             )
+        if self.heads % self.key_heads:
+            raise UserError(
+                f"{dotted}.kv_heads is {self.kv_heads} and {dotted}.heads is {self.heads}; make "
+                f"the heads a multiple of it, or leave it out."
+            )
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys, and of values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def key_width(self) -> int:
+        """Numbers in the keys of a token, and in its values."""
+        return self.key_heads * self.head_dim
 
     @property
     def hidden(self) -> int:

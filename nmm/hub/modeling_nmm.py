@@ -9,7 +9,8 @@ Text and images are tokens of one stream. Text is causal; the tokens of an image
 where `image_attention` lets them. Early fusion brings patches in by one linear layer, late fusion
 by a vision transformer. Parameters have the names that they were trained under.
 Legend of shape suffixes: B rows, L tokens given, K tokens with those of the cache before them, D
-width, H heads, E channels of a head, F hidden size of the feed-forward, M images, T tokens of one.
+width, H heads, E channels of a head, S heads of keys and values, F hidden size of the feed-forward,
+M images, T tokens of one.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Blocks:
     width: int
     depth: int
     heads: int
+    kv_heads: int
     norm: str
     norm_position: str
     norm_eps: float
@@ -82,6 +84,10 @@ class NmmConfig(PreTrainedConfig):
     def num_attention_heads(self) -> int:
         return (self.blocks or {}).get("heads", 0)
 
+    @property
+    def num_key_value_heads(self) -> int:
+        return (self.blocks or {}).get("kv_heads", 0)
+
 
 class PatchEmbedding(nn.Module):
     """uint8 pixels [M, side, side, 3] -> [M, T, D], patches in reading order."""
@@ -113,24 +119,29 @@ class Attention(nn.Module):
 
     def __init__(self, blocks: Blocks, layer: int) -> None:
         super().__init__()
-        self.heads, self.layer = blocks.heads, layer
-        self.qkv = nn.Linear(blocks.width, 3 * blocks.width, bias=blocks.biases)
-        self.q_norm, self.k_norm = qk_norm(blocks), qk_norm(blocks)
+        self.channels, self.layer = blocks.width // blocks.heads, layer
+        self.times = blocks.heads // blocks.kv_heads
+        keys = blocks.kv_heads * self.channels
+        self.widths = (blocks.width, keys, keys)
+        self.qkv = nn.Linear(blocks.width, sum(self.widths), bias=blocks.biases)
+        self.q_norm, self.k_norm = qk_norm(blocks, width=blocks.width), qk_norm(blocks, width=keys)
         self.out = nn.Linear(blocks.width, blocks.width, bias=blocks.biases)
 
     def forward(self, x_BLD: Tensor, turns: Turns, mask: Tensor | None, cache) -> Tensor:
-        q_BLD, k_BLD, v_BLD = self.qkv(x_BLD).chunk(3, dim=-1)
-        q, k = self._split(self.q_norm(q_BLD)), self._split(self.k_norm(k_BLD))
-        v = self._split(v_BLD)
+        q_BLD, k_BLS, v_BLS = self.qkv(x_BLD).split(self.widths, dim=-1)
+        q, k = self._split(self.q_norm(q_BLD)), self._split(self.k_norm(k_BLS))
+        v = self._split(v_BLS)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
+        if self.times > 1:  # a head of keys and values serves neighbouring heads of queries
+            k, v = (x.repeat_interleave(self.times, dim=1) for x in (k, v))
         out_BHLE = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(out_BHLE.transpose(1, 2).flatten(2))
 
     def _split(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_BLD.unflatten(-1, (-1, self.channels)).transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -209,18 +220,19 @@ class Head(nn.Module):
         return F.linear(hidden, self.weight)
 
 
-def norm(blocks: Blocks) -> nn.Module:
+def norm(blocks: Blocks, *, width: int | None = None) -> nn.Module:
+    width = blocks.width if width is None else width
     if blocks.norm == "rms":
-        return nn.RMSNorm(blocks.width, eps=blocks.norm_eps)
-    return nn.LayerNorm(blocks.width, eps=blocks.norm_eps, bias=blocks.biases)
+        return nn.RMSNorm(width, eps=blocks.norm_eps)
+    return nn.LayerNorm(width, eps=blocks.norm_eps, bias=blocks.biases)
 
 
-def qk_norm(blocks: Blocks) -> nn.Module:
+def qk_norm(blocks: Blocks, *, width: int) -> nn.Module:
     """full: over the whole width, before heads are split; head: over the channels of each."""
     if blocks.qk_norm == "none":
         return nn.Identity()
     if blocks.qk_norm == "full":
-        return norm(blocks)
+        return norm(blocks, width=width)
     return HeadNorm(blocks.width // blocks.heads, eps=blocks.norm_eps)
 
 

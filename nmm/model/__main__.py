@@ -172,9 +172,10 @@ def _shape(described: Described) -> list[str]:
 
 
 def _blocks(blocks: BlockConfig) -> str:
+    shared = f" ({blocks.key_heads} of keys)" if blocks.key_heads < blocks.heads else ""
     return (
         f"width {blocks.width}, depth {blocks.depth}, heads {blocks.heads} of {blocks.head_dim} "
-        f"channels, {blocks.ffn.name} {blocks.hidden}"
+        f"channels{shared}, {blocks.ffn.name} {blocks.hidden}"
     )
 
 

@@ -1,6 +1,7 @@
 """Attention inside packed documents: rotary positions, and the layer that a plan serves.
 
-Legend of shape suffixes: B rows, L tokens of a row, D width, H heads, E channels of a head.
+Legend of shape suffixes: B rows, L tokens of a row, D width, H heads, K heads of keys and values,
+E channels of a head.
 """
 
 from typing import NamedTuple, Protocol
@@ -38,28 +39,29 @@ def rotate(x_BLHE: Tensor, *, rotary: Rotary) -> Tensor:
 
 
 class Attends(Protocol):
-    """What a layer wants of a plan."""
+    """What a layer wants of a plan: [B, L, H, E]. Head h of the queries reads head h // (H / K)."""
 
-    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor: ...
+    def attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor: ...
 
 
 class Attention(nn.Module):
-    """Multi-head attention; q and k are normed, then rotated unless `rotary` is None."""
+    """Attention by heads; q and k are normed, then rotated unless `rotary` is None."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.biases)
-        self.q_norm, self.k_norm = qk_norm(config), qk_norm(config)
+        self.head_dim = config.head_dim
+        self.widths = (config.width, config.key_width, config.key_width)
+        self.qkv = nn.Linear(config.width, sum(self.widths), bias=config.biases)
+        self.q_norm = qk_norm(config, width=config.width)
+        self.k_norm = qk_norm(config, width=config.key_width)
         self.out = nn.Linear(config.width, config.width, bias=config.biases)
 
     def forward(self, x_BLD: Tensor, *, rotary: Rotary | None, plan: Attends) -> Tensor:
-        q_BLD, k_BLD, v_BLD = self.qkv(x_BLD).chunk(3, dim=-1)
-        q_BLHE = self._split(self.q_norm(q_BLD))
-        k_BLHE = self._split(self.k_norm(k_BLD))
+        q, k, v = self.qkv(x_BLD).split(self.widths, dim=-1)
+        q_BLHE, k_BLKE = self._heads(self.q_norm(q)), self._heads(self.k_norm(k))
         if rotary is not None:
-            q_BLHE, k_BLHE = (rotate(x, rotary=rotary) for x in (q_BLHE, k_BLHE))
-        return self.out(plan.attend(q_BLHE, k_BLHE, self._split(v_BLD)).flatten(2))
+            q_BLHE, k_BLKE = (rotate(x, rotary=rotary) for x in (q_BLHE, k_BLKE))
+        return self.out(plan.attend(q_BLHE, k_BLKE, self._heads(v)).flatten(2))
 
-    def _split(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD.unflatten(-1, (self.heads, -1))
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))

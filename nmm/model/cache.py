@@ -1,7 +1,7 @@
 """Keys and values of what was read, so that one more token costs one column and not all of them.
 
-Legend of shape suffixes: B rows, R some of them, C columns of the cache, L tokens, H heads, E
-channels of a head.
+Legend of shape suffixes: B rows, R some of them, C columns of the cache, L tokens, H heads, K heads
+of keys and values, G = H / K, E channels of a head.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ ROOM_COLUMNS = 64  # more, when what a layer took of a row has no room left
 
 @dataclass
 class Layer:
-    """Keys and values [B, C, H, E] of one layer; what was not read yet is never seen.
+    """Keys and values [B, C, K, E] of one layer; what was not read yet is never seen.
 
     `lengths` int64[B] is what each row has of them, in a layer that takes some tokens; its columns
     are the tokens that it took, and they become more when there is no room.
@@ -66,11 +66,11 @@ class Filling:
     layers: Iterator[Layer]
     columns: int
 
-    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+    def attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor:
         layer = next(self.layers)
-        room = (0, 0, 0, 0, 0, self.columns - k_BLHE.shape[1])
-        layer.keys, layer.values = F.pad(k_BLHE, room), F.pad(v_BLHE, room)
-        return self.plan.attend(q_BLHE, k_BLHE, v_BLHE)
+        room = (0, 0, 0, 0, 0, self.columns - k_BLKE.shape[1])
+        layer.keys, layer.values = F.pad(k_BLKE, room), F.pad(v_BLKE, room)
+        return self.plan.attend(q_BLHE, k_BLKE, v_BLKE)
 
     def some(self, plan: Attends, *, taken: Tensor) -> "FillingSome":
         """How the next layer does, which attends by this plan and took bool[B, L] of the tokens."""
@@ -85,13 +85,13 @@ class FillingSome:
     layer: Layer
     taken: Tensor
 
-    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+    def attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor:
         layer, layer.lengths = self.layer, self.taken.sum(dim=1)
         most = int(layer.lengths.max())
         order_BC = (~self.taken).int().argsort(dim=1, stable=True)[:, :most]
         row_B1 = torch.arange(len(order_BC), device=order_BC.device)[:, None]
-        layer.keys, layer.values = k_BLHE[row_B1, order_BC], v_BLHE[row_B1, order_BC]
-        return self.plan.attend(q_BLHE, k_BLHE, v_BLHE)
+        layer.keys, layer.values = k_BLKE[row_B1, order_BC], v_BLKE[row_B1, order_BC]
+        return self.plan.attend(q_BLHE, k_BLKE, v_BLKE)
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class Adding:
     at: Tensor
     seen: Tensor
 
-    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+    def attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor:
         layer, rows = next(self.layers), torch.arange(len(self.at), device=self.at.device)
-        layer.keys[rows, self.at] = k_BLHE[:, 0]
-        layer.values[rows, self.at] = v_BLHE[:, 0]
+        layer.keys[rows, self.at] = k_BLKE[:, 0]
+        layer.values[rows, self.at] = v_BLKE[:, 0]
         columns = self.seen.shape[-1]
         return _attend(q_BLHE, layer.keys[:, :columns], layer.values[:, :columns], self.seen)
 
@@ -123,20 +123,24 @@ class AddingSome:
     layer: Layer
     rows: Tensor
 
-    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+    def attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor:
         layer, at_R = self.layer, self.layer.lengths[self.rows]
         columns = int(at_R.max()) + 1
         if columns > layer.keys.shape[1]:
             room = (0, 0, 0, 0, 0, ROOM_COLUMNS)
             layer.keys, layer.values = F.pad(layer.keys, room), F.pad(layer.values, room)
-        layer.keys[self.rows, at_R] = k_BLHE[:, 0]
-        layer.values[self.rows, at_R] = v_BLHE[:, 0]
+        layer.keys[self.rows, at_R] = k_BLKE[:, 0]
+        layer.values[self.rows, at_R] = v_BLKE[:, 0]
         layer.lengths[self.rows] += 1
         seen_RC = torch.arange(columns, device=at_R.device) <= at_R[:, None]
-        k_RCHE, v_RCHE = (x[self.rows, :columns] for x in (layer.keys, layer.values))
-        return _attend(q_BLHE, k_RCHE, v_RCHE, seen_RC[:, None, None])
+        k_RCKE, v_RCKE = (x[self.rows, :columns] for x in (layer.keys, layer.values))
+        return _attend(q_BLHE, k_RCKE, v_RCKE, seen_RC[:, None, None])
 
 
-def _attend(q_BLHE: Tensor, k_BCHE: Tensor, v_BCHE: Tensor, seen: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q_BLHE, k_BCHE, v_BCHE))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
+def _attend(q_BLHE: Tensor, k_BCKE: Tensor, v_BCKE: Tensor, seen: Tensor) -> Tensor:
+    """From one token, L = 1."""
+    k_BKCE, v_BKCE = k_BCKE.transpose(1, 2), v_BCKE.transpose(1, 2)
+    # Queries that read the same keys take the place of tokens, so that no key is copied.
+    q_BKGE = q_BLHE[:, 0].unflatten(1, (k_BKCE.shape[1], -1))
+    out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKCE, v_BKCE, attn_mask=seen)
+    return out_BKGE.flatten(1, 2)[:, None]

@@ -1,7 +1,7 @@
 """Attention within documents, document by document: no work on pairs from different documents.
 
-Legend of shape suffixes: B rows, L tokens of a row, H heads, E channels of a head, P documents of a
-bucket, R rounded document length, S slots of all buckets together.
+Legend of shape suffixes: B rows, L tokens of a row, H heads, K heads of keys and values, E
+channels of a head, P documents of a bucket, R rounded document length, S slots of all buckets.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
-from nmm.model.mask import mask_bias
+from nmm.model.mask import for_heads, mask_bias
 
 # Document lengths are rounded up to a multiple of this, so that few SDPA calls serve all documents.
 BUCKET_TOKENS = 16
@@ -46,23 +46,27 @@ class DocumentPlan:
     index: Tensor
     slot: Tensor
 
-    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
-        return _attend(self, q_BLHE, k_BLHE, v_BLHE)  # pyright: ignore[reportCallIssue]
+    def attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor:
+        return _attend(self, q_BLHE, k_BLKE, v_BLKE)  # pyright: ignore[reportCallIssue]
 
 
 @torch.compiler.disable  # the lengths of documents differ from batch to batch
-def _attend(plan: DocumentPlan, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+def _attend(plan: DocumentPlan, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor:
     sizes = [documents * length for documents, length in (b.shape for b in plan.buckets)]
     parts = [
         _ToSlots.apply(x.flatten(0, 1), plan.index, plan.slot).split(sizes)
-        for x in (q_BLHE, k_BLHE, v_BLHE)
+        for x in (q_BLHE, k_BLKE, v_BLKE)
     ]
     outputs = []
     for bucket, *qkv in zip(plan.buckets, *parts, strict=True):
         q, k, v = (x.unflatten(0, bucket.shape).transpose(1, 2) for x in qkv)
         # Fillers come last, so that plain causality keeps them out of a document's sight.
         causal = bucket.bias is None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.bias, is_causal=causal)
+        if not causal:  # kernels that take a mask want as many heads of all
+            k, v = (for_heads(x, heads=q.shape[1]) for x in (k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, bucket.bias, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1]
+        )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return _FromSlots.apply(torch.cat(outputs), plan.index, plan.slot).view(q_BLHE.shape)
 

@@ -1,7 +1,7 @@
 """Attention within documents by FlexAttention, which skips blocks of pairs that nobody may see.
 
-Legend of shape suffixes: B rows, L tokens of a row, H heads, E channels of a head, N blocks of a
-row.
+Legend of shape suffixes: B rows, L tokens of a row, H heads, K heads of keys and values, E
+channels of a head, N blocks of a row.
 """
 
 import warnings
@@ -27,16 +27,17 @@ class FlexPlan:
 
     blocks: BlockMask
 
-    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
+    def attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor:
         channels = q_BLHE.shape[-1]
         more = max(0, LEAST_CHANNELS - channels)
         # NOTE: contiguous, because torch 2.13 compiles a transposed view of a computed tensor into
         # wrong numbers here, without an error (seen on a CPU; LOG.md).
         q, k, v = (
             with_more_channels(x.transpose(1, 2), more=more).contiguous()
-            for x in (q_BLHE, k_BLHE, v_BLHE)
+            for x in (q_BLHE, k_BLKE, v_BLKE)
         )
-        out = _kernel(q)(q, k, v, block_mask=self.blocks, scale=channels**-0.5)
+        fewer, scale = k.shape[1] < q.shape[1], channels**-0.5
+        out = _kernel(q)(q, k, v, block_mask=self.blocks, scale=scale, enable_gqa=fewer)
         return out[..., :channels].transpose(1, 2)
 
 
@@ -52,11 +53,13 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _uncompiled(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float) -> Tensor:
+def _uncompiled(
+    q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float, enable_gqa: bool
+) -> Tensor:
     """For CPUs, where there is no backward and nothing to gain: the whole matrix of scores."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        out = flex_attention(q, k, v, block_mask=block_mask, scale=scale)
+        out = flex_attention(q, k, v, block_mask=block_mask, scale=scale, enable_gqa=enable_gqa)
     assert isinstance(out, Tensor)
     return out
 

@@ -54,10 +54,12 @@ def weight_files(folder: Path, *, key: str) -> list[Path]:
 def check_folder(folder: Path, *, key: str, config: ModelConfig, tokenizer_hash: str) -> None:
     """Refuse a model that is built otherwise, or whose ids mean other pieces; raises UserError."""
     asked = _asked(_json(folder / "config.json", key=key), folder=folder, key=key)
-    group, have = "model", decoder_keys(config)
+    group, blocks, have = "model", config, decoder_keys(config)
     if key == "weights.vision":
         assert config.encoder is not None, "Config refuses weights.vision without an encoder"
-        group, have = "model.vision", block_keys(config.encoder)
+        group, blocks, have = "model.vision", config.encoder, block_keys(config.encoder)
+    if blocks.kv_heads is None and asked["kv_heads"] == asked["heads"]:
+        del asked["kv_heads"]  # they follow the heads, once these are set
     differing = [f"{group}.{name}={_plain(x)}" for name, x in asked.items() if have[name] != x]
     if differing:
         raise UserError(
@@ -73,6 +75,7 @@ def block_keys(blocks: BlockConfig) -> dict[str, object]:
         "width": blocks.width,
         "depth": blocks.depth,
         "heads": blocks.heads,
+        "kv_heads": blocks.key_heads,
         "norm": blocks.norm.name,
         "norm_position": blocks.norm_position.name,
         "norm_eps": blocks.norm_eps,
@@ -102,11 +105,11 @@ def _asked(facts: Mapping[str, Any], *, folder: Path, key: str) -> dict[str, obj
         if open_lm.is_open_lm(facts) and key == "weights.decoder":
             return open_lm.keys(facts, folder=folder)
         if kind == "nmm" and key == "weights.decoder":
-            blocks = {name: facts["blocks"][name] for name in block_keys(BlockConfig())}
+            blocks = _block_keys_of(facts["blocks"])
             others = {name: facts[name] for name in ("positions", "rope_theta")}
             return {**blocks, **others, "tied_head": facts["tie_word_embeddings"]}
         if kind == "nmm" and facts["vision"]:
-            return {name: facts["vision"][name] for name in block_keys(BlockConfig())}
+            return _block_keys_of(facts["vision"])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{key} is {folder}, whose config.json has no {error}; restore it."
@@ -117,6 +120,12 @@ def _asked(facts: Mapping[str, Any], *, folder: Path, key: str) -> dict[str, obj
         f"{' without an encoder' if kind == 'nmm' else ''}; give the folder of {known}, or a "
         f"safetensors file with the names of nmm/model/."
     )
+
+
+def _block_keys_of(blocks: Mapping[str, Any]) -> dict[str, object]:
+    """Of an export; older ones have as many heads of keys as of queries, and do not say so."""
+    said = {"kv_heads": blocks["heads"], **blocks}
+    return {name: said[name] for name in block_keys(BlockConfig())}
 
 
 def _llama_keys(facts: Mapping[str, Any], *, folder: Path) -> dict[str, object]:
@@ -136,6 +145,7 @@ def _llama_keys(facts: Mapping[str, Any], *, folder: Path) -> dict[str, object]:
         "width": facts["hidden_size"],
         "depth": facts["num_hidden_layers"],
         "heads": facts["num_attention_heads"],
+        "kv_heads": facts.get("num_key_value_heads") or facts["num_attention_heads"],
         "norm": "rms",
         "norm_position": "pre",
         "norm_eps": facts["rms_norm_eps"],
@@ -174,9 +184,7 @@ def by_our_names(stored: Mapping[str, Stored], *, config: ModelConfig) -> dict[s
         return found
     for ours, theirs in _llama_names(config.depth).items():
         if all(name in found for name in theirs):
-            parts = [found.pop(name) for name in theirs]
-            head_dim = config.head_dim if ours.endswith("qkv.weight") else None
-            found[ours] = _joined(parts, head_dim=head_dim)
+            found[ours] = _joined([found.pop(name) for name in theirs])
     return found
 
 
@@ -209,29 +217,14 @@ def _llama_names(depth: int) -> dict[str, list[str]]:
     return names
 
 
-def _joined(parts: list[Stored], *, head_dim: int | None) -> Stored:
-    """Along the first axis.
-
-    With `head_dim`, queries, keys and values, where one head of keys and values may serve several
-    of queries: it is written down for each of them, which changes no logit.
-    """
-    rows = parts[0].shape[0]
-
-    def repeats(part: Stored) -> int:
-        fewer = head_dim is not None and part.shape[0] % head_dim == 0
-        return rows // part.shape[0] if fewer and rows % part.shape[0] == 0 else 1
-
-    def read() -> Tensor:
-        return torch.cat([_repeated(x.read(), head_dim=head_dim, times=repeats(x)) for x in parts])
-
-    height = sum(part.shape[0] * repeats(part) for part in parts)
-    return Stored((height, *parts[0].shape[1:]), parts[0].dtype, read)
-
-
-def _repeated(weight: Tensor, *, head_dim: int | None, times: int) -> Tensor:
-    if head_dim is None or times == 1:
-        return weight
-    return weight.unflatten(0, (-1, head_dim)).repeat_interleave(times, dim=0).flatten(0, 1)
+def _joined(parts: list[Stored]) -> Stored:
+    """Along the first axis."""
+    height = sum(part.shape[0] for part in parts)
+    return Stored(
+        (height, *parts[0].shape[1:]),
+        parts[0].dtype,
+        lambda: torch.cat([part.read() for part in parts]),
+    )
 
 
 def _plain(value: object) -> str:

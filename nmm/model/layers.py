@@ -12,22 +12,23 @@ from torch import Tensor, nn
 from nmm.config import FFN, BlockConfig, Norm, QKNorm
 
 
-def norm(config: BlockConfig) -> nn.Module:
-    """The block's norm over its width."""
+def norm(config: BlockConfig, *, width: int | None = None) -> nn.Module:
+    """The block's norm over its width, or over another."""
+    width = config.width if width is None else width
     match config.norm:
         case Norm.layer_norm:
-            return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.biases)
+            return nn.LayerNorm(width, eps=config.norm_eps, bias=config.biases)
         case Norm.rms:
-            return nn.RMSNorm(config.width, eps=config.norm_eps)
+            return nn.RMSNorm(width, eps=config.norm_eps)
 
 
-def qk_norm(config: BlockConfig) -> nn.Module:
+def qk_norm(config: BlockConfig, *, width: int) -> nn.Module:
     """What queries pass through, and keys through another, while their heads are still joined."""
     match config.qk_norm:
         case QKNorm.none:
             return nn.Identity()
         case QKNorm.full:
-            return norm(config)
+            return norm(config, width=width)
         case QKNorm.head:
             return HeadNorm(config.head_dim, eps=config.norm_eps)
 

@@ -44,6 +44,7 @@ def keys(facts: Mapping[str, Any], *, folder: Path) -> dict[str, object]:
         "width": width,
         "depth": said["n_layers"],
         "heads": said["n_heads"],
+        "kv_heads": said["n_heads"],
         "norm": "rms" if said.get("model_norm") == "rms_norm" else "layer_norm",
         "norm_position": "pre",
         "norm_eps": said.get("norm_eps", 1e-5),

@@ -1,7 +1,7 @@
 """The vision transformer of late fusion.
 
 Legend of shape suffixes: M images, T tokens of an image, D width of the encoder, H heads, E
-channels of a head.
+channels of a head, K heads of keys and values.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ from nmm.model.layers import feed_forward, norm
 class WholeImages:
     """Every patch of an image attends to all patches of it."""
 
-    def attend(self, q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q_BLHE, k_BLHE, v_BLHE))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    def attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q_BLHE, k_BLKE, v_BLKE))
+        fewer = k.shape[1] < q.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=fewer).transpose(1, 2)
 
 
 class VisionEncoder(nn.Module):
