@@ -163,6 +163,11 @@ def _evaluate(
     device = next(trained.model.parameters()).device
     data = trained.config.data
     rows = rows_per_source or trained.config.evaluation.rows_per_source
+    if masked and with_gap:
+        raise UserError(
+            "--masked scores documents with moved spans and --image-gap scores captions in their "
+            "order, so that their losses do not compare; give one of them."
+        )
     if masked and not data.masking.mean_spans:
         raise UserError(
             "--masked scores the objective of data.masking, but data.masking.mean_spans was 0 in "

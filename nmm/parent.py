@@ -135,8 +135,8 @@ def _must_agree(key: str, mode: ParentMode) -> bool:
     match mode:
         case ParentMode.branch:
             return not key.startswith(FREE)
-        case ParentMode.weights:
-            return of_weights
+        case ParentMode.weights:  # the ids of units are places in the weights
+            return of_weights or key.startswith("data.units")
         case ParentMode.auxiliary_routers:
             of_ids = key.startswith(("data.units", "data.masking"))
             return of_ids or (of_weights and key not in OF_AUXILIARY_ROUTERS)

@@ -172,6 +172,10 @@ def test_the_command_prints_the_losses_of_the_last_evaluation(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (
+            ["--run", "RUN", "--masked", "--image-gap"],
+            r"^error: --masked scores .* give one of them",
+        ),
         (["--run", "NONE"], r"^error: \S+none/config.yaml does not exist; give the directory of a"),
         (["--run", "UNTRAINED"], r"^error: \S+untrained has no complete checkpoint; train it"),
         (["--run", "NONE", "--rows-per-source", "0"], r"^error: --rows-per-source is 0; set it to"),
@@ -183,6 +187,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     (tmp_path / "untrained").mkdir()
     shutil.copy(runs.undisturbed() / "config.yaml", tmp_path / "untrained")
     places = {"NONE": tmp_path / "none", "UNTRAINED": tmp_path / "untrained"}
+    places["RUN"] = runs.undisturbed()
     with pytest.raises(SystemExit, match=said) as refusal:
         command(monkeypatch, *(places.get(word, word) for word in arguments))
     assert "\n" not in str(refusal.value)

@@ -182,7 +182,8 @@ def check_what_is_remembered(
 
 
 def test_greedy_ids_are_those_without_a_cache(model: Model, tokenizer: Tokenizer) -> None:
-    rule, end = only_text(tokenizer.ids, model=model), tokenizer.ids.eos
+    end = tokenizer.ids.eos
+    rule = only_text(tokenizer.ids, model=model, end=end)
     found = continue_prompts(
         model,
         lay_out(prompts(), tokenizer=tokenizer, image=model.config.image),
@@ -211,7 +212,7 @@ def test_written_text_goes_on_where_the_prompt_ends(model: Model, tokenizer: Tok
     rows = continue_prompts(
         model,
         lay_out(asked, tokenizer=tokenizer, image=model.config.image),
-        rule=only_text(tokenizer.ids, model=model),
+        rule=only_text(tokenizer.ids, model=model, end=tokenizer.ids.eos),
         end=tokenizer.ids.eos,
         max_tokens=STEPS,
         sampling=drawn,
@@ -266,7 +267,7 @@ def test_only_text_ids_and_the_end_are_drawn(tokenizer: Tokenizer) -> None:
     found = continue_prompts(
         model,
         laid,
-        rule=only_text(ids, model=model),
+        rule=only_text(ids, model=model, end=ids.eos),
         end=ids.eos,
         max_tokens=12,
         sampling=Sampling(5.0, seed=1),

@@ -160,7 +160,7 @@ def test_images_are_whole_and_codes_are_nowhere_else(
     inside = [*range(image.first, image.first + CODES), image.end]
     preferred = {"image": [image.begin], "codes": inside, "padding": unused}[eager]
     model = that_prefers(preferred)
-    rule = with_images(ids, model=model, image_codes=TOKENS, max_tokens=ROOM)
+    rule = with_images(ids, model=model, image_codes=TOKENS, max_tokens=ROOM, end=ids.eos)
     rows = [letters(row, ids) for row in written(model, tokenizer, rule, end=ids.eos)]
     for row in rows:
         assert re.fullmatch(r"(t|<c{4}>)*e?", row), row
@@ -176,7 +176,7 @@ def test_images_are_whole_and_codes_are_nowhere_else(
         end=image.end,
     )
     assert {letters(row, ids) for row in alone} == {"<cccc>"}
-    text = written(model, tokenizer, only_text(ids, model=model), end=ids.eos)
+    text = written(model, tokenizer, only_text(ids, model=model, end=ids.eos), end=ids.eos)
     assert {letter for row in text for letter in letters(row, ids)} <= {"t", "e"}
 
 
@@ -223,7 +223,9 @@ def test_texts_and_images_come_in_the_order_of_their_ids(
     rows = continue_prompts(
         model,
         lay_out(asked, tokenizer=tokenizer, image=IMAGE),
-        rule=with_images(tokenizer.ids, model=model, image_codes=TOKENS, max_tokens=ROOM),
+        rule=with_images(
+            tokenizer.ids, model=model, image_codes=TOKENS, max_tokens=ROOM, end=tokenizer.ids.eos
+        ),
         end=tokenizer.ids.eos,
         max_tokens=ROOM,
         sampling=sampling,

@@ -15,9 +15,16 @@ from data.plan import plan_rows
 from data.prepare.index import index_shards
 from data.prepare.inspect import __main__ as command
 from data.prepare.inspect import page
-from data.prepare.inspect.facts import Facts, look, mask
+from data.prepare.inspect.facts import Facts, Mark, look, mask
 from data.shards import ShardWriter
-from nmm.config import DataConfig, ImageAttention, Kind, Layout, SourceConfig
+from nmm.config import (
+    DataConfig,
+    ImageAttention,
+    Kind,
+    Layout,
+    MaskingConfig,
+    SourceConfig,
+)
 from tests import corpora
 from tests.batches import IMAGE, pack, small
 
@@ -109,6 +116,30 @@ def test_one_span_for_every_piece_and_one_picture_for_every_image(
     }
     assert all(html.count(f".{name} {{ background-image: url(data:") == 1 for name in shown)
     assert html == page.render(facts)
+
+
+def test_moved_spans_are_marked_where_they_were_and_where_they_are(corpus: Corpus) -> None:
+    """A sentinel twice and an end for each; what is behind the second sentinel 0 is striped."""
+    config = corpora.config(repeat=False, masking=MaskingConfig(mean_spans=1.5, sentinels=6))
+    facts = look(corpora.open_corpus(config), config, rows=ROWS, planned_rows=1)
+    pieces = [piece for row in facts.rows for piece in row.pieces]
+    for piece in pieces:
+        borders = [(part.start, part.stop) for part in piece.parts]
+        assert [0, *(stop for _, stop in borders)] == [*(s for s, _ in borders), piece.tokens]
+        spans, marks = piece.piece.spans, [p for p in piece.parts if isinstance(p.content, Mark)]
+        names = [mark.content.sentinel for mark in marks]
+        assert all(mark.stop - mark.start == 1 for mark in marks)
+        moved = [name for number in range(spans) for name in (number, None)]
+        assert names == [*range(spans), *moved]
+        assert piece.moved == ((marks[spans].start, piece.tokens) if spans else None)
+    html = page.render(facts)
+    found = Page(html)
+    total = sum(piece.piece.spans for piece in pieces)
+    assert total > 5
+    assert len(found.of_class("mark")) == html.count("<b>&gt;</b>") * 3 == 3 * total
+    assert len(found.of_class("moved")) == sum(piece.piece.spans > 0 for piece in pieces)
+    assert "Striped" in html
+    assert "Striped" not in page.render(look(corpus, corpora.config(), rows=1, planned_rows=1))
 
 
 def test_the_page_needs_no_network(facts: Facts) -> None:

@@ -138,6 +138,10 @@ def test_a_run_begins_with_the_weights_of_another(directory: Path) -> None:
             r"model.depth is 3 but .* was made with 2; give",
         ),
         (
+            ("parent.mode=weights", "+data.units.speech=8"),
+            r"data.units is \['speech=8'\] but .* was made with \[\]; give the value of the parent",
+        ),
+        (
             ("parent.mode=weights", "weights.decoder=x"),
             r"parent.mode is weights and weights.\* names x",
         ),

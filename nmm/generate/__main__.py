@@ -14,7 +14,7 @@ from nmm.errors import UserError
 from nmm.generate import asked, page
 from nmm.generate.captions import held_out_captions
 from nmm.generate.page import Result
-from nmm.generate.prompts import Prompt, of_file, of_options
+from nmm.generate.prompts import AFTER, Prompt, of_file, of_options
 from nmm.generate.rules import BORDERS, Writing
 from nmm.generate.sampling import Sampling
 from nmm.generate.seen import Seen
@@ -61,7 +61,12 @@ def _codes(trained: Trained, given: argparse.Namespace, *, shown: bool) -> Image
 
 
 def _max_tokens(
-    trained: Trained, prompts: Sequence[Parts], given: argparse.Namespace, *, seen: Seen
+    trained: Trained,
+    prompts: Sequence[Parts],
+    given: argparse.Namespace,
+    *,
+    seen: Seen,
+    after: Sequence[Parts] | None,
 ) -> int:
     """As asked; else a default for text, an image's length, or what the context has room for."""
     if given.max_tokens is not None:
@@ -74,8 +79,8 @@ def _max_tokens(
             return seen.codes.tokens + BORDERS
         case Writing.both:
             lengths = [
-                prompt_tokens(parts, tokenizer=trained.tokenizer, image=seen.image)
-                for parts in prompts
+                prompt_tokens(parts, tokenizer=trained.tokenizer, image=seen.image, after=behind)
+                for parts, behind in zip(prompts, after or [None] * len(prompts), strict=True)
             ]
             return max(1, trained.config.data.context_tokens - max(lengths))
 
@@ -90,8 +95,7 @@ def _continue(
     for number, result in enumerate(results):
         if len(results) > 1:
             print(f"{'' if number == 0 else chr(10)}== {result.prompt.name}")
-        written = (part if isinstance(part, str) else "[image]" for part in result.written.parts)
-        print(_harmless(result.prompt.said() + "".join(written)))
+        print(_harmless(result.said()))
     if given.out:
         name = "generated"
         _write(results, trained, given.out, name=name, seen=seen, given=given, sampling=sampling)
@@ -137,13 +141,15 @@ def _results(
         for n in range(1, given.samples + 1)
     ]
     prompts = [seen.parts(prompt.parts) for prompt, _ in repeated]
-    max_tokens = _max_tokens(trained, prompts, given, seen=seen)
+    after = _after(trained, [prompt for prompt, _ in repeated], seen=seen)
+    max_tokens = _max_tokens(trained, prompts, given, seen=seen, after=after)
     check_prompts(
         prompts,
         tokenizer=trained.tokenizer,
         model=trained.config.model,
         max_tokens=max_tokens,
         context_tokens=trained.config.data.context_tokens,
+        after=after,
     )
     written = generate(
         trained.model,
@@ -154,8 +160,27 @@ def _results(
         at_once=given.batch,
         writing=Writing(given.write),
         codes=seen.codes,
+        after=after,
     )
     return [Result(*one, text) for one, text in zip(repeated, written, strict=True)]
+
+
+def _after(trained: Trained, prompts: Sequence[Prompt], *, seen: Seen) -> list[Parts] | None:
+    """What is behind the holes of all prompts; None where none has one. Raises UserError."""
+    after = [seen.parts(prompt.after) for prompt in prompts if prompt.after is not None]
+    if not after:
+        return None
+    if len(after) < len(prompts):
+        raise UserError(
+            f"--prompts has lines with a hole ({AFTER}texts) and lines without; give these in a "
+            f"file of their own."
+        )
+    if trained.tokenizer.ids.masks is None:
+        raise UserError(
+            "a hole is filled in by models that learned it, but data.masking.mean_spans was 0 in "
+            "the training; leave --hole out, or give a run with data.masking."
+        )
+    return after
 
 
 def _write(

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from nmm.errors import UserError
+from nmm.generate.prompts import Hole
 from nmm.generate.rules import Writing
 from nmm.generate.sampling import Sampling
 from nmm.trained import add_arguments
@@ -17,12 +18,14 @@ examples:
   python -m nmm.generate --run runs/demo --image cat.jpg
   python -m nmm.generate --run runs/demo --prompt "A:" --image a.jpg --prompt "B:"   in this order
   python -m nmm.generate --run runs/demo --prompt "Once" --temperature 0.8 --top-p 0.95 --samples 4
+  python -m nmm.generate --run runs/cm3 --prompt "A small" --hole --prompt "sleeps."
   python -m nmm.generate --export demo --prompts prompts.jsonl --out written
   python -m nmm.generate --run runs/demo --held-out 64
   python -m nmm.generate --run runs/codes --write image --prompt "A star." --temperature 1 --out X
   python -m nmm.generate --run runs/codes --write both --prompt "Once" --temperature 1 --out X
 
-a line of prompts.jsonl: {"texts": ["A:", null, "B:"], "images": [null, "a.jpg", null]}"""
+a line of prompts.jsonl: {"texts": ["A:", null, "B:"], "images": [null, "a.jpg", null]}
+and of what is behind a hole: "after_texts" and "after_images", likewise"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--prompt", action="append", dest="parts", default=[], help=text)
     image = "image of the prompt; repeatable, as --prompt is"
     what.add_argument("--image", action="append", dest="parts", type=Path, help=image)
+    hole = "a hole among these, which is filled in; needs a model trained with data.masking"
+    what.add_argument("--hole", action="append_const", dest="parts", const=Hole.here, help=hole)
     file = "or a file with one prompt a line, as below"
     what.add_argument("--prompts", type=Path, metavar="FILE", help=file)
     captions = (

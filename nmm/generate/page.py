@@ -1,7 +1,7 @@
 """What a model wrote, for people to look at: lines of JSON, a PNG of the first, one HTML page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from data.pictures import png_url, write_png
 from data.units import Units
-from nmm.generate.prompts import Prompt
+from nmm.generate.prompts import AFTER, Prompt
 from nmm.generate.seen import Seen
 from nmm.generate.text import Written
 from nmm.plot import BLACK, GREY, Panel, picture_figure
@@ -27,6 +27,14 @@ class Result:
     prompt: Prompt
     reference: str | bytes | Units | None
     written: Written
+
+    def said(self) -> str:
+        """The document with what was written in its place; images by their names, or "[image]"."""
+        written = (part if isinstance(part, str) else "[image]" for part in self.written.parts)
+        before, after = self.prompt.said() + "".join(written), self.prompt.said_after()
+        # Behind a hole a text begins with a word, as the model reads it.
+        space = after[:1].isalnum() and before[-1:].strip() != ""
+        return f"{before}{' ' if space else ''}{after}"
 
 
 def write(
@@ -68,21 +76,23 @@ def _row(result: Result, *, files: Sequence[str]) -> dict[str, object]:
     """Keys of a line; texts and images stand as in a prompts file, images by their names."""
     row: dict[str, object] = {"key": result.prompt.name}
     if result.reference is None:
-        row |= _columns(result.prompt.parts, names=result.prompt.images)
+        names = iter(result.prompt.images)
+        row |= _columns(result.prompt.parts, names=names)
+        if result.prompt.after is not None:
+            row |= _columns(result.prompt.after, names=names, prefix=AFTER)
     row |= {"written": result.written.text, "ended": result.written.ended}
     if files:
-        row |= _columns(result.written.parts, names=files, prefix="written_")
+        row |= _columns(result.written.parts, names=iter(files), prefix="written_")
     if isinstance(result.reference, str):
         return row | {"reference": result.reference}
     return row if result.reference is None else row | {"prompt": result.prompt.said()}
 
 
 def _columns(
-    parts: Sequence[object], *, names: Sequence[str], prefix: str = ""
+    parts: Sequence[object], *, names: Iterator[str], prefix: str = ""
 ) -> dict[str, object]:
-    """Two lists of equal length: texts, and the names of images in their places."""
-    left = iter(names)
-    places = [(part, None) if isinstance(part, str) else (None, next(left)) for part in parts]
+    """Two lists of equal length: texts, and the next names of images in their places."""
+    places = [(part, None) if isinstance(part, str) else (None, next(names)) for part in parts]
     texts, images = ([place[column] for place in places] for column in (0, 1))
     return {f"{prefix}texts": texts, f"{prefix}images": images}
 
@@ -93,9 +103,12 @@ def _panel(result: Result, *, seen: Seen) -> Panel:
     asked, written, reference = result.prompt, result.written, result.reference
     images = [seen.pixels(part) for part in asked.parts if not isinstance(part, str)]
     images += written.images
+    images += [seen.pixels(part) for part in asked.after or [] if not isinstance(part, str)]
     texts = [(asked.said(), GREY)] if _has_text(asked) else []
     if written.text or not written.images:
         texts.append((written.text + ("" if written.ended else " …"), BLACK))
+    if asked.after:
+        texts.append((asked.said_after(), GREY))
     if isinstance(reference, str):
         texts.append((reference, GREY))
     elif reference is not None:
@@ -110,12 +123,13 @@ def _has_text(prompt: Prompt) -> bool:
 def _article(result: Result, *, seen: Seen) -> str:
     asked = "".join(_part(part, "prompt", seen=seen) for part in result.prompt.parts)
     written = "".join(_part(part, "written", seen=seen) for part in result.written.parts)
+    after = "".join(_part(part, "prompt", seen=seen) for part in result.prompt.after or [])
     more = "" if result.written.ended else '<span class="more" title="not ended"> …</span>'
     reference = result.reference
     compared = "" if reference is None else _part(reference, "reference", seen=seen)
     return (
         f"<article><h2>{escape(result.prompt.name)}</h2>{asked}"
-        f'<div class="answer">{written}{more}</div>{compared}</article>'
+        f'<div class="answer">{written}{more}</div>{after}{compared}</article>'
     )
 
 

@@ -19,9 +19,9 @@ BORDERS = 2  # an image has a begin and an end
 class Writing(Enum):
     """What a model is asked for.
 
-    text   pieces of text and the end of the document
+    text   pieces of text and the end of the document, or of the span that fills a hole
     image  one image, and nothing else
-    both   text, and images where the model wants some, up to the end of the document
+    both   text, and images where the model wants some, up to that end
     """
 
     text = "text"
@@ -29,9 +29,9 @@ class Writing(Enum):
     both = "both"
 
 
-def only_text(ids: IdTable, *, model: Model) -> Rule:
+def only_text(ids: IdTable, *, model: Model, end: int) -> Rule:
     """The rule that takes every text piece and the end, and nothing else."""
-    allowed = _text(ids, model=model)
+    allowed = _text(ids, model=model, end=end)
 
     def rule(written: Tensor) -> Tensor:
         return allowed
@@ -39,14 +39,14 @@ def only_text(ids: IdTable, *, model: Model) -> Rule:
     return rule
 
 
-def with_images(ids: IdTable, *, model: Model, image_codes: int, max_tokens: int) -> Rule:
+def with_images(ids: IdTable, *, model: Model, image_codes: int, max_tokens: int, end: int) -> Rule:
     """The rule of text and whole images: begin, exactly `image_codes` codes, end.
 
     Codes are nowhere else, and no image begins that would not be whole after `max_tokens`.
     """
     image = ids.units[Modality.image]
-    text, begin, codes, end = (
-        _text(ids, model=model),
+    text, begin, codes, end_of_image = (
+        _text(ids, model=model, end=end),
         *(_only(part, model=model) for part in _parts(image)),
     )
 
@@ -54,7 +54,7 @@ def with_images(ids: IdTable, *, model: Model, image_codes: int, max_tokens: int
         left = image_left(written, image, image_codes=image_codes)[:, None]
         fits = written.shape[1] + image_codes + BORDERS <= max_tokens
         outside = text | begin if fits else text
-        return torch.where(left == 0, outside, torch.where(left == 1, end, codes))
+        return torch.where(left == 0, outside, torch.where(left == 1, end_of_image, codes))
 
     return rule
 
@@ -93,10 +93,10 @@ def _parts(image: UnitIds) -> tuple[range, range, range]:
     )
 
 
-def _text(ids: IdTable, *, model: Model) -> Tensor:
+def _text(ids: IdTable, *, model: Model, end: int) -> Tensor:
     allowed = _only(range(ids.text_end), model=model)
-    allowed[[ids.pad, ids.unk, ids.bos]] = False
-    allowed[ids.eos] = True
+    allowed[[ids.pad, ids.unk, ids.bos, ids.eos]] = False
+    allowed[end] = True
     return allowed
 
 

@@ -11,7 +11,8 @@ import torch
 
 from data import images, sequences
 from data.documents import Parts
-from data.tokenizer import IdTable, Tokenizer
+from data.masking import masked
+from data.tokenizer import IdTable, MaskIds, Tokenizer
 from nmm.batch import NO_LABEL, Modality, PackedBatch
 from nmm.codes import ImageCodes
 from nmm.config import ImageConfig, ModelConfig
@@ -22,10 +23,12 @@ from nmm.generate.sampling import Sampling
 from nmm.generate.seen import Seen
 from nmm.model import Model
 
+HOLE_TOKENS = 3  # more in a prompt with a hole: the document's end and the sentinel, twice
+
 
 @dataclass(frozen=True)
 class Written:
-    """What follows a prompt: texts, and images uint8[S, S, 3], in reading order.
+    """What follows a prompt or fills its hole: texts, and images uint8[S, S, 3], in reading order.
 
     `ended` says whether the model ended there by itself.
     """
@@ -52,21 +55,28 @@ def generate(
     at_once: int = 64,
     writing: Writing = Writing.text,
     codes: ImageCodes | None = None,
+    after: Sequence[Parts] | None = None,
 ) -> list[Written]:
     """Continue every prompt by at most `max_tokens` tokens, or to the end of its document.
 
-    Only what the `writing` asks for is ever taken; images need the `codes` that the model was
-    trained with. What is drawn for a prompt depends on the seed and its number among the prompts,
-    not on those beside it or on how many are worked on `at_once`.
+    With `after`, what follows the hole behind every prompt, the holes are filled in instead, which
+    needs a model that was trained with spans (data.masking). Only what the `writing` asks for is
+    ever taken; images need the `codes` that the model was trained with. What is drawn for a prompt
+    depends on the seed and its number among the prompts, not on those beside it or on how many are
+    worked on `at_once`.
     """
     seen = Seen(model.config.image, codes)
-    rule, end = _rule(writing, tokenizer.ids, model=model, codes=codes, max_tokens=max_tokens)
+    ids = tokenizer.ids
+    end = ids.eos if after is None else _masks(ids).end
+    rule, end = _rule(writing, ids, model=model, codes=codes, max_tokens=max_tokens, end=end)
     found: list[Written] = []
     for start in range(0, len(prompts), at_once):
-        some = [seen.parts(parts) for parts in prompts[start : start + at_once]]
+        here = slice(start, start + at_once)
+        some = [seen.parts(parts) for parts in prompts[here]]
+        behind = None if after is None else [seen.parts(parts) for parts in after[here]]
         rows = continue_prompts(
             model,
-            lay_out(some, tokenizer=tokenizer, image=model.config.image),
+            lay_out(some, tokenizer=tokenizer, image=model.config.image, after=behind),
             rule=rule,
             end=end,
             max_tokens=max_tokens,
@@ -80,17 +90,28 @@ def generate(
     return found
 
 
+def _masks(ids: IdTable) -> MaskIds:
+    assert ids.masks is not None, "a model trained without spans fills no hole"
+    return ids.masks
+
+
 def _rule(
-    writing: Writing, ids: IdTable, *, model: Model, codes: ImageCodes | None, max_tokens: int
+    writing: Writing,
+    ids: IdTable,
+    *,
+    model: Model,
+    codes: ImageCodes | None,
+    max_tokens: int,
+    end: int,
 ) -> tuple[Rule, int]:
-    """What may come next, and the id behind which nothing does."""
+    """What may come next, and the id behind which nothing does: `end`, unless an image is all."""
     if writing is Writing.text:
-        return only_text(ids, model=model), ids.eos
+        return only_text(ids, model=model, end=end), end
     assert codes is not None, writing
     if writing is Writing.image:
         return one_image(ids, model=model, image_codes=codes.tokens), ids.units[Modality.image].end
-    rule = with_images(ids, model=model, image_codes=codes.tokens, max_tokens=max_tokens)
-    return rule, ids.eos
+    rule = with_images(ids, model=model, image_codes=codes.tokens, max_tokens=max_tokens, end=end)
+    return rule, end
 
 
 def _read(
@@ -116,10 +137,12 @@ def check_prompts(
     model: ModelConfig,
     max_tokens: int,
     context_tokens: int,
+    after: Sequence[Parts] | None = None,
 ) -> None:
     """Refuse images for a model of text, and what would go on beyond any document of the training.
 
-    Experts and blocks that choose among all tokens need auxiliary routers. Raises UserError.
+    `after` are the parts behind holes, if there are some. Experts and blocks that choose among all
+    tokens need auxiliary routers. Raises UserError.
     """
     if model.mod.every is not None and not model.mod.auxiliary_router:
         raise UserError(
@@ -133,13 +156,15 @@ def check_prompts(
             "they take one; train auxiliary routers for it (parent.mode=auxiliary_routers), or use "
             "a model whose tokens choose (token_choice, modality_groups)."
         )
-    for number, parts in enumerate(prompts, start=1):
-        if not model.image.reads_pixels and any(isinstance(part, bytes) for part in parts):
+    behind = after or [None] * len(prompts)
+    for number, (parts, more) in enumerate(zip(prompts, behind, strict=True), start=1):
+        pixels = any(isinstance(part, bytes) for part in [*parts, *(more or [])])
+        if not model.image.reads_pixels and pixels:
             raise UserError(
                 f"prompt {number} has an image but model.image.kind is {model.image.kind.name}, so "
                 f"the model reads no pixels; leave --image out."
             )
-        length = prompt_tokens(parts, tokenizer=tokenizer, image=model.image)
+        length = prompt_tokens(parts, tokenizer=tokenizer, image=model.image, after=more)
         if length + max_tokens > context_tokens:
             raise UserError(
                 f"prompt {number} has {length} tokens and --max-tokens is {max_tokens}, but the "
@@ -148,14 +173,36 @@ def check_prompts(
             )
 
 
-def prompt_tokens(parts: Parts, *, tokenizer: Tokenizer, image: ImageConfig) -> int:
-    """Positions that a prompt takes, with the begin of its document."""
-    return len(_tokens(parts, tokenizer, image=image).tokens) - 1
+def prompt_tokens(
+    parts: Parts, *, tokenizer: Tokenizer, image: ImageConfig, after: Parts | None = None
+) -> int:
+    """Positions that a prompt takes, with the begin of its document, and what is `after` a hole."""
+    tokens = len(_tokens([*parts, *(after or [])], tokenizer, image=image).tokens) - 1
+    return tokens if after is None else tokens + HOLE_TOKENS
 
 
-def lay_out(prompts: Sequence[Parts], *, tokenizer: Tokenizer, image: ImageConfig) -> Prompts:
-    """One prompt a row, as training lays out its documents, without their ends."""
+def lay_out(
+    prompts: Sequence[Parts],
+    *,
+    tokenizer: Tokenizer,
+    image: ImageConfig,
+    after: Sequence[Parts] | None = None,
+) -> Prompts:
+    """One prompt a row, as training lays out its documents, without their ends.
+
+    With a hole between a prompt and what is `after` it, the document has an empty span there, whose
+    end is left out: "b x 0 y e 0".
+    """
+    holes = [prompt_tokens(parts, tokenizer=tokenizer, image=image) for parts in prompts]
+    if after is not None:
+        prompts = [[*parts, *more] for parts, more in zip(prompts, after, strict=True)]
     sequences = [_tokens(parts, tokenizer, image=image) for parts in prompts]
+    if after is not None:
+        masks = _masks(tokenizer.ids)
+        sequences = [
+            masked(piece, [(hole, hole)], ids=masks)
+            for piece, hole in zip(sequences, holes, strict=True)
+        ]
     lengths = torch.tensor([len(s.tokens) - 1 for s in sequences])
     shape = (len(prompts), int(lengths.max()))
     tokens = torch.full(shape, tokenizer.ids.pad)

@@ -21,12 +21,19 @@ MASK_PIXELS = 1024
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A sentinel by its number, in the place of a span and before it; None: the end of a span."""
+
+    sentinel: int | None
+
+
+@dataclass(frozen=True)
 class Part:
-    """Positions [start, stop) of a piece hold a text, units, or an image uint8[H, W, 3]."""
+    """Positions [start, stop) of a piece hold a text, units, an image uint8[H, W, 3], or a mark."""
 
     start: int
     stop: int
-    content: str | Units | np.ndarray
+    content: str | Units | np.ndarray | Mark
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,16 @@ class DrawnPiece:
     @property
     def tokens(self) -> int:
         return self.piece.tokens
+
+    @property
+    def moved(self) -> tuple[int, int] | None:
+        """The positions [start, stop) of all spans at its end, with their marks; None without any.
+
+        A sentinel that comes a second time stands before its span.
+        """
+        marks = (part for part in self.parts if isinstance(part.content, Mark))
+        first = [mark.start for mark in marks if mark.content == Mark(0)]
+        return (first[1], self.tokens) if first else None
 
 
 @dataclass(frozen=True)
@@ -181,15 +198,22 @@ def _draw(number: int, row: RowPlan, batch: PackedBatch, *, reader: Reader) -> D
 
 
 def _parts(batch: PackedBatch, here: slice, *, tokenizer: Tokenizer) -> list[Part]:
-    """The texts, units and images at the positions `here`, in order."""
-    image, modality = (column[0, here].numpy() for column in (batch.image, batch.modality))
+    """The texts, units, images and marks at the positions `here`, in order."""
+    image, modality, ids = (
+        column[0, here].numpy() for column in (batch.image, batch.modality, batch.tokens)
+    )
+    masks = tokenizer.ids.masks
+    marks = (ids >= masks.end) & (ids < masks.first + masks.count) if masks else ids < 0
     changes = np.diff(image).astype(bool) | np.diff(modality.astype(int)).astype(bool)
+    changes |= marks[1:] | marks[:-1]
     borders = [0, *(np.flatnonzero(changes) + 1).tolist(), len(image)]
     parts = []
     for start, stop in pairwise(borders):
         number, kind = int(image[start]), Modality(int(modality[start]))
-        tokens = batch.tokens[0, here][start:stop].tolist()
-        if number:
+        tokens = ids[start:stop].tolist()
+        if masks and marks[start]:
+            content = Mark(None if tokens[0] == masks.end else tokens[0] - masks.first)
+        elif number:
             content = batch.pixels[number - 1].numpy()
         elif kind is Modality.text:
             content = tokenizer.decode(tokens)

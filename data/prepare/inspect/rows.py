@@ -6,7 +6,7 @@ import numpy as np
 
 from data.pictures import jpeg_url, png_url
 from data.prepare.inspect.drawing import chip, colour, fraction, rgb, tint
-from data.prepare.inspect.facts import DrawnPiece, DrawnRow, Facts
+from data.prepare.inspect.facts import DrawnPiece, DrawnRow, Facts, Mark
 from data.units import Units
 
 NARROW = 0.06  # of a row: no words fit into a smaller span
@@ -22,13 +22,19 @@ def rows(facts: Facts) -> str:
     classes = "\n".join(
         f".{name} {{ background-image: url({url}); }}" for url, name in images.items()
     )
+    spans = (
+        "Striped: what data.masking moved to the end; a line is a sentinel or the end of a moved "
+        "part, a number and > in the list. "
+        if facts.config.masking.mean_spans
+        else ""
+    )
     return (
         f"<h2>The first {len(facts.rows)} rows</h2>"
         f'<p class="legend">{names}</p>'
         "<p>A span is a document, as wide as its tokens, with its number. Images lie at the tokens "
         "they take, cropped as the model receives them; units are dotted. A dashed edge: a piece "
-        "of a document that goes on elsewhere. Hatched: padding. Hover over a span for its text, "
-        "or open the list.</p>"
+        f"of a document that goes on elsewhere. Hatched: padding. {spans}Hover over a span for its "
+        "text, or open the list.</p>"
         f"<style>\n{classes}\n</style>\n{rows}"
     )
 
@@ -77,6 +83,17 @@ def _span(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, str
         for part in piece.parts
         if isinstance(part.content, Units)
     )
+    marks = "".join(
+        f'<i class="mark" style="left:{100 * part.start / piece.tokens:.3f}%"></i>'
+        for part in piece.parts
+        if isinstance(part.content, Mark)
+    )
+    if piece.moved:
+        begin, end = piece.moved
+        marks += (
+            f'<i class="moved" style="left:{100 * begin / piece.tokens:.3f}%;'
+            f'width:{100 * (end - begin) / piece.tokens:.3f}%"></i>'
+        )
     words = " ".join(part.content for part in piece.parts if isinstance(part.content, str))
     shown = (
         ""
@@ -89,7 +106,7 @@ def _span(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, str
     return (
         f'<span class="{" ".join(classes)}" data-tokens="{piece.tokens}" title="{escape(hover)}" '
         f'style="left:{100 * piece.start / length:.4f}%;width:{100 * piece.tokens / length:.4f}%;'
-        f'border-top-color:{colour(source)}{background}">{pictures}{shown}<em>{number}</em></span>'
+        f'border-top-color:{colour(source)}{background}">{pictures}{marks}{shown}<em>{number}</em></span>'
     )
 
 
@@ -101,6 +118,8 @@ def _listed(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, s
             left -= min(left, len(part.content))
         elif isinstance(part.content, Units):
             said.append(f'<span class="more">{escape(told_units(part.content))}</span>')
+        elif isinstance(part.content, Mark):
+            said.append(f"<b>{_named(part.content)}</b>")
         else:
             said.append(f'<i class="thumbnail {_image(part.content, images)}"></i>')
     hidden = sum(len(part.content) for part in piece.parts if isinstance(part.content, str))
@@ -114,6 +133,11 @@ def _listed(facts: Facts, piece: DrawnPiece, *, number: int, images: dict[str, s
         f'<td class="key">{escape(piece.key)}<br>{_tokens(piece)}</td>'
         f'<td class="said">{"".join(said)}</td></tr>'
     )
+
+
+def _named(mark: Mark) -> str:
+    """As docs/data-format.md writes them: a number for a sentinel, > for the end of a span."""
+    return "&gt;" if mark.sentinel is None else f" {mark.sentinel} "
 
 
 def told_units(units: Units) -> str:
