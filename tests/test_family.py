@@ -2,9 +2,11 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from nmm.batch import PackedBatch
 from nmm.config import OptimConfig
@@ -89,6 +91,27 @@ def test_without_images_the_encoder_gets_zeros() -> None:
     for name, p in model.named_parameters():
         assert p.grad is not None, name
         assert p.grad.any() != name.startswith(("vision.", "connector.")), name
+
+
+def test_compiled_blocks_of_the_encoder_serve_any_number_of_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Traced for one image and for several, and not again; the outputs are as without."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    plain, compiled = (build(LATE, seed=0).vision for _ in range(2))
+    assert plain is not None
+    assert compiled is not None
+    compiled.blocks.compile_blocks()
+    draw, frames = torch.Generator().manual_seed(0), counters["frames"]
+    before = frames["ok"]
+    for images in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13):
+        pixels = torch.randint(0, 256, (images, 12, 12, 3), generator=draw).byte()
+        with torch.no_grad():
+            found, expected = compiled(pixels), plain(pixels)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert frames["ok"] - before == 2
+    torch.compiler.reset()
 
 
 def test_text_costs_the_same_with_and_without_an_encoder() -> None:

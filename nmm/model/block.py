@@ -118,10 +118,12 @@ class Stack(nn.ModuleList):
     """Blocks one after the other.
 
     With `recomputes`, only the input of every block is kept for the way back, where the block runs
-    again: activations of one block at a time, for a third more work.
+    again: activations of one block at a time, for a third more work. Where `rows_change` from batch
+    to batch, as images do, what is compiled serves any number of them.
     """
 
     recomputes = False
+    rows_change = False
 
     def forward(
         self,
@@ -161,7 +163,7 @@ class Stack(nn.ModuleList):
     def compile_blocks(self) -> None:
         """Compile every block at its first call; equal blocks share what is compiled."""
         for block in self:
-            block.forward = torch.compile(block.forward, dynamic=False)
+            block.forward = torch.compile(block.forward, dynamic=self.rows_change)
 
 
 def _square_sum(x_BLD: Tensor, *, at_BL: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class VisionEncoder(nn.Module):
         self.patch = PatchEmbedding(image, width=config.width)
         self.position = nn.Parameter(torch.empty(image.tokens, config.width))
         self.blocks = Stack([Block(config, ffn=feed_forward(config)) for _ in range(config.depth)])
+        self.blocks.rows_change = True
         self.norm = norm(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
