@@ -7,13 +7,18 @@ of the held-out tokens (nmm/specialisation.py).
 import argparse
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+from data.tokenizer import Tokenizer
 from nmm import report, specialisation
 from nmm.batch import Dropped
+from nmm.config import read_yaml
 from nmm.errors import UserError
 from nmm.held_out import AHEAD, HeldOut, objective
 from nmm.image_gap import image_gap
 from nmm.model.depth import flip
+from nmm.rundir import CONFIG
 from nmm.tally import Row
 from nmm.trained import Trained, add_arguments, read
 
@@ -48,6 +53,12 @@ def main(argv: list[str] | None = None) -> None:
         help="score the causal masked objective of the training, not documents in their order",
     )
     parser.add_argument(
+        "--data-of",
+        type=Path,
+        metavar="RUN",
+        help="the held-out documents of another run, whose ids have the same meanings",
+    )
+    parser.add_argument(
         "--report",
         action="store_true",
         help="instead: one HTML page from the run's files, DIR/report.html",
@@ -74,8 +85,11 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.experts:
             _experts(arguments)
             return
+        trained = read(arguments)
+        if arguments.data_of is not None:
+            trained = with_data_of(trained, arguments.data_of)
         row = _evaluate(
-            read(arguments),
+            trained,
             rows_per_source=arguments.rows_per_source,
             with_gap=arguments.image_gap,
             masked=arguments.masked,
@@ -104,6 +118,7 @@ def _report(arguments: argparse.Namespace) -> None:
         "--rows-per-source": arguments.rows_per_source,
         "--image-gap": arguments.image_gap or None,
         "--masked": arguments.masked or None,
+        "--data-of": arguments.data_of,
         "--depth-noise": arguments.depth_noise,
         "--json": arguments.json or None,
         "--experts": arguments.experts or None,
@@ -126,6 +141,7 @@ def _experts(arguments: argparse.Namespace) -> None:
         "--image-gap": arguments.image_gap,
         "--masked": arguments.masked,
         "--json": arguments.json,
+        "--data-of": arguments.data_of is not None,
         "--depth-noise": arguments.depth_noise is not None,
     }
     for flag, given in others.items():
@@ -207,6 +223,19 @@ def _flip(trained: Trained, *, fraction: float, seed: int) -> None:
             f"and 1, and a seed of 0 or more."
         )
     flip(trained.model, fraction=fraction, seed=seed)
+
+
+def with_data_of(trained: Trained, run: Path) -> Trained:
+    """The same model, to be evaluated on the sources of another run; raises UserError."""
+    own, other = trained.config.data, read_yaml(run / CONFIG).data
+    same = trained.tokenizer.hash == Tokenizer(other.tokenizer).hash
+    if own.units != other.units or not same:
+        raise UserError(
+            f"--data-of is {run}, whose tokenizer or data.units are not those of {trained.name}, "
+            f"so that ids mean something else there; give a run that has the same."
+        )
+    config = replace(trained.config, data=replace(own, sources=other.sources))
+    return replace(trained, config=config)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import yaml
 
 from launch.study.__main__ import main
 from launch.study.costs import Rates
-from launch.study.plan import Role, StudyRun, plan_runs, short
+from launch.study.plan import plan_runs, short
+from launch.study.run import Role, StudyRun
 from launch.study.table import plan_text
 from nmm import rundir
 from nmm.config import StudyConfig, compose, compose_study, load

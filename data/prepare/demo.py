@@ -8,14 +8,15 @@ from math import inf
 from pathlib import Path
 from random import Random
 
-from data.prepare import index, prose, scenes, tokenizer
+from data.prepare import index, programs, prose, scenes, tokenizer
 from data.prepare.stories import story
 from data.shards import ShardWriter
-from nmm.config import Kind, Layout
+from nmm.config import Kind, Layout, UnitModality
 from nmm.errors import UserError
 
 CAPTIONS, STORIES, TEXT_CHARACTERS = 10_000, 3_000, 1_000_000  # of the train split at size 1
 HELD_OUT_CAPTIONS, HELD_OUT_STORIES, HELD_OUT_TEXTS = 256, 128, 128  # from size 1 on
+CODE_BYTES, HELD_OUT_FUNCTIONS = 1_000_000, 128
 FEWEST = 8
 PAIR_FRACTION = 0.5
 MOST_DOCUMENTS_PER_SHARD = 4_096
@@ -128,6 +129,42 @@ def _texts(folder: Path, *, size: float, seed: int) -> None:
         )
 
 
+def render_code(corpus: Path, *, size: float, seed: int) -> None:
+    """Write CORPUS/code/{train,held_out}-NNNNNN.tar, functions as units that are their bytes.
+
+    CORPUS/code/COMPLETE comes last; a finished folder is left alone.
+    """
+    folder = corpus / "code"
+    if (folder / "COMPLETE").exists():
+        print(f"{folder} is finished: left alone.")
+        return
+    for stale in folder.glob("*.tar*"):
+        stale.unlink()
+    wanted, few = round(CODE_BYTES * size), _at_least_few(HELD_OUT_FUNCTIONS * min(size, 1))
+    splits: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+    written = 0
+    for code in programs.texts(seed=seed):
+        if programs.held_out(code):
+            splits["held_out"].append(code)
+        elif written < wanted:
+            splits["train"].append(code)
+            written += len(code)
+        if written >= wanted and len(splits["held_out"]) >= few:
+            break
+    splits["held_out"] = splits["held_out"][:few]
+    for split, codes in splits.items():
+        Random(f"{seed} code {split}").shuffle(codes)
+        with _writer(folder, split=split, documents=len(codes)) as writer:
+            for number, code in enumerate(codes):
+                writer.units(f"{number:08d}", list(code))
+        total = sum(map(len, codes))
+        print(f"code         {split:8}  {len(codes)} functions, {total} bytes", flush=True)
+    layout = Layout(Kind.units, modality=UnitModality.code)
+    shards = sorted(folder.glob("*.tar"))
+    index.index_shards(shards, layout=layout, tokenizer=corpus / "tokenizer.model")
+    (folder / "COMPLETE").touch()
+
+
 def _documents(train: int, *, held_out: int, split: str, size: float) -> int:
     """How many documents a split holds at a size; the held-out split does not grow above size 1."""
     return _at_least_few(train * size if split == "train" else held_out * min(size, 1))
@@ -188,10 +225,17 @@ def main(arguments: list[str] | None = None) -> None:
         default=0,
         help="another seed makes another corpus (default: %(default)s)",
     )
+    parser.add_argument(
+        "--code",
+        action="store_true",
+        help="also OUT/code: functions of those packages, as units of modality code, their bytes",
+    )
     options = parser.parse_args(arguments)
     try:
         render(options.out, size=options.size, seed=options.seed)
         tokenize_and_index(options.out)
+        if options.code:
+            render_code(options.out, size=options.size, seed=options.seed)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

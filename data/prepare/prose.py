@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -45,15 +45,22 @@ HELD_OUT_ONE_IN = 8
 def texts(*, seed: int) -> Iterator[str]:
     """Every documentation string once; the order depends on the seed and the packages alone."""
     seen: set[bytes] = set()
+    for text in from_files(_documentation_of, seed=seed):
+        digest = hashlib.sha256(text.encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield text
+
+
+def from_files(read: Callable[[Path], Iterator[str]], *, seed: int) -> Iterator[str]:
+    """What `read` finds in the Python files of the packages, evenly, then of the library."""
     packages = [root for name in PACKAGES if (root := _package_folder(name))]
     standard_library = Path(sysconfig.get_paths()["stdlib"])
     for roots in (packages, [standard_library]):
-        streams = [_documentation(root, rng=Random(f"{seed} {root.name}")) for root in roots]
-        for text in _evenly(streams):
-            digest = hashlib.sha256(text.encode()).digest()
-            if digest not in seen:
-                seen.add(digest)
-                yield text
+        rngs = [Random(f"{seed} {root.name}") for root in roots]
+        yield from _evenly(
+            [_of_folder(root, read, rng=rng) for root, rng in zip(roots, rngs, strict=True)]
+        )
 
 
 def held_out(text: str) -> bool:
@@ -81,32 +88,39 @@ def _evenly(streams: list[Iterator[str]]) -> Iterator[str]:
             yield text
 
 
-def _documentation(root: Path, *, rng: Random) -> Iterator[str]:
-    """The documentation strings under a folder; files in random order, each read from its top."""
+def _of_folder(root: Path, read: Callable[[Path], Iterator[str]], *, rng: Random) -> Iterator[str]:
+    """What is found under a folder; files in random order, each read from its top."""
     files = [path.relative_to(root) for path in root.rglob("*.py")]
     skipped = SKIPPED_FOLDERS | INSTALLED_FOLDERS
     kept = sorted((path for path in files if not skipped & set(path.parts)), key=Path.as_posix)
     rng.shuffle(kept)
     for path in kept:
-        yield from _documentation_of(root / path)
+        yield from read(root / path)
+
+
+def parsed(path: Path) -> ast.Module | None:
+    """A Python file; None where it does not parse: for another version, or not text."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in files that are not ours
+            return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return None
 
 
 def _documentation_of(path: Path) -> Iterator[str]:
     """The documentation strings of one file that are long enough; none where it does not parse."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in files that are not ours
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # written for another Python version, or not text
+    tree = parsed(path)
+    if tree is None:
         return
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
         found = ast.get_docstring(node, clean=False) if isinstance(node, documented) else None
         text = inspect.cleandoc(found) if found else ""
-        if len(text) >= MINIMUM_CHARACTERS and _encodable(text):
+        if len(text) >= MINIMUM_CHARACTERS and encodable(text):
             yield text
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str) -> bool:
     """Lone surrogates can be written in Python and not in a file."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from launch.study.costs import rates
 from launch.study.local import Local
-from launch.study.plan import StudyRun, plan_runs
+from launch.study.plan import plan_runs
 from launch.study.results import write_results
+from launch.study.run import StudyRun
 from launch.study.state import Folder, State, refuse_other_runs, standings_of
 from launch.study.submit import submit
 from launch.study.table import plan_text, problems, status_text

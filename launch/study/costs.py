@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from launch.study.plan import Cell, Role, StudyRun
+from launch.study.run import Cell, Role, StudyRun
 from launch.study.state import Folder
 from nmm.config import DeviceConfig, Precision
 from nmm.errors import UserError
@@ -81,7 +81,8 @@ def _step_seconds(log: Path) -> float | None:
 def disk_bytes(run: StudyRun) -> int:
     """Of the checkpoints that stay."""
     cell, keep = run.cell, run.cell.config.checkpoint.keep_last
-    kept = len(run.keep_steps) + keep - 1 if run.role is Role.trunk else keep
+    # The last checkpoint of a trunk is one of those it keeps.
+    kept = len(run.keep_steps) + keep - (run.role is Role.trunk)
     return kept * _checkpoint_bytes(cell)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 from launch.study.costs import Rates, rates
-from launch.study.plan import StudyRun
 from launch.study.processes import STOP_SIGNALS, Process, start
+from launch.study.run import StudyRun
 from launch.study.state import (
     STILL,
     Folder,

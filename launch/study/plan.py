@@ -1,155 +1,30 @@
-"""From a study to its runs: names, overrides of train.py, lengths, sizes and FLOPs; no torch.
+"""From a study to its runs (launch/study/run.py); no torch.
 
 whole    |--- warmup ---|------ constant ------|-- cooldown --|
 trunk    |--- warmup ---|------ constant ---*------------*----|     * checkpoints that are kept
 branch                                      |-- cooldown --|
+seed     |--- warmup ---|---*-- constant ------|-- cooldown --|
+upcycled                    |--- warmup ---|-- constant --|-- cooldown --|
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
+from launch.study.run import Cell, Role, StudyRun
 from nmm.config import (
-    Config,
     Design,
     FamilyConfig,
     MixtureConfig,
-    ScheduleConfig,
     SizeConfig,
     StudyConfig,
     compose,
     load,
 )
 from nmm.errors import UserError
-from nmm.flops import Parameters, flops, num_parameters
 from nmm.schedule import Phases, phases
 
 NO_MIXTURE = ""  # the name of what is trained on where the study names no mixtures
-
-
-class Role(Enum):
-    """A trunk is trained at a constant rate and is no point of a law; the others are."""
-
-    trunk = "trunk"
-    branch = "branch"
-    whole = "whole"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What runs of all lengths have in common: an architecture, a size, a mixture and a seed.
-
-    `words` are the overrides of train.py without lengths; `image_fraction` of the tokens are
-    expected to be images.
-    """
-
-    family: str
-    size: str
-    mixture: str
-    seed: int
-    words: tuple[str, ...]
-    config: Config
-    image_fraction: float
-    slots: int
-    nodes: int
-
-    @property
-    def group(self) -> str:
-        """Runs of one group are the points of one law."""
-        return "-".join(part for part in (self.family, self.mixture) if part)
-
-    @property
-    def name(self) -> str:
-        parts = [self.family, self.size, self.mixture, f"s{self.seed}" if self.seed else ""]
-        return "-".join(part for part in parts if part)
-
-    @property
-    def step_tokens(self) -> int:
-        return self.config.data.global_rows * self.config.data.row_tokens
-
-    @property
-    def parameters(self) -> Parameters:
-        return num_parameters(self.config.model)
-
-    def flops(self, steps: int) -> int:
-        """Training FLOPs of so many steps by the convention of the laws."""
-        tokens = steps * self.step_tokens
-        images = round(tokens * self.image_fraction)
-        return flops(self.config.model, tokens=tokens, image_tokens=images)
-
-
-@dataclass(frozen=True)
-class StudyRun:
-    """A run of the study. It trains the steps after `first_step`; `keep_steps` are a trunk's
-    checkpoints to branch off from.
-    """
-
-    name: str
-    cell: Cell
-    role: Role
-    phases: Phases
-    trunk: str | None = None
-    first_step: int = 0
-    keep_steps: tuple[int, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Behind it at its end, those of its trunk as well."""
-        return self.phases.total_steps * self.cell.step_tokens
-
-    @property
-    def flops(self) -> int:
-        """Of the tokens above: C of the laws."""
-        return self.cell.flops(self.phases.total_steps)
-
-    @property
-    def own_steps(self) -> int:
-        return self.phases.total_steps - self.first_step
-
-    @property
-    def own_flops(self) -> int:
-        """What it costs by itself."""
-        return self.cell.flops(self.own_steps)
-
-    @property
-    def is_point(self) -> bool:
-        return self.role is not Role.trunk
-
-    def words(self, *, runs: Path, group: str, parent_step: int | None = None) -> list[str]:
-        """All overrides of train.py. A branch leaves its trunk at `parent_step`, as a rule at
-        `first_step`, or earlier where the trunk has no such checkpoint.
-        """
-        words = [
-            *self.cell.words,
-            f"run.name={self.name}",
-            f"run.dir={runs}",
-            f"log.wandb_group={group}",
-            *_length_words(self.phases, self.cell.config.schedule),
-        ]
-        if self.role is Role.trunk:
-            words.append(f"checkpoint.keep_steps={list(self.keep_steps)}".replace(" ", ""))
-        if self.trunk is not None:
-            step = self.first_step if parent_step is None else parent_step
-            words += [f"parent.run={runs / self.trunk}", f"parent.step={step}"]
-        return words
-
-
-def _length_words(lengths: Phases, schedule: ScheduleConfig) -> list[str]:
-    """Steps, and no tokens where a preset had given some."""
-    given = (schedule.warmup_tokens, schedule.cooldown_tokens)
-    unset = [
-        f"schedule.{name}_tokens=null"
-        for name, tokens in zip(("warmup", "cooldown"), given, strict=True)
-        if tokens is not None
-    ]
-    return [
-        f"schedule.total_steps={lengths.total_steps}",
-        f"schedule.warmup_steps={lengths.warmup_steps}",
-        f"schedule.cooldown_steps={lengths.cooldown_steps}",
-        *unset,
-    ]
 
 
 def plan_runs(study: StudyConfig) -> list[StudyRun]:
@@ -158,14 +33,15 @@ def plan_runs(study: StudyConfig) -> list[StudyRun]:
     Raises UserError for what train.py could not run.
     """
     cells = sorted(_cells(study), key=lambda cell: cell.flops(1))
-    return [run for cell in cells for run in _runs(cell, study)]
+    return _with_seeds([run for cell in cells for run in _runs(cell, study)], study)
 
 
 def _cells(study: StudyConfig) -> Iterator[Cell]:
     mixtures = study.mixtures or {NO_MIXTURE: MixtureConfig()}
     for family_name, family in study.families.items():
         for size_name, size in family.sizes.items():
-            for mixture_name, mixture in mixtures.items():
+            for mixture_name in family.mixtures or mixtures:
+                mixture = mixtures[mixture_name]
                 base = _base(study, family, size, mixture)
                 settings = load(compose(base))
                 for seed in study.seeds:
@@ -230,6 +106,33 @@ def _runs(cell: Cell, study: StudyConfig) -> Iterator[StudyRun]:
     for warmup in sorted({one.warmup_steps for one in lengths.values()}):
         of_trunk = {tokens: one for tokens, one in lengths.items() if one.warmup_steps == warmup}
         yield from _trunk_and_branches(cell, study.name, warmup=warmup, lengths=of_trunk)
+
+
+def _with_seeds(runs: list[StudyRun], study: StudyConfig) -> list[StudyRun]:
+    """The same runs; those of upcycled families begin from a checkpoint of their seed."""
+    longest = {_place(run.cell, run.cell.family): run for run in runs}
+    made, kept = [], {}
+    for run in runs:
+        upcycle = study.families[run.cell.family].upcycle
+        if upcycle is None:
+            made.append(run)
+            continue
+        seed = longest[_place(run.cell, upcycle.family)]
+        step = round(upcycle.tokens / run.cell.step_tokens)
+        if not 0 < step < min(seed.phases.total_steps, run.phases.total_steps):
+            raise UserError(
+                f"study.families.{run.cell.family}.upcycle.tokens is {upcycle.tokens:,}, which is "
+                f"step {step} of {seed.name} and of {run.name}; give fewer tokens than they have."
+            )
+        lengths = _phases(run.cell, tokens=run.tokens - step * run.cell.step_tokens)
+        kept[seed.name] = (step,)
+        begun = replace(run, role=Role.upcycled, phases=lengths, trunk=seed.name, first_step=step)
+        made.append(begun)
+    return [replace(run, keep_steps=kept.get(run.name, run.keep_steps)) for run in made]
+
+
+def _place(cell: Cell, family: str) -> tuple[str, str, str, int]:
+    return family, cell.size, cell.mixture, cell.seed
 
 
 def _phases(cell: Cell, *, tokens: int) -> Phases:

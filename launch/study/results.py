@@ -1,20 +1,21 @@
-"""From the finished runs of a study to its table, its laws and its report."""
+"""From the finished runs of a study to its table, its laws, its answers and its report."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.study.plan import StudyRun
+from launch.study.answers import Found, answer
+from launch.study.measured import fits_of, measure_across, measure_experts, module, pair_of
+from launch.study.run import StudyRun
 from launch.study.state import Folder, Standing, State
-from launch.torchrun import ROOT
-from nmm.config import StudyConfig
+from nmm.config import Measure, StudyConfig
+from nmm.scaling.answers import write_answers
 from nmm.scaling.files import csv_text
 from nmm.scaling.laws import CHINCHILLA
 from nmm.scaling.runs import Run, read_run
 
-TABLE = "runs.csv"
+TABLE, ANSWERS = "runs.csv", "answers"
+OF_EXPERTS = (Measure.specialisation_first, Measure.specialisation_last)
 
 
 def write_results(
@@ -24,24 +25,85 @@ def write_results(
     *,
     folder: Folder,
 ) -> None:
-    """runs.csv, points/GROUP/, fits/GROUP/ and report/, from what is finished.
-
-    A group needs more models than its law has parameters.
-    """
+    """runs.csv, points/GROUP/, fits/GROUP/, answers/ and report/, from what is finished."""
     folder.write(TABLE, csv_text([_row(run, standings[run.name], folder) for run in runs]))
     print(f"wrote {folder.notes / TABLE}", flush=True)
-    groups = _groups(runs, standings)
-    needed = len(CHINCHILLA.names) + 1
-    few = {name: len(points) for name, points in groups.items() if len(points) < needed}
-    for name, count in few.items():
-        print(f"no law for {name}: {count} models, and at least {needed} are needed", flush=True)
-    fits = []
-    for name, points in groups.items():
-        if name not in few:
-            link_points(points, folder.notes / "points" / name, runs=folder.runs)
-            fits += _fit(name, folder=folder, resamples=study.bootstrap)
+    fits = [
+        *_laws(_groups(runs, standings), folder=folder, resamples=study.bootstrap),
+        *_pairs(study, _groups(runs, standings), folder=folder),
+    ]
+    points = [run for run in runs if run.is_point and standings[run.name].state is State.finished]
+    if study.questions and points:
+        fits.insert(0, _answers(Found(study, points, folder)))
     if fits:
         command("report", "--fit", *fits, "--out", str(folder.notes / "report"))
+
+
+def _laws(groups: Mapping[str, list[StudyRun]], *, folder: Folder, resamples: int) -> list[str]:
+    """NAME=DIR of every fit. A group needs more models than its law has parameters."""
+    needed, fits = len(CHINCHILLA.names) + 1, []
+    for name, points in groups.items():
+        if len(points) < needed:
+            print(f"no law for {name}: {len(points)} models, and at least {needed} are needed")
+        elif len({run.tokens for run in points}) == 1:
+            print(f"no law for {name}: all {len(points)} models have as many tokens")
+        else:
+            link_points(points, folder.notes / "points" / name, runs=folder.runs)
+            fits += _fit(name, folder=folder, resamples=resamples)
+    return fits
+
+
+def _pairs(
+    study: StudyConfig, groups: Mapping[str, list[StudyRun]], *, folder: Folder
+) -> list[str]:
+    """NAME=DIR of the law of every pair, of families that were trained on it and on both alone."""
+    fits = []
+    for family in study.families:
+        for pair, alone in study.pairs.items():
+            there = [groups.get(f"{family}-{mixture}", []) for mixture in (*alone, pair)]
+            if all(there):
+                fits += _fit_pair(study, family, pair, there, folder=folder)
+    return fits
+
+
+def _fit_pair(
+    study: StudyConfig, family: str, pair: str, there: list[list[StudyRun]], *, folder: Folder
+) -> list[str]:
+    """Its law, and beside it how training on both goes, with runs that differ in their batch."""
+    points = folder.notes / "points"
+    out, name = pair_of(folder, family=family, pair=pair), f"{family}-pair-{pair}"
+    link_points([run for runs in there for run in runs], points / name, runs=folder.runs)
+    link_points(there[-1], points / f"{name}-joint", runs=folder.runs)
+    both = ("--pair", ",".join(study.pairs[pair]), "--out", str(out))
+    resampled = ("--sources", "--bootstrap", str(study.bootstrap))
+    done = command("fit-mixed", "--runs", str(points / name), *both, *resampled)
+    joint = ("--runs", str(points / f"{name}-joint"), "--window", str(study.window_rows))
+    done |= command("phenomena", *joint, "--spike-window", str(study.window_rows), *both)
+    return [f"{name}={out}"] if done else []
+
+
+def _answers(found: Found) -> str:
+    """NAME=DIR of the answers to the study's questions."""
+    asked = found.study.questions.values()
+    for question in asked:
+        longest = found.longest(question.of, mixture=question.mixture)
+        if question.measure in OF_EXPERTS:
+            for run in longest:
+                measure_experts(found.folder.run(run.name))
+        if question.measure is Measure.perplexity_ratio:
+            _measure_pair(found, question.of, pair=str(question.pair))
+    answers = [answer(name, one, found=found) for name, one in found.study.questions.items()]
+    out = found.folder.notes / ANSWERS
+    write_answers(answers, study=found.study.name, out=out)
+    return f"{found.study.name}={out}"
+
+
+def _measure_pair(found: Found, family: str, *, pair: str) -> None:
+    """Of each of the two alone, the losses on the other's documents."""
+    first, second = (found.longest(family, mixture=one) for one in found.study.pairs[pair])
+    for own, others in ((first, second), (second, first)):
+        for run in own:
+            measure_across(found.folder, run.name, others=[one.name for one in others[:1]])
 
 
 def _groups(
@@ -69,7 +131,7 @@ def link_points(points: Sequence[StudyRun], directory: Path, *, runs: Path) -> N
 
 def _fit(name: str, *, folder: Folder, resamples: int) -> list[str]:
     """NAME=DIR of the fit; nothing where it was refused, which is said."""
-    out = folder.notes / "fits" / name
+    out = fits_of(folder) / name
     done = command(
         *("fit", "--runs", str(folder.notes / "points" / name)),
         *("--bootstrap", str(resamples), "--out", str(out)),
@@ -78,12 +140,8 @@ def _fit(name: str, *, folder: Folder, resamples: int) -> list[str]:
 
 
 def command(*words: str) -> bool:
-    """Run a command of nmm.scaling, which anybody can repeat; False when it was refused."""
-    print(f"$ python -m nmm.scaling {' '.join(words)}", flush=True)
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    program = [sys.executable, "-m", "nmm.scaling", *words]
-    return subprocess.run(program, env=environment).returncode == 0
+    """Run a command of nmm.scaling; False when it was refused."""
+    return module("nmm.scaling", *words).returncode == 0
 
 
 def _row(run: StudyRun, standing: Standing, folder: Folder) -> dict[str, object]:

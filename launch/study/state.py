@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from launch.study.plan import Role, StudyRun
+from launch.study.run import Role, StudyRun
 from nmm import rundir
 from nmm.errors import UserError
 from nmm.log import read_rows
@@ -117,15 +117,16 @@ def consequences(
 ) -> dict[str, Standing]:
     """What follows for runs that are still to be done from what became of others.
 
-    A trunk whose branches are all done is not needed; a branch whose trunk was left out before the
-    branch point is left out too.
+    A trunk whose branches are all done is not needed; a run whose trunk or seed was left out before
+    it could begin there is left out too.
     """
     changed = {}
     for run in runs:
         if standings[run.name].state not in STILL:
             continue
         branches = [standings[other.name] for other in runs if other.trunk == run.name]
-        if branches and all(one.state in DONE for one in branches):
+        is_trunk = run.role is Role.trunk
+        if is_trunk and branches and all(one.state in DONE for one in branches):
             changed[run.name] = Standing(State.finished, run.phases.total_steps, "not needed")
         if run.trunk is None or standings[run.trunk].state is not State.left_out:
             continue
@@ -193,7 +194,8 @@ def checkpoints(directory: Path) -> list[int]:
 
 
 def parent_step(run: StudyRun, folder: Folder) -> int | None:
-    """Where a branch leaves its trunk: as it began, else where it is planned; None: not yet there.
+    """Where a run leaves its trunk or seed: as it began, else where it is planned; None: not yet
+    there.
 
     A trunk that has passed that step without keeping it is left at the checkpoint before, in its
     constant phase; the branch then takes the steps in between by itself, to the bit the same.
@@ -205,6 +207,8 @@ def parent_step(run: StudyRun, folder: Folder) -> int | None:
     kept = checkpoints(folder.run(run.trunk))
     if run.first_step in kept:
         return run.first_step
+    if run.role is Role.upcycled:
+        return None
     usable = [step for step in kept if run.phases.warmup_steps <= step < run.first_step]
     return usable[-1] if usable and kept[-1] > run.first_step else None
 

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from launch import slurm
-from launch.study.plan import StudyRun
+from launch.study.run import StudyRun
 from launch.study.state import STILL, Folder, parent_step, standings_of
 from launch.torchrun import ROOT
 from nmm.config import StudyConfig

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from launch.study.costs import Rates, disk_bytes
-from launch.study.plan import StudyRun
+from launch.study.run import StudyRun
 from launch.study.state import Standing, State
 from nmm.config import StudyConfig
 
@@ -28,7 +28,7 @@ def _plan_row(run: StudyRun, *, rates: Rates) -> tuple[str, ...]:
         quantity(parameters.N),
         quantity(run.tokens),
         f"{run.flops:.3g}",
-        f"{run.first_step}-{run.phases.total_steps}",
+        f"{run.begins_at}-{run.phases.total_steps}",
         f"{rates.seconds(run) / HOUR:.3g}",
         f"{disk_bytes(run) / 1e9:.3g}",
     )
@@ -98,7 +98,7 @@ def seconds_done(run: StudyRun, standing: Standing, *, rates: Rates) -> float:
     """Of the run's own steps; nothing more will be done for one that is finished or given up."""
     if standing.state in (State.finished, State.left_out, State.failed):
         return rates.seconds(run)
-    return rates.seconds(run, steps=max(0, standing.step - run.first_step))
+    return rates.seconds(run, steps=max(0, standing.step - run.begins_at))
 
 
 def quantity(count: float) -> str:

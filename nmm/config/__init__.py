@@ -28,6 +28,7 @@ from nmm.config.model import (
 from nmm.config.moe import ExpertGroups, MoEConfig, Routing
 from nmm.config.optim import OptimConfig, OptimName
 from nmm.config.parent import ParentConfig, ParentMode
+from nmm.config.question import Measure, QuestionConfig
 from nmm.config.root import (
     Config,
     Resume,
@@ -53,6 +54,7 @@ from nmm.config.study import (
     StudyCommand,
     StudyConfig,
     Submit,
+    UpcycleConfig,
     compose_study,
 )
 
@@ -80,6 +82,7 @@ __all__ = [
     "LogConfig",
     "LossBackend",
     "MaskingConfig",
+    "Measure",
     "MixtureConfig",
     "MoDConfig",
     "MoEConfig",
@@ -93,6 +96,7 @@ __all__ = [
     "Positions",
     "Precision",
     "QKNorm",
+    "QuestionConfig",
     "Resume",
     "Routing",
     "RunConfig",
@@ -104,6 +108,7 @@ __all__ = [
     "StudyConfig",
     "Submit",
     "UnitModality",
+    "UpcycleConfig",
     "VisionConfig",
     "WandbMode",
     "WeightChange",

@@ -12,6 +12,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nmm.config.check import at_least, fraction, no_credentials, positive
+from nmm.config.question import QuestionConfig
 from nmm.config.root import CONF, sentence
 from nmm.errors import UserError
 
@@ -57,12 +58,31 @@ class SizeConfig:
 
 
 @dataclass
+class UpcycleConfig:
+    """Experts are made of another `family`: of its longest run of the same size, mixture and seed,
+    after so many `tokens`, which count as tokens of the new run.
+    """
+
+    family: str = MISSING
+    tokens: int = MISSING
+
+    def __post_init__(self) -> None:
+        positive(study__families__upcycle__tokens=self.tokens)
+
+
+@dataclass
 class FamilyConfig:
-    """Models of one architecture; `token_budgets` stand in place of the study's."""
+    """Models of one architecture; `token_budgets` stand in place of the study's.
+
+    They are trained on those of the study's `mixtures` that are named (null: on all), and begin as
+    `upcycle` says (null: from nothing).
+    """
 
     sizes: dict[str, SizeConfig] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     token_budgets: list[int] | None = None
+    mixtures: list[str] | None = None
+    upcycle: UpcycleConfig | None = None
 
 
 @dataclass
@@ -126,8 +146,12 @@ class StudyConfig:
     families, mixtures and sizes come after them, in this order.
 
     Locally `parallel` runs share the machine, each with `processes` processes. A run that fails is
-    started again `retries` times; after `max_minutes` (null: never) all stop with a checkpoint. The
-    laws are fitted with `bootstrap` resamples.
+    started again `retries` times; after `max_minutes` (null: never) all stop with a checkpoint.
+
+    In the end the laws are fitted with `bootstrap` resamples, and `questions` answered. `pairs`
+    name mixtures of two modalities, each with the two mixtures that are one of them alone; mixtures
+    are named like their sources there. Pauses of modalities are looked for in windows of
+    `window_rows` logged rows.
     """
 
     name: str = MISSING
@@ -144,12 +168,16 @@ class StudyConfig:
     retries: int = 1
     max_minutes: float | None = None
     bootstrap: int = 1000
+    questions: dict[str, QuestionConfig] = field(default_factory=dict)
+    pairs: dict[str, list[str]] = field(default_factory=dict)
+    window_rows: int = 50
     device: DeviceConfig = field(default_factory=DeviceConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
         positive(study__parallel=self.parallel, study__processes=self.processes)
         positive(study__max_minutes=self.max_minutes)
+        at_least(3, study__window_rows=self.window_rows)
         at_least(0, study__retries=self.retries, study__bootstrap=self.bootstrap)
 
     def check(self) -> None:
@@ -161,12 +189,46 @@ class StudyConfig:
                 "study.families.early.sizes.275m.overrides=[model=early_275m]."
             )
         for name, family in self.families.items():
+            self._check_mixtures(family, name=name)
+            self._check_upcycled(family, name=name)
             for size_name, size in family.sizes.items():
                 self._check_budgets(self.budgets(family, size), of=f"{name}, size {size_name}")
+        for name, alone in self.pairs.items():
+            if len(alone) != 2 or {name, *alone} - self.mixtures.keys():
+                raise UserError(
+                    f"study.pairs.{name} is {alone} and study.mixtures are "
+                    f"{', '.join(self.mixtures)}; name two of them that {name} is made of."
+                )
+        for name, question in self.questions.items():
+            mixtures = {"mixtures": list(self.mixtures), "pairs": list(self.pairs)}
+            question.check(name, families=list(self.families), **mixtures)
 
     def budgets(self, family: FamilyConfig, size: SizeConfig) -> list[int]:
         """Tokens of the runs of a size."""
         return size.token_budgets or family.token_budgets or self.token_budgets
+
+    def _check_mixtures(self, family: FamilyConfig, *, name: str) -> None:
+        if unknown := sorted(set(family.mixtures or ()) - self.mixtures.keys()):
+            raise UserError(
+                f"study.families.{name}.mixtures has {unknown[0]}, and study.mixtures are "
+                f"{', '.join(self.mixtures)}; name one of them."
+            )
+
+    def _check_upcycled(self, family: FamilyConfig, *, name: str) -> None:
+        if family.upcycle is None:
+            return
+        seed = self.families.get(family.upcycle.family)
+        if self.design is not Design.whole or seed is None or seed.upcycle is not None:
+            raise UserError(
+                f"study.families.{name}.upcycle.family is {family.upcycle.family} and study.design "
+                f"is {self.design.value}; name a family that begins from nothing, and set "
+                f"study.design=whole."
+            )
+        if missing := sorted(family.sizes.keys() - seed.sizes.keys()):
+            raise UserError(
+                f"study.families.{name} has the size {missing[0]}, which the family "
+                f"{family.upcycle.family} that it is made of does not have; add it there."
+            )
 
     def _check_names(self) -> None:
         """They become names of folders."""

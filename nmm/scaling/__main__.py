@@ -84,6 +84,9 @@ def _add_fit_mixed(command: argparse.ArgumentParser) -> None:
     source.add_argument("--runs", type=Path, metavar="DIR", help="a folder of run directories")
     command.add_argument("--columns", metavar="N=..,D_i=..,D_j=..,L_i=..,L_j=..")
     command.add_argument("--pair", metavar="I,J", help="the two modalities, like text,image")
+    command.add_argument(
+        "--sources", action="store_true", help="the two are sources of the runs, not modalities"
+    )
     command.add_argument("--delta", type=_positive, default=DELTA, help="of Huber, on the log loss")
     _add_bootstrap(command)
     _add_solver(command)

@@ -17,6 +17,7 @@ import numpy as np
 
 from nmm.errors import UserError
 from nmm.log import Row, read_losses, read_rows
+from nmm.scaling.lineage import folder_of, whole_log
 
 WINDOW_FRACTION = 0.02  # of the logged rows that a mean is taken over
 
@@ -66,19 +67,21 @@ def eta(dense: Path, sparse: Path, *, held_out: bool = False) -> list[Eta]:
 
 
 def _training(run: Path) -> Curve:
-    rows = read_losses(run)
+    read_losses(run)  # refuses a run without any
+    rows = whole_log(run, "losses.jsonl")
     spent = _seconds_before(run) + _seconds(rows)
     return Curve(rows, spent, window=max(1, round(WINDOW_FRACTION * len(rows))))
 
 
 def _held_out(run: Path) -> Curve:
-    rows = [row for row in read_rows(run / "evals.jsonl") if row["step"] > 0]
+    rows = [row for row in whole_log(run, "evals.jsonl") if row["step"] > 0]
     if not rows:
         raise UserError(
             f"{run / 'evals.jsonl'} has no evaluation after a step; give a run with "
             f"evaluation.every_steps, or leave out --held-out."
         )
-    trained = read_losses(run)
+    read_losses(run)
+    trained = whole_log(run, "losses.jsonl")
     steps = [row["step"] for row in trained]
     spent = np.interp([row["step"] for row in rows], steps, _seconds(trained))
     return Curve(rows, _seconds_before(run) + spent, window=1)
@@ -89,11 +92,12 @@ def _seconds_before(run: Path) -> float:
     manifest = run / "manifest.json"
     parent = (json.loads(manifest.read_text()) if manifest.exists() else {}).get("parent") or {}
     if parent.get("mode") == "branch":  # its steps, and the seconds of each, go on from its trunk's
-        return _seconds_before(Path(parent["run"]))
+        return _seconds_before(folder_of(parent, run))
     if parent.get("mode") != "upcycle":
         return 0.0
-    rows = read_rows(Path(parent["run"]) / "losses.jsonl")
-    before = _seconds_before(Path(parent["run"]))
+    seed = folder_of(parent, run)
+    rows = read_rows(seed / "losses.jsonl")
+    before = _seconds_before(seed)
     rows = [row for row in rows if row["step"] <= parent["step"]]
     return before + float(_seconds(rows)[-1]) if rows else math.nan
 

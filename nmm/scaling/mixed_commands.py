@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from nmm.errors import UserError
-from nmm.log import read_rows
 from nmm.scaling import pairs, phenomena
 from nmm.scaling.files import FIT_MIXED, PAIR_POINTS, PHENOMENA, Record, csv_text, write, write_text
 from nmm.scaling.fit import Solver
+from nmm.scaling.lineage import whole_log
 from nmm.scaling.pair_record import PairOptions, pair_record
 from nmm.scaling.runs import read_runs
 from nmm.scaling.say import say
@@ -70,7 +70,7 @@ def _of_pair(folder: Path, *, pair: str, fit: Path | None, settings: phenomena.S
         (
             run,
             phenomena.dynamics(
-                read_rows(run.directory / "losses.jsonl"),
+                whole_log(run.directory, "losses.jsonl"),
                 pair=(names[0], names[1]),
                 settings=settings,
             ),

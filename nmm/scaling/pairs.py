@@ -90,10 +90,11 @@ def _of_table(arguments: argparse.Namespace) -> _Source:
 
 
 def _of_runs(arguments: argparse.Namespace) -> tuple[_Source, dict[str, str]]:
-    """Tokens and held-out losses by modality."""
-    modalities = _modalities(arguments)
+    """Tokens and held-out losses by modality, or with --sources by source."""
+    names = _modalities(arguments)
     runs = read_runs(arguments.runs)
-    rows = [_row(run, modalities=modalities) for run in runs.finished]
+    row = row_of_sources if arguments.sources else _row
+    rows = [row(run, names) for run in runs.finished]
     names = tuple(str(run.directory) for run in runs.finished)
     return _Source(rows, {}, names, str(arguments.runs)), runs.left_out
 
@@ -106,7 +107,19 @@ def _modalities(arguments: argparse.Namespace) -> tuple[str, str]:
     return first, second
 
 
-def _row(run: Run, *, modalities: tuple[str, str]) -> dict[str, object]:
+def row_of_sources(run: Run, names: tuple[str, str]) -> dict[str, object]:
+    """Where each of the two is a source of its own: losses of its documents, marks included.
+
+    By modality, begin and end of units are text, which makes the text of a pair look easier.
+    """
+    row: dict[str, object] = {"N": run.size}
+    for side, name in zip("ij", names, strict=True):
+        row[f"D_{side}"] = run.end.get(f"tokens/source/{name}", 0)
+        row[f"L_{side}"] = run.losses.get(f"loss/source/{name}")
+    return row
+
+
+def _row(run: Run, modalities: tuple[str, str]) -> dict[str, object]:
     row: dict[str, object] = {"N": run.size}
     for side, modality in zip("ij", modalities, strict=True):
         is_there = modality != "text" or _reads_text(run)

@@ -152,12 +152,17 @@ class BestBatch:
 
 def best_batches(runs: Sequence[Run], *, loss: str) -> list[BestBatch]:
     """For every size and number of tokens that was trained with three batches or more."""
-    groups: dict[tuple[int, int], list[Run]] = {}
-    for run in runs:
-        if loss in run.losses:
-            about = round(np.log(run.tokens) / np.log1p(SAME_TOKENS))
-            groups.setdefault((run.size, about), []).append(run)
-    found = [_best_batch(group, loss=loss) for group in groups.values()]
+    groups: list[list[Run]] = []
+    for run in sorted(runs, key=lambda run: (run.size, run.tokens)):
+        if loss not in run.losses:
+            continue
+        first = groups[-1][0] if groups else None
+        same = first is not None and run.size == first.size
+        if first is not None and same and run.tokens <= (1 + SAME_TOKENS) * first.tokens:
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    found = [_best_batch(group, loss=loss) for group in groups]
     return [best for best in found if best is not None]
 
 
@@ -168,16 +173,20 @@ def _best_batch(runs: Sequence[Run], *, loss: str) -> BestBatch | None:
     x, y = np.log(batches[order]), losses[order]
     if len(np.unique(np.round(x, 2))) < 3:
         return None
-    bend, slope, _ = np.polyfit(x - x.mean(), y, 2)
-    lowest = x.mean() - slope / (2 * bend) if bend > 0 else np.inf
-    inside = x[0] <= lowest <= x[-1]
     return BestBatch(
         size=runs[0].size,
         tokens=runs[0].tokens,
         batches_tokens=tuple(batches[order].tolist()),
         losses=tuple(y.tolist()),
-        best_tokens=float(np.exp(lowest)) if inside else None,
+        best_tokens=lowest_point(x, y),
     )
+
+
+def lowest_point(logs: np.ndarray, losses: np.ndarray) -> float | None:
+    """exp of where a parabola through the losses is lowest; None outside of the logs, in order."""
+    bend, slope, _ = np.polyfit(logs - logs.mean(), losses, 2)
+    lowest = logs.mean() - slope / (2 * bend) if bend > 0 else np.inf
+    return float(np.exp(lowest)) if logs[0] <= lowest <= logs[-1] else None
 
 
 def summary(found: Sequence[tuple[Run, Dynamics]]) -> dict[str, object]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nmm.errors import UserError
+from nmm.scaling.answers import ANSWERS, Answer, answers_section, read_answers
 from nmm.scaling.files import FIT, FIT_MIXED, PHENOMENA, csv_text, read_fits, write_text
 from nmm.scaling.page import (
     Chapter,
@@ -33,16 +34,17 @@ class Study:
     laws: list[LawFits] = field(default_factory=list)
     pairs: list[PairFit] = field(default_factory=list)
     phenomena: list[Observed] = field(default_factory=list)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
 
 
 def read_study(directories: Sequence[tuple[str, Path]], *, least_flops: float = 0.0) -> Study:
-    """What `fit`, `fit-mixed` and `phenomena` wrote; raises UserError where they wrote nothing."""
+    """What `fit`, `fit-mixed`, `phenomena` and a study wrote; raises UserError where nothing is."""
     study = Study()
     for family, path in directories:
-        if not any((path / name).exists() for name in (FIT, FIT_MIXED, PHENOMENA)):
+        if not any((path / name).exists() for name in (FIT, FIT_MIXED, PHENOMENA, ANSWERS)):
             raise UserError(
-                f"--fit is {path}, which has no {FIT}, {FIT_MIXED} or {PHENOMENA}; write one with "
-                f"`python -m nmm.scaling fit ... --out {path}`."
+                f"--fit is {path}, which has no {FIT}, {FIT_MIXED}, {PHENOMENA} or {ANSWERS}; "
+                f"write one with `python -m nmm.scaling fit ... --out {path}`."
             )
         if (path / FIT).exists():
             fits = read_fits(path)
@@ -56,6 +58,8 @@ def read_study(directories: Sequence[tuple[str, Path]], *, least_flops: float = 
             study.pairs.append(read_pair(family, path))
         if (path / PHENOMENA).exists():
             study.phenomena.append(read_phenomena(family, path))
+        if (path / ANSWERS).exists():
+            study.answers[family] = read_answers(path)
     return study
 
 
@@ -63,6 +67,7 @@ def report(study: Study, *, out: Path) -> None:
     """Write page, figures and numbers."""
     figures = Figures(out / "figures")
     sections = [_head(study)]
+    sections += [answers_section(name, found) for name, found in study.answers.items()]
     if study.chapters:
         sections.append(comparison_section(study.chapters, figures=figures))
         sections.append(coefficients_section(study.chapters))

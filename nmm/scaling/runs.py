@@ -18,6 +18,7 @@ import yaml
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.scaling.holes import hole_in
+from nmm.scaling.lineage import ancestors
 from nmm.scaling.points import Points
 from nmm.scaling.table import refuse_doubtful
 
@@ -87,13 +88,9 @@ def read_run(directory: Path) -> Run | str:
         evaluations = [row for row in read_rows(directory / "evals.jsonl") if row["step"] > 0]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable: {error}"
-    parent = manifest.get("parent") or {}
-    if parent.get("mode") == "weights":
-        return (
-            f"it began with weights of {parent.get('run')}, so its tokens are not all it has seen"
-        )
-    if parent.get("mode") == "auxiliary_routers":
-        return f"it trained auxiliary routers of {parent.get('run')}, and nothing else"
+    for parent, _ in ancestors(directory, manifest):
+        if reason := _no_beginning(parent):
+            return reason
     if end is None or end["step"] < total:
         return f"unfinished: {end['step'] if end else 0} of {total} steps"
     if not evaluations or evaluations[-1]["step"] < total:
@@ -106,6 +103,17 @@ def read_run(directory: Path) -> Run | str:
         return hole
     losses = {key: value for key, value in last.items() if key.startswith("loss") and value}
     return Run(directory, manifest, end, losses, tokens=last["tokens"], flops=last["flops"])
+
+
+def _no_beginning(parent: dict[str, Any]) -> str | None:
+    """Why a run with such a parent, or whose trunk has one, is no point; None if it may be."""
+    match parent.get("mode"):
+        case "weights":
+            said = "so its tokens are not all it has seen"
+            return f"it began with weights of {parent.get('run')}, {said}"
+        case "auxiliary_routers":
+            return f"it trained auxiliary routers of {parent.get('run')}, and nothing else"
+    return None
 
 
 def _first_step(manifest: dict[str, Any]) -> int:
