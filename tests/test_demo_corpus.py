@@ -1,8 +1,10 @@
 """The demo corpus: same seed, same bytes; splits that share nothing; captions that are true."""
 
+import ast
 import inspect
 import io
 import json
+import shutil
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,9 @@ from PIL import Image
 from data.prepare import demo, prose
 from data.prepare.scenes import COLOURS, SIDE, Scene, words_named_in, words_true_of
 from data.prepare.stories import NUMBERS, story
+from data.units import read_units
 from nmm.errors import UserError
+from tests import corpora
 
 SIZE = 0.02  # 200 captions, 60 stories, 20,000 characters
 
@@ -164,6 +168,32 @@ def test_prose_is_clean_unique_and_from_several_packages() -> None:
     assert texts == list(islice(prose.texts(seed=0), 600))
     together = "\n".join(texts)
     assert all(word in together for word in ("torch", "sympy", "matplotlib", "numpy"))
+
+
+def test_code_is_functions_without_their_documentation_in_one_split_each(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Units are bytes of UTF-8 that Python reads; prose and code share no documentation string."""
+    out = corpus.parent / "with_code"
+    shutil.copytree(corpus, out)
+    shutil.copy(corpora.tokenizer_path(), out / "tokenizer.model")
+    demo.render_code(out, size=SIZE, seed=0)
+    splits = {}
+    for split in ("train", "held_out"):
+        values = [read_units(s["units.npy"]).values for s in samples(out, "code", split)]
+        splits[split] = {bytes(value.astype("uint8")).decode() for value in values}
+        assert len(values) == len(splits[split]) >= demo.FEWEST
+    assert not splits["train"] & splits["held_out"]
+    for code in splits["train"] | splits["held_out"]:
+        (function,) = ast.parse(code).body
+        assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        assert ast.get_docstring(function) is None
+    total = sum(len(code.encode()) for code in splits["train"])
+    assert 20_000 <= total < 20_000 + max(len(code.encode()) for code in splits["train"])
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    demo.render_code(out, size=SIZE, seed=0)
+    assert "left alone" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_a_finished_corpus_is_left_alone(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

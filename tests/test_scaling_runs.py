@@ -15,6 +15,7 @@ from nmm.log import JsonLog, read_rows
 from nmm.scaling.__main__ import main
 from nmm.scaling.eta import eta
 from nmm.scaling.laws import CHINCHILLA, SPARSE
+from nmm.scaling.lineage import whole_log
 from nmm.scaling.pairs import read as read_pairs
 from nmm.scaling.repeated import RepeatedLaw
 from nmm.scaling.runs import labels_of, last_row, points_of, read_runs, shares_of
@@ -117,6 +118,37 @@ def test_a_study_gives_its_law_and_lists_what_it_left_out(
         assert words in reasons[name]
         assert f"left out: {folder / name}: {reasons[name]}" in said
     assert len(reasons) == 8
+
+
+def with_parent(run: Path, *, parent: Path, step: int, mode: str) -> Path:
+    facts = json.loads((run / "manifest.json").read_text())
+    told = {"run": str(parent), "step": step, "mode": mode}
+    (run / "manifest.json").write_text(json.dumps({**facts, "parent": told}))
+    return run
+
+
+def test_what_a_trunk_has_seen_its_branches_have_seen(tmp_path: Path) -> None:
+    """A branch of a branch of a run with given weights is no point, also where all were moved."""
+    root = write_run(tmp_path / "runs" / "root")
+    tuned = with_parent(write_run(tmp_path / "runs" / "tuned"), parent=root, step=9, mode="weights")
+    trunk = with_parent(write_run(tmp_path / "runs" / "trunk"), parent=tuned, step=9, mode="branch")
+    leaf = with_parent(write_run(tmp_path / "runs" / "leaf"), parent=trunk, step=10, mode="branch")
+    honest = with_parent(write_run(tmp_path / "runs" / "b"), parent=root, step=10, mode="branch")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    found = read_runs(tmp_path / "moved")
+    assert {run.directory.name for run in found.finished} == {"root", honest.name}
+    reasons = {Path(name).name: reason for name, reason in found.left_out.items()}
+    assert set(reasons) == {"tuned", "trunk", leaf.name}
+    assert all(reason.startswith("it began with weights of") for reason in reasons.values())
+
+
+def test_the_log_of_a_branch_begins_with_its_trunk_s(tmp_path: Path) -> None:
+    trunk = write_run(tmp_path / "trunk", rows=8)  # steps 5, 10, ..., 40
+    branch = with_parent(write_run(tmp_path / "branch"), parent=trunk, step=20, mode="branch")
+    lines = (branch / "losses.jsonl").read_text().splitlines(keepends=True)
+    (branch / "losses.jsonl").write_text("".join(lines[2:]))  # steps 30 and 40
+    assert [row["step"] for row in whole_log(branch, "losses.jsonl")] == [5, 10, 15, 20, 30, 40]
+    assert [row["step"] for row in whole_log(trunk, "losses.jsonl")] == [*range(5, 41, 5)]
 
 
 def test_a_run_that_was_really_trained_is_a_point() -> None:
@@ -318,7 +350,7 @@ def test_eta_is_the_ratio_of_steps_times_their_costs(
 
 def test_pairs_of_runs_are_sorted_by_the_tokens_they_saw(tmp_path: Path) -> None:
     class Given:
-        runs, table, columns, pair = tmp_path, None, None, "text,image"
+        runs, table, columns, pair, sources = tmp_path, None, None, "text,image", False
 
     with pytest.raises(UserError, match="holds no finished run"):
         read_pairs(Given)  # pyright: ignore[reportArgumentType]
@@ -335,3 +367,26 @@ def test_pairs_of_runs_are_sorted_by_the_tokens_they_saw(tmp_path: Path) -> None
     Given.pair = "image,text"
     with pytest.raises(UserError, match="0 rows of the second modality alone"):
         read_pairs(Given)  # pyright: ignore[reportArgumentType]
+
+
+def test_pairs_may_be_sources_of_their_own(tmp_path: Path) -> None:
+    """By source, marks of units are no text: a run of one source alone is what it says."""
+
+    class Given:
+        runs, table, columns, pair, sources = tmp_path, None, None, "caption,text", True
+
+    for name, shares in (("a", (1, 0)), ("b", (0, 1)), ("both", (0.5, 0.5))):
+        for number in range(5):
+            tokens = 1e9 * (number + 1)
+            losses = {"loss": 3.0, "loss/source/caption": 2.0 + number, "loss/source/text": 4.0}
+            run = write_run(tmp_path / f"{name}{number}", tokens=tokens, losses=losses)
+            end = json.loads((run / "losses.jsonl").read_text().splitlines()[-1])
+            end |= dict(zip(("tokens/source/caption", "tokens/source/text"), shares, strict=True))
+            end["tokens/source/caption"] *= tokens
+            end["tokens/source/text"] *= tokens
+            (run / "losses.jsonl").write_text(json.dumps(end) + "\n")
+    found = read_pairs(Given)  # pyright: ignore[reportArgumentType]
+    assert [len(part) for part in (*found.alone, found.together)] == [5, 5, 5]
+    assert found.alone[0].loss.tolist() == [2.0, 3.0, 4.0, 5.0, 6.0]
+    assert found.together.loss.tolist() == [3.0, 3.5, 4.0, 4.5, 5.0]
+    assert found.together.columns["D_i"][0] == 5e8

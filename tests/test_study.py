@@ -18,11 +18,12 @@ from launch.study.plan import plan_runs, short
 from launch.study.run import Role, StudyRun
 from launch.study.table import plan_text
 from nmm import rundir
-from nmm.config import StudyConfig, compose, compose_study, load
+from nmm.config import Design, ParentMode, StudyConfig, compose, compose_study, load
 from nmm.errors import UserError
 from nmm.schedule import learning_rate
 from tests.test_scaling_runs import write_run
 
+MOMA = ("dense", "moe_1t1i", "moe_8x", "moe_4t4i", "mod_4t4i", "upcycled")
 PAPER = ("nmm_early", "nmm_late", "nmm_moe")
 STEP_TOKENS = 512 * 4096
 
@@ -155,25 +156,74 @@ def test_every_pair_of_modalities_is_trained_and_each_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "minutes", "points"),
     [("mini", 10, dict.fromkeys(("early", "late", "sparse"), 9)),
-     ("mini_nmm", 60, {**dict.fromkeys(("early", "late", "sparse"), 16), "hard": 4})],
+     ("mini_nmm", 60, {**dict.fromkeys(("early", "late", "sparse"), 16), "hard": 8}),
+     ("mini_mixed", 40, {"dense": 72, "batch": 9}),
+     ("mini_moma", 40, dict.fromkeys(MOMA, 6))],
 )  # fmt: skip
 def test_small_studies_fit_onto_two_cores_and_have_points_for_their_laws(
     name: str, minutes: int, points: dict[str, int]
 ) -> None:
-    """At the speed that their files say; a size has one trunk, sparse costs as much as early."""
+    """At the speed that their files say; a size has one trunk, if it has any."""
     study, runs = planned(f"study={name}")
     found = Counter(run.cell.family for run in runs if run.is_point)
     assert found == points
     cells = {run.cell.name for run in runs}
-    assert sum(run.role is Role.trunk for run in runs) == len(cells)
+    trunks = 0 if study.design is Design.whole else len(cells)
+    assert sum(run.role is Role.trunk for run in runs) == trunks
     assert study.device.flops_per_second is not None
     seconds = sum(run.own_flops for run in runs) / study.device.flops_per_second / study.parallel
     assert seconds < 0.9 * 60 * minutes
-    of_family = {
-        family: sorted(run.flops for run in runs if run.is_point and run.cell.family == family)
-        for family in ("early", "sparse")
-    }
-    assert of_family["early"] == of_family["sparse"]
+    assert study.questions
+
+
+@pytest.mark.parametrize(("name", "families", "within"), [
+    ("mini_nmm", ("early", "sparse"), 0), ("mini_moma", MOMA, 0.05)])  # fmt: skip
+def test_sparse_models_of_small_studies_cost_as_much_as_dense_ones(
+    name: str, families: tuple[str, ...], within: float
+) -> None:
+    """A mixture of depths in whole layers comes within 5 %."""
+    _, runs = planned(f"study={name}")
+    first, *others = (
+        sorted(run.flops for run in runs if run.is_point and run.cell.family == family)
+        for family in families
+    )
+    for flops in others:
+        assert flops == pytest.approx(first, rel=within, abs=0)
+
+
+def test_an_upcycled_run_has_its_seed_behind_it() -> None:
+    """As many tokens as one from nothing; its seed keeps the checkpoint that it begins from."""
+    study, runs = planned("study=mini_moma")
+    by_name = {run.name: run for run in runs}
+    upcycled = [run for run in runs if run.role is Role.upcycled]
+    assert {run.cell.family for run in upcycled} == {"upcycled"}
+    for run in upcycled:
+        assert run.trunk is not None
+        seed = by_name[run.trunk]
+        assert seed.cell.name == run.cell.name.replace("upcycled", "moe_1t1i")
+        assert (seed.role, seed.keep_steps) == (Role.whole, (run.first_step,))
+        assert run.first_step == round(60_000 / run.cell.step_tokens)
+        assert (run.tokens, run.flops) == (seed.tokens, run.cell.flops(seed.phases.total_steps))
+        assert run.own_steps == seed.phases.total_steps - run.first_step == run.phases.total_steps
+        config = load(compose(run.words(runs=Path("runs"), group=study.name)))
+        parent = config.parent
+        assert (parent.run, parent.step) == (f"runs/{seed.name}", run.first_step)
+        assert parent.mode is ParentMode.upcycle
+        kept = load(compose(seed.words(runs=Path("runs"), group=study.name))).checkpoint.keep_steps
+        assert kept == [run.first_step]
+
+
+def test_a_family_may_be_trained_on_some_of_the_mixtures() -> None:
+    """The scan of batches: pairs alone, at the tokens of runs that are points of their laws."""
+    study, runs = planned("study=mini_mixed")
+    scan = [run for run in runs if run.is_point and run.cell.family == "batch"]
+    assert {run.cell.mixture for run in scan} == set(study.pairs)
+    assert {run.cell.config.data.global_rows for run in scan} == {1, 4, 8}
+    usual = [run for run in runs if run.is_point and run.cell.name == "dense-w64-text_code"]
+    assert usual[0].cell.config.data.global_rows == 2
+    assert {run.cell.parameters.N for run in scan} == {usual[0].cell.parameters.N}
+    for run in scan:
+        assert min(abs(run.tokens / other.tokens - 1) for other in usual) < 0.02
 
 
 def test_branches_leave_their_trunk_where_both_have_the_peak_rate() -> None:
@@ -256,6 +306,25 @@ def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> 
                 'study.families.early.overrides=["schedule.cooldown_fraction=null"]',
             ],
             r"has no constant phase to branch off from; set study.design=whole",
+        ),
+        (
+            ["study=mini", "study.questions.sparse_against_dense.against=thin"],
+            r"study.questions.sparse_against_dense.against is thin and \S+ is loss_gap; choose of: "
+            r"early, late, sparse",
+        ),
+        (
+            ["study=mini", "study.questions.early_prediction.claim=[1, 0]"],
+            r"study.questions.early_prediction.claim is \[1.0, 0.0\]; give \[low, high\]",
+        ),
+        (["study=mini", "+study.pairs.a=[demo]"], r"study.pairs.a is \['demo'\] and"),
+        (
+            ["study=mini_mixed", "study.families.batch.mixtures=[sound]"],
+            r"study.families.batch.mixtures has sound, and study.mixtures are text, image",
+        ),
+        (["study=mini_moma", "study.design=trunk"], r"upcycle.family is moe_1t1i and study.design"),
+        (
+            ["study=mini_moma", "study.families.upcycled.upcycle.tokens=600_000"],
+            r"upcycle.tokens is 600,000, which is step 293 of \S+ and of \S+; give fewer tokens",
         ),
         (
             ["study=nmm_early", 'study.families.early.overrides=["schedule.cooldown_steps=0"]'],

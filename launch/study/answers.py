@@ -138,7 +138,7 @@ def barrier(record: Record) -> Estimate:
     if found is None:
         share = record.get("synergy_fraction")
         some = "" if share is None else f"; {share:.0%} of the resamples have C above 0"
-        raise NoAnswerError(f"C is not above 0: no synergy at any scale{some}")
+        raise NoAnswerError(f"no synergy at any scale that is a number{some}")
     return found
 
 

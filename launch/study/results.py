@@ -61,19 +61,26 @@ def _pairs(
     for family in study.families:
         for pair, alone in study.pairs.items():
             there = [groups.get(f"{family}-{mixture}", []) for mixture in (*alone, pair)]
+            joint = [run for runs in groups.values() for run in runs if run.cell.mixture == pair]
             if all(there):
-                fits += _fit_pair(study, family, pair, there, folder=folder)
+                fits += _fit_pair(study, family, pair, there, scanned=joint, folder=folder)
     return fits
 
 
 def _fit_pair(
-    study: StudyConfig, family: str, pair: str, there: list[list[StudyRun]], *, folder: Folder
+    study: StudyConfig,
+    family: str,
+    pair: str,
+    there: list[list[StudyRun]],
+    *,
+    scanned: list[StudyRun],
+    folder: Folder,
 ) -> list[str]:
-    """Its law, and beside it how training on both goes, with runs that differ in their batch."""
+    """Its law, and beside it how training on both goes, of runs with other batches as well."""
     points = folder.notes / "points"
     out, name = pair_of(folder, family=family, pair=pair), f"{family}-pair-{pair}"
     link_points([run for runs in there for run in runs], points / name, runs=folder.runs)
-    link_points(there[-1], points / f"{name}-joint", runs=folder.runs)
+    link_points(scanned, points / f"{name}-joint", runs=folder.runs)
     both = ("--pair", ",".join(study.pairs[pair]), "--out", str(out))
     resampled = ("--sources", "--bootstrap", str(study.bootstrap))
     done = command("fit-mixed", "--runs", str(points / name), *both, *resampled)

@@ -98,7 +98,7 @@ class Folder:
 
     def write(self, name: str, text: str) -> None:
         """A file of the notes, whole or not at all."""
-        self.notes.mkdir(parents=True, exist_ok=True)
+        (self.notes / name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.notes / name, text)
 
 

@@ -2,7 +2,8 @@
 
 Runs of one size share their trunk, so their differences are not independent: they are averaged
 first, and the interval is that of a mean over sizes (Student's t: few sizes give wide ones). What
-follows from a law has the interval of the law's resamples.
+follows from a law has the interval of the law's resamples, and none if hardly any search but the
+best found that law.
 """
 
 import math
@@ -19,6 +20,7 @@ from nmm.scaling.laws import CHINCHILLA
 from nmm.scaling.phenomena import BestBatch, lowest_point
 
 FEWEST_RESAMPLES = 20
+UNCONFIRMED = "a law that hardly any search found"
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,20 @@ def frontier_gap(of: Written, against: Written, *, at_most: bool) -> Estimate | 
     best, other = (_best_loss(one.record["parameters"], one, flops=spent) for one in (of, against))
     value = float(other[0] - best[0])
     how = f"laws at {spent[0]:.3g} FLOPs"
+    if not (is_confirmed(of.record) and is_confirmed(against.record)):
+        return Estimate(value, -math.inf, math.inf, f"{how}, {UNCONFIRMED}")
     if min(len(one.resamples.get("E", ())) for one in (of, against)) < FEWEST_RESAMPLES:
         return Estimate(value, -math.inf, math.inf, f"{how}, without resamples")
     resampled = [_best_loss(one.resamples, one, flops=spent) for one in (of, against)]
     count = min(map(len, resampled))
     ends = intervals({"gap": resampled[1][:count] - resampled[0][:count]})["gap"]
     return Estimate(value, *ends, f"{how}, {count} resamples of each")
+
+
+def is_confirmed(record: Record) -> bool:
+    """Of a law, or of all laws of a pair."""
+    parts = [record, *record.get("alone", ())]
+    return all(part["agreement"]["confirmed"] for part in parts)
 
 
 def _best_loss(
@@ -99,6 +109,8 @@ def of_interaction(record: Record, *, name: str) -> Estimate:
 
 
 def _with_interval(value: float, record: Record, *, name: str) -> Estimate:
+    if not is_confirmed(record):
+        return Estimate(value, -math.inf, math.inf, UNCONFIRMED)
     if name not in record["intervals"]:
         return Estimate(value, -math.inf, math.inf, f"{record['points']} points, no resamples")
     low, high = record["intervals"][name]
@@ -112,6 +124,8 @@ def barrier_flops(record: Record) -> Estimate | None:
         return None
     value = float(record["barrier"]["flops"])
     low, high = record["barrier_intervals"].get("flops", (0.0, math.inf))
+    if not is_confirmed(record):
+        return Estimate(value, 0.0, math.inf, UNCONFIRMED)
     share = record.get("synergy_fraction")
     how = "resamples" if share is None else f"resamples, of which {share:.0%} know synergy"
     return Estimate(value, _or(low, 0.0), _or(high, math.inf), how)

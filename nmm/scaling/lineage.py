@@ -41,6 +41,6 @@ def whole_log(directory: Path, name: str) -> list[Row]:
     for parent, folder in ancestors(directory, _manifest(directory)):
         if parent.get("mode") != "branch":
             break
-        until = [row for row in read_rows(folder / name) if row["step"] <= parent["step"]]
-        rows = until + rows
+        last = min(parent["step"], rows[0]["step"] - 1 if rows else parent["step"])
+        rows = [row for row in read_rows(folder / name) if row["step"] <= last] + rows
     return rows

@@ -76,15 +76,18 @@ class Barrier:
 
 
 def barrier(parameters: Mapping[str, float]) -> Barrier | None:
-    """The cheapest point of the barrier; None where C <= 0: no synergy at any scale."""
+    """The cheapest point of the barrier; None where C <= 0: no synergy at any scale, or at one that
+    is no number, as of a resample that knows no exponent.
+    """
     p = parameters
     if p["C"] <= 0:
         return None
     both = p["alpha"] + p["beta"]
-    return Barrier(
-        size=(p["A"] * both / (p["beta"] * p["C"])) ** (1 / p["alpha"]),
-        tokens=(p["B"] * both / (p["alpha"] * p["C"])) ** (1 / p["beta"]),
-    )
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        size = np.float64(p["A"] * both / (p["beta"] * p["C"])) ** (1 / np.float64(p["alpha"]))
+        tokens = np.float64(p["B"] * both / (p["alpha"] * p["C"])) ** (1 / np.float64(p["beta"]))
+    found = Barrier(size=float(size), tokens=float(tokens))
+    return found if np.isfinite(found.flops) else None
 
 
 def fit_pair(
