@@ -6,6 +6,7 @@ import pytest
 from nmm.scaling import valleys
 from nmm.scaling.bootstrap import refit
 from nmm.scaling.fit import AnyLaw, Solver, fit_law, model_of
+from nmm.scaling.floor import search
 from nmm.scaling.laws import CHINCHILLA, EPOCH_GRID, INTERACTION, NMM_GRID, SPARSE, Grid, Law
 from nmm.scaling.mixed import fit_pair, mean_alone
 from nmm.scaling.mixtures import MixtureLaw
@@ -188,6 +189,31 @@ def test_a_resample_takes_the_parameters_of_another_where_they_do_better() -> No
     assert alone.objective[0] > 2 * good.objective[3]
     rescued = refit(model, stuck, problems=np.arange(20))
     assert rescued.objective == pytest.approx(good.objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("start", [0.5, 1e-3])
+def test_losses_without_a_floor_end_at_one_minimum(start: float) -> None:
+    """The lowest objective is at the end of E's range; and E comes up again where there is one."""
+    columns = columns_of(CHINCHILLA)
+    powers = planted(CHINCHILLA, {**NMM, "E": 0.0}, columns=columns, noise=0.01)
+    tilted = Points(columns, powers.loss - 0.1 * powers.loss.min())  # steeper than any power
+    grid = Grid((0, 15, 30), (0, 0.5, 2.5), (float(np.log(start)),))
+    fit = fit_law(CHINCHILLA, tilted, grid=grid)
+    assert fit.parameters["E"] < 1e-8
+    assert not fit.has_floor(tilted)
+    assert fit.gradient < 1e-7
+    assert fit.starts.at_best_fraction > 0.3
+    model = PowerModel(CHINCHILLA, columns=columns, loss=tilted.loss, delta=1e-3)
+    best = model.centred(fit.theta)[None]
+    slopes = model.evaluate(best, problems=np.zeros(1, dtype=int), exact=False)
+    assert slopes.gradient[0, 0] > 0  # E would go below 0
+    assert np.abs(slopes.gradient[0, 1:]).max() < 1e-7
+
+    floor = planted(CHINCHILLA, NMM, columns=columns, noise=0)
+    risen = search(
+        PowerModel(CHINCHILLA, columns=columns, loss=floor.loss, delta=1e-3), np.array(best)
+    )
+    assert risen.theta[0, 0] == pytest.approx(NMM["E"], rel=1e-3)
 
 
 def test_a_fit_that_others_do_not_confirm_says_so() -> None:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from nmm.scaling.fit import Fit, model_of
+from nmm.scaling.floor import search
 from nmm.scaling.points import Points
 from nmm.scaling.powers import PowerModel
 from nmm.scaling.smooth import SmoothModel
-from nmm.scaling.solve import DONE_RESAMPLED, Ends, minimise
+from nmm.scaling.solve import DONE_RESAMPLED, Ends
 
 LEVEL = 0.95
 BETTER = 1e-6  # relative gain that makes a stranger's parameters worth a search
@@ -39,13 +40,13 @@ def bootstrap(fit: Fit, points: Points, *, resamples: int, seed: int = 0) -> np.
 def refit(model: PowerModel | SmoothModel, starts: np.ndarray, *, problems: np.ndarray) -> Ends:
     """Search for every resample from its start, then from the best end of the others."""
     assert model.weights is not None
-    ends = minimise(model, starts, problems=problems, done=DONE_RESAMPLED)
+    ends = search(model, starts, problems=problems, done=DONE_RESAMPLED)
     for _ in range(ROUNDS):
         theta, objective = _best_stranger(model, ends.theta, weights=model.weights[problems])
         improved = np.flatnonzero(objective < ends.objective * (1 - BETTER))
         if len(improved) == 0:
             break
-        again = minimise(model, theta[improved], problems=problems[improved], done=DONE_RESAMPLED)
+        again = search(model, theta[improved], problems=problems[improved], done=DONE_RESAMPLED)
         for kept, new in zip(vars(ends).values(), vars(again).values(), strict=True):
             kept[improved] = new
     return ends

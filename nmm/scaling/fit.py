@@ -8,6 +8,7 @@ from enum import Enum
 import numpy as np
 
 from nmm.errors import UserError
+from nmm.scaling.floor import NOTHING, search
 from nmm.scaling.laws import CHINCHILLA, NMM_GRID, Grid, Law
 from nmm.scaling.metrics import agreement
 from nmm.scaling.mixtures import MixtureLaw
@@ -16,7 +17,7 @@ from nmm.scaling.powers import PowerModel
 from nmm.scaling.reference import minimise_lbfgs
 from nmm.scaling.repeated import RepeatedLaw
 from nmm.scaling.smooth import SmoothModel
-from nmm.scaling.solve import Ends, minimise
+from nmm.scaling.solve import Ends
 
 DELTA = 1e-3  # of Huber, on the log of the loss: arXiv 2203.15556 and 2504.07951
 SAME = 1e-6  # relative difference of two objectives below which they are the same minimum
@@ -77,6 +78,11 @@ class Fit:
     def metrics(self, points: Points) -> dict[str, float | None]:
         return agreement(self.predict(points.columns), measured=points.loss)
 
+    def has_floor(self, points: Points) -> bool:
+        """Do the points tell of a loss that more of everything does not pass?"""
+        constant = self.parameters.get("E")
+        return constant is None or bool(constant >= NOTHING * points.loss.min())
+
     def suspects(self, points: Points) -> np.ndarray:
         """bool[n]: points so far from the law that somebody should look at their runs."""
         residual = np.abs(np.log(self.predict(points.columns) / points.loss))
@@ -103,7 +109,7 @@ def fit_law(
     else:
         starts = law.starts(fit_law(CHINCHILLA, points, delta=delta, grid=grid).parameters)
     if solver is Solver.batched:
-        ends = minimise(model, model.begin(starts))
+        ends = search(model, model.begin(starts))
     else:
         ends = minimise_lbfgs(model, starts)
     best = int(np.nanargmin(ends.objective))

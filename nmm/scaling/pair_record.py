@@ -79,6 +79,7 @@ def _alone(fit: Fit, points: Points) -> Record:
         "parameters": dict(fit.parameters),
         "objective": fit.objective,
         "gradient": fit.gradient,
+        "has_floor": fit.has_floor(points),
         **_starts(fit.starts),
         "metrics": fit.metrics(points),
         "suspects": list(points.select(fit.suspects(points)).names),

@@ -120,6 +120,11 @@ def doubts(record: Record) -> str:
     found = []
     if not record["agreement"]["confirmed"]:
         found.append("Hardly any start but the best ended at this minimum: do not trust it.")
+    if not record.get("has_floor", True):
+        found.append(
+            "E is 0 as far as these points tell: their losses still fall as powers, and no floor "
+            "is in sight."
+        )
     if record["excluded"]["points"]:
         found.append(f"Left out on request: {', '.join(record['excluded']['points'])}.")
     if record["suspects"]:

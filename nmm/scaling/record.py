@@ -58,6 +58,7 @@ def fit_record(law: AnyLaw, points: Points, *, options: Options) -> Record:
             "confirmed": fit.starts.confirmed,
         },
         "gradient": fit.gradient,
+        "has_floor": fit.has_floor(seen),
         "seconds": fit.seconds,
         "delta": fit.delta,
         "objective_is": "sum of Huber(log predicted - log measured)",

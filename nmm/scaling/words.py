@@ -30,6 +30,8 @@ def _objective_lines(record: Record) -> list[str]:
     ]
     if not agreement["confirmed"]:
         lines.append("NOT CONFIRMED: hardly any other start ended at this minimum")
+    if not record.get("has_floor", True):
+        lines.append("E is 0 as far as these points tell: their losses still fall as powers")
     return lines
 
 
