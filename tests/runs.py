@@ -118,7 +118,8 @@ TWO = (
     f"schedule.total_steps={TWO_STEPS}",
     "schedule.warmup_steps=30",
     f"evaluation.every_steps={TWO_STEPS // 2}",
-    f"data.weight_changes=[{{step:{TWO_STEPS // 2},weights:{{text:0.5}}}}]",
+    # With a space: the launcher of deepspeed quotes no other word, and a shell reads braces.
+    f"data.weight_changes=[{{step: {TWO_STEPS // 2}, weights: {{text: 0.5}}}}]",
     "engine.micro_batch=2",
     "log.wandb=off",
     "data.workers=1",
