@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -18,8 +19,10 @@ from data.loader import Loader
 from nmm import (
     checkpoint,
     config,
+    copies,
     fault,
     held_out,
+    intact,
     parallel,
     parent,
     quarantine,
@@ -116,6 +119,7 @@ def train(
                 f"{plan.phases.total_steps}, because {stopped}; the same command continues it."
             )
             raise
+        log.heartbeat.enter(Phase.end)  # the last checkpoint is complete; its copy may take long
         uploads.finish(patience_seconds=30 * settings.run.timeout_minutes)
         tokens = progress.totals["tokens"]
         log.say(f"finished {plan.directory}: {progress.step} steps, {tokens:,} tokens")
@@ -190,16 +194,27 @@ def loop(
 def load(engine: Engine, begun: Beginning, *, world: World) -> Written:
     """Put the checkpoint that the run goes on from into the engine, however it was written."""
     assert begun.whole is not None
-    remedy = checkpoint.DELETE if begun.own else parent.GIVE_ANOTHER
+    remedy = intact.DELETE if begun.own else parent.GIVE_ANOTHER
     say = partial(print, flush=True) if world.is_main else lambda _: None
     with naming_process(world):
-        return checkpoint.load(engine, begun.whole, say=say, remedy=remedy)
+        return intact.load(engine, begun.whole, say=say, remedy=remedy)
 
 
 def open_uploads(plan: RunPlan, log: RunLog, settings: Config, *, world: World) -> Uploads:
     """By the main process, which sees the files of all."""
     wanted = settings.checkpoint.upload_to if world.is_main else None
     return Uploads(url_of(wanted, directory=plan.directory) if wanted else None, log=log)
+
+
+def copy_last(settings: Config, begun: Beginning, *, directory: Path) -> None:
+    """Copy the last checkpoint of a finished run, if the run could not; a failure ends nothing."""
+    wanted = settings.checkpoint.upload_to
+    if wanted is None or begun.own is None:
+        return
+    try:
+        copies.put(begun.own, f"{url_of(wanted, directory=directory)}/{begun.own.name}")
+    except UserError as error:
+        print(f"ALARM: {begun.own.name} is not copied: {error}", file=sys.stderr)
 
 
 def saves(
@@ -333,6 +348,7 @@ def run_in(world: World, settings: Config, *, overrides: list[str], stops: Stops
             if is_finished(plan, progress, settings, world=world):
                 if world.is_main:
                     print(f"{directory} is finished: all {progress.step} steps are done.")
+                    copy_last(settings, begun, directory=directory)
                 return True
             agreed(
                 lambda: write_run_directory(

@@ -16,6 +16,10 @@ class NotThereError(UserError):
     """The server has answered that a URL does not exist, or not for us: no other try is better."""
 
 
+class NotAllowedError(NotThereError):
+    """Not for us. Some servers say so of what does not exist, to those who may not list it."""
+
+
 def retry(action: Callable[[], T], *, path: str, tries: int, done: str = "read") -> T:
     """What `action` returns at one of at most `tries` tries; else a UserError about `path`.
 
@@ -28,7 +32,8 @@ def retry(action: Callable[[], T], *, path: str, tries: int, done: str = "read")
             if not remote.is_fault(error):
                 raise
             if remote.is_url(path) and isinstance(error, (FileNotFoundError, PermissionError)):
-                raise NotThereError(
+                refused = isinstance(error, PermissionError)
+                raise (NotAllowedError if refused else NotThereError)(
                     f"{path} does not exist or may not be {done} ({cause_of(error)}); correct its "
                     "name, or the credentials."
                 ) from None

@@ -118,10 +118,10 @@ class Store:
             path, size=partial(self.size, path), fill=partial(self.download, path)
         )
 
-    def download(self, path: str, file: BinaryIO) -> None:
-        """Write all bytes of a URL; a part that fails is asked for again, not the whole."""
+    def download(self, path: str, file: BinaryIO, *, begin: int = 0) -> None:
+        """Write the bytes of a URL from `begin` on; what fails is asked for again, not all."""
         size = self.size(path)
-        for start in range(0, size, DOWNLOAD_BYTES):
+        for start in range(begin, size, DOWNLOAD_BYTES):
             file.write(self._fetch(path, start=start, stop=min(size, start + DOWNLOAD_BYTES)))
 
     @contextmanager

@@ -28,6 +28,7 @@ from nmm.errors import UserError
 from nmm.expert_parallel import refuse_uneven
 from nmm.flops import num_parameters
 from nmm.identity import identity_of, refuse_contradiction
+from nmm.intact import Found
 from nmm.log import ALARMS, read_rows
 from nmm.model import check_given
 from nmm.needs import refuse_missing
@@ -128,11 +129,7 @@ def _codebook_sha256(data: DataConfig) -> str | None:
 
 def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
     """Its own newest intact checkpoint, else its parent's, else step 0; raises UserError."""
-    found = intact.newest_intact(plan.directory, world=world)
-    lost: list[str] = []
-    if found.checkpoint is None and settings.checkpoint.upload_to:
-        lost = parallel.agreed(lambda: _take_back(plan, settings, world=world), world=world)
-        found = intact.newest_intact(plan.directory, world=world)
+    found, lost = _newest(plan, settings, world=world)
     newest = found.checkpoint
     checkpoint.check_resume(newest, settings.run.resume, directory=plan.directory)
     identity = identity_of(
@@ -159,6 +156,17 @@ def begin(plan: RunPlan, settings: Config, *, world: World) -> Beginning:
         last=plan.phases.total_steps,
     )
     return begun
+
+
+def _newest(plan: RunPlan, settings: Config, *, world: World) -> tuple[Found, list[str]]:
+    """The newest intact checkpoint here, else a copy, and what is wrong with newer copies."""
+    has_copies = settings.checkpoint.upload_to is not None
+    here = intact.newest_intact(plan.directory, world=world, has_copies=has_copies)
+    if here.checkpoint or not has_copies:
+        return here, []
+    lost = parallel.agreed(lambda: _take_back(plan, settings, world=world), world=world)
+    found = intact.newest_intact(plan.directory, world=world)  # none is, where there was no copy
+    return Found(found.checkpoint, here.faults), lost
 
 
 def _take_back(plan: RunPlan, settings: Config, *, world: World) -> list[str]:

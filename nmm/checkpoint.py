@@ -10,18 +10,16 @@ Whether the files still are as COMPLETE says is asked by nmm/intact.py.
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from nmm.config import CheckpointConfig, Resume
 from nmm.engine import Engine
 from nmm.errors import UserError
-from nmm.parallel import Unwritten, World, from_main, is_of_a_collective, writing_together
-from nmm.pieces import Written
+from nmm.parallel import Unwritten, World, from_main, writing_together
 from nmm.schedule import at_interval, due
 from nmm.sums import MARKER, Sum, write_text
 
@@ -29,18 +27,6 @@ STATE = "state.json"
 KEPT = "KEEP"  # in a checkpoint whose step does not say that it is kept for good
 SPARE_BYTES = 2**20  # for the small files, and for the logs beside
 
-# What torch and DeepSpeed raise on files that are cut, missing, or hold something else.
-DAMAGE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    AssertionError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    UnpicklingError,
-)
 FORMAT = 6
 
 
@@ -213,32 +199,6 @@ def is_due(step: int, config: CheckpointConfig, *, last: int) -> bool:
 def is_kept(step: int, config: CheckpointConfig) -> bool:
     """Is the checkpoint of this step to be kept for good?"""
     return at_interval(step, every=config.keep_every_steps) or step in config.keep_steps
-
-
-DELETE = "delete it, and the same command continues from the checkpoint before it"
-
-
-def load(
-    engine: Engine, checkpoint: Path, *, say: Callable[[str], None], remedy: str = DELETE
-) -> Written:
-    """Weights and optimizer state of a complete checkpoint, into the engine."""
-    with damage_of(checkpoint, remedy=remedy):
-        return engine.load(checkpoint, say=say)
-
-
-@contextmanager
-def damage_of(checkpoint: Path, *, remedy: str = DELETE) -> Iterator[None]:
-    """A file that is no part of a checkpoint becomes one sentence."""
-    try:
-        yield
-    except DAMAGE as error:
-        if is_of_a_collective(error):
-            raise
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"{checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else ''}); "
-            f"{remedy}."
-        ) from error
 
 
 def _remove(checkpoint: Path) -> None:

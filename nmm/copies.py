@@ -23,15 +23,16 @@ from pathlib import Path
 from threading import Thread
 
 from data import remote
-from data.retry import NotThereError, cause_of, retry
+from data.retry import NotAllowedError, NotThereError, cause_of, retry
 from data.store import Store, name_of
 from nmm.errors import UserError
+from nmm.rundir import MANIFEST
 from nmm.sums import MARKER, Sum, fault_of
 
 COPIED = "COPIED"
 # Without these a run cannot be continued, or would lose what it has told.
 LOGS = ("losses", "evals", "quarantine", "skipped", "alarms")
-BESIDE = (*(f"{log}.jsonl" for log in LOGS), "manifest.json")
+BESIDE = (*(f"{log}.jsonl" for log in LOGS), MANIFEST)
 TRIES, TIMEOUT_SECONDS = 5, 60.0  # of every object; nmm/uploads.py begins again later
 THREADS = 8  # files at a time
 STORE = Store(tries=TRIES, timeout_seconds=TIMEOUT_SECONDS)
@@ -40,31 +41,80 @@ STORE = Store(tries=TRIES, timeout_seconds=TIMEOUT_SECONDS)
 def put(checkpoint: Path, url: str) -> None:
     """Copy a complete checkpoint and the logs of its run; raises UserError.
 
-    What is there already, from the same checkpoint, is not copied again.
+    What is there already, from the same checkpoint, is not copied again. The logs are where the run
+    has started since, so that the copy tells that it went on from here.
     """
     marker = (checkpoint / MARKER).read_bytes()
     whole = {name: Sum(*found) for name, found in json.loads(marker).items()}
+    beside = {path.name: path for path in (checkpoint.parents[1] / name for name in BESIDE)}
+    texts = {name: path.read_bytes() for name, path in beside.items() if path.exists()}
     there = _sums(url) or {}
-    if there and whole.items() <= there.items():
+    has_files = bool(there) and whole.items() <= there.items()
+    if has_files and there.get(MANIFEST) == _sum_of(texts.get(MANIFEST)):
         return
     if there:  # while its files are replaced, it does not exist
         _write(remote.remove, f"{url}/{COPIED}")
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda name: _write(remote.put, f"{url}/{name}", checkpoint / name), whole))
-    beside = {path.name: path for path in (checkpoint.parents[1] / name for name in BESIDE)}
-    texts = {name: path.read_bytes() for name, path in beside.items() if path.exists()}
+    if not has_files:
+        with ThreadPoolExecutor(THREADS) as pool:
+            wanted = ((f"{url}/{name}", checkpoint / name) for name in whole)
+            list(pool.map(lambda each: _write(remote.put, *each), wanted))
     for name, text in {**texts, MARKER: marker}.items():
         _write(remote.write, f"{url}/{name}", text)
         whole[name] = Sum(len(text), zlib.crc32(text))
     _write(remote.write, f"{url}/{COPIED}", json.dumps(whole).encode())
 
 
+def _sum_of(text: bytes | None) -> Sum | None:
+    return None if text is None else Sum(len(text), zlib.crc32(text))
+
+
 def names(url: str) -> list[str]:
     """The checkpoints of a run that the store has, oldest first; raises UserError."""
-    pattern = f"{url}/step_*/{COPIED}"
-    listing = partial(remote.glob, pattern, timeout=TIMEOUT_SECONDS)
-    found = {path.split("/")[-2] for path in retry(listing, path=url, tries=TRIES)}
-    return sorted(name for name in found if re.fullmatch(r"step_\d{8}", name))
+    found = sorted(name for name in _listed(url) if re.fullmatch(r"step_\d{8}", name))
+    with ThreadPoolExecutor(THREADS) as pool:
+        whole = pool.map(lambda name: COPIED in _listed(f"{url}/{name}"), found)
+        return [name for name, is_whole in zip(found, whole, strict=True) if is_whole]
+
+
+def _listed(url: str) -> set[str]:
+    """What is in a folder. fsspec's own search for names would leave out what it may not list."""
+    listing = partial(remote.list_sizes, url, timeout=TIMEOUT_SECONDS)
+    try:
+        return {name_of(path.rstrip("/")) for path in retry(listing, path=url, tries=TRIES)}
+    except NotAllowedError:
+        raise
+    except NotThereError:
+        return set()
+
+
+def of_one_line(starts: dict[str, list[int]]) -> list[str]:
+    """The checkpoints on the way to the newest, oldest first, of {name: first steps of its starts}.
+
+    A run that went on from step 10 has abandoned what it had made after it, until it makes it anew:
+        starts at 0          step 5   10   15   20
+        starts at 0, 10           10   15'         the newest is 15', and 20 is not on the way to it
+    """
+    newest = max(starts, key=lambda name: (len(starts[name]), name), default=None)
+    if newest is None:
+        return []
+    later = {name: starts[newest][len(before) :] for name, before in starts.items()}
+    return sorted(name for name in starts if all(step_of(name) <= step for step in later[name]))
+
+
+def step_of(name: str) -> int:
+    return int(name.removeprefix("step_"))
+
+
+def _starts(url: str) -> list[int]:
+    """The steps that a run began at, up to the moment of a copy; [] where it does not tell."""
+    path = f"{url}/{MANIFEST}"
+    try:
+        manifest = json.loads(STORE.read(path, start=0, stop=STORE.size(path)))
+        return [int(start["step"]) for start in manifest["starts"]]
+    except NotAllowedError:
+        raise
+    except (NotThereError, ValueError, LookupError, TypeError):
+        return []
 
 
 def take_back(url: str, directory: Path) -> tuple[str | None, list[str]]:
@@ -74,7 +124,11 @@ def take_back(url: str, directory: Path) -> tuple[str | None, list[str]]:
     some and none is whole.
     """
     faults: list[str] = []
-    for name in reversed(names(url)):
+    found = names(url)
+    with ThreadPoolExecutor(THREADS) as pool:
+        starts = pool.map(lambda name: _starts(f"{url}/{name}"), found)
+        found = of_one_line(dict(zip(found, starts, strict=True)))
+    for name in reversed(found):
         fault = _take(f"{url}/{name}", directory)
         if fault is None:
             return name, [f"{fault}: going on from {name}" for fault in faults]
@@ -88,14 +142,16 @@ def take_back(url: str, directory: Path) -> tuple[str | None, list[str]]:
 
 
 def _take(url: str, directory: Path) -> str | None:
-    """What is wrong with a copy; if nothing is, it is a complete checkpoint afterwards."""
+    """What is wrong with a copy; if nothing is, it is a complete checkpoint afterwards.
+
+    What an earlier try has fetched of it, before it was killed or took too long, is kept.
+    """
     sums = _sums(url)
     if sums is None or MARKER not in sums:
         return f"{COPIED} cannot be read"
     checkpoint = directory / "checkpoints" / name_of(url)
     try:
-        shutil.rmtree(checkpoint, ignore_errors=True)  # what a kill left of an earlier try
-        checkpoint.mkdir(parents=True)
+        checkpoint.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(THREADS) as pool:
             faults = pool.map(lambda name: _fetch(url, name, sums[name], into=checkpoint), sums)
             fault = next(filter(None, list(faults)), None)
@@ -103,12 +159,14 @@ def _take(url: str, directory: Path) -> str | None:
             shutil.rmtree(checkpoint)
             return fault
         for name in BESIDE:
-            if name in sums and not (directory / name).exists():
+            if name in sums and _is_behind(directory / name, _part(checkpoint, name)):
                 _part(checkpoint, name).replace(directory / name)
-        for name in (*(sums.keys() - {*BESIDE, MARKER}), MARKER):
-            _part(checkpoint, name).replace(checkpoint / name)
-        for name in BESIDE:
-            _part(checkpoint, name).unlink(missing_ok=True)
+        wanted = {_part(checkpoint, name): name for name in sums if name not in BESIDE}
+        for path in checkpoint.iterdir():
+            if path not in wanted:  # logs, and what was damaged here
+                path.unlink()
+        for part, name in sorted(wanted.items(), key=lambda each: each[1] == MARKER):
+            part.replace(checkpoint / name)  # the marker last
     except OSError as error:
         raise UserError(
             f"{url} cannot be copied to {checkpoint} ({cause_of(error)}); make room there, or give "
@@ -117,15 +175,33 @@ def _take(url: str, directory: Path) -> str | None:
     return None
 
 
+def _is_behind(here: Path, copy: Path) -> bool:
+    """Has a log fewer lines than its copy?
+
+    The run goes on from the copy's step, and needs all up to it.
+    """
+    if not here.exists():
+        return True
+    lines, of_copy = (path.read_bytes().count(b"\n") for path in (here, copy))
+    return here.suffix == ".jsonl" and lines < of_copy
+
+
 def _fetch(url: str, name: str, expected: Sum, *, into: Path) -> str | None:
-    """One file of a copy, and what is wrong with it."""
+    """One file of a copy, and what is wrong with it; it goes on where an earlier try ended."""
     part = _part(into, name)
+    fault = fault_of(part, expected=expected)
+    begin = part.stat().st_size if part.exists() else 0
+    begins = [begin, 0] if 0 < begin < expected.num_bytes else [0]
     try:
-        with part.open("wb") as file:
-            STORE.download(f"{url}/{name}", file)
+        while fault and begins:
+            with part.open("ab") as file:
+                file.truncate(begin := begins.pop(0))
+                STORE.download(f"{url}/{name}", file, begin=begin)
+            fault = fault_of(part, expected=expected)
+    except NotAllowedError:
+        raise
     except NotThereError:
         return f"{name} is not there"
-    fault = fault_of(part, expected=expected)
     return fault and fault.replace(part.name, name)
 
 
@@ -140,6 +216,8 @@ def _sums(url: str) -> dict[str, Sum] | None:
     try:
         found = json.loads(STORE.read(marker, start=0, stop=STORE.size(marker)))
         sums = {name: Sum(*map(int, each)) for name, each in found.items()}
+    except NotAllowedError:
+        raise
     except (NotThereError, ValueError, AttributeError, TypeError):
         return None
     # Names of files of one folder, and nothing that leads out of it.

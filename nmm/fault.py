@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from nmm import heartbeat
 from nmm.errors import UserError
 from nmm.heartbeat import Heartbeat, Phase
+from nmm.log import Lines
 from nmm.parallel import World, is_of_a_collective, reason
 from nmm.rundir import wall_time
 
@@ -232,5 +233,6 @@ def _note(directory: Path, places: dict[int, heartbeat.Place | None], *, why: st
         {"time": wall_time(), "rank": rank, "reason": why, **(vars(place) if place else {})}
         for rank, place in places.items()
     ]
-    with suppress(OSError), (directory / FILE).open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    with suppress(OSError), closing(Lines(directory / FILE)) as lines:
+        for row in rows:
+            lines.write(json.dumps(row))

@@ -1,14 +1,32 @@
 """Is a checkpoint still as it was written? Every file is compared with what COMPLETE says of it."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 from nmm.checkpoint import FORMAT, STATE, complete, refuse_format
+from nmm.engine import Engine
 from nmm.errors import UserError
-from nmm.parallel import World, agreed, from_main, gather_lists
+from nmm.parallel import World, agreed, from_main, gather_lists, is_of_a_collective
+from nmm.pieces import Written
 from nmm.sums import MARKER, Sum, fault_of
 
+# What reading raises on files that are missing or hold something else. A RuntimeError says nothing:
+# torch raises it for a file that is cut, for a full memory and for a failing GPU alike.
+DAMAGE = (
+    FileNotFoundError,
+    EOFError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    UnpicklingError,
+)
+DELETE = "delete it, and the same command continues from the checkpoint before it"
 SET_ASIDE = "DAMAGED"  # the marker of a checkpoint that was found so; the next save removes it
 
 
@@ -26,11 +44,14 @@ class Found:
         return [f"{fault}: going on from {self.checkpoint.name}" for fault in self.faults]
 
 
-def newest_intact(directory: Path, *, world: World | None = None) -> Found:
+def newest_intact(
+    directory: Path, *, world: World | None = None, has_copies: bool = False
+) -> Found:
     """The newest complete checkpoint of a run directory that is as it was written.
 
-    Raises UserError where there are some and none is intact. The processes of a `world`, which
-    goes on from it, call it together, and the damaged ones are set aside.
+    Raises UserError where there are some and none is intact, unless the run may have copies. The
+    processes of a `world`, which goes on from it, call it together, and the damaged ones are set
+    aside.
     """
     found = complete(directory) if world is None or world.is_main else []
     found = found if world is None else from_main(found)
@@ -43,12 +64,12 @@ def newest_intact(directory: Path, *, world: World | None = None) -> Found:
                     (later / MARKER).rename(later / SET_ASIDE)
             return Found(checkpoint, faults)
         faults.append(fault)
-    if faults:
+    if faults and not has_copies:
         raise UserError(
             f"{faults[0]}, and no other checkpoint is intact; restore {directory / 'checkpoints'}, "
             f"or start another run with run.name=NEW."
         )
-    return Found(None)
+    return Found(None, faults)
 
 
 def refuse_damaged(checkpoint: Path, *, remedy: str, world: World | None = None) -> None:
@@ -86,8 +107,45 @@ def _faults(checkpoint: Path, *, part: int, parts: int) -> list[str]:
     try:
         found = [fault_of(checkpoint / name, expected=expected) for name, expected in mine]
     except OSError as error:
-        raise UserError(
-            f"{checkpoint} cannot be read ({error}); bring its disk back, and the same command "
-            f"continues from it."
-        ) from None
+        raise UserError(_unreadable(checkpoint, error)) from None
     return [fault for fault in found if fault]
+
+
+def _unreadable(checkpoint: Path, error: OSError) -> str:
+    return (
+        f"{checkpoint} cannot be read ({error}); bring its disk back, and the same command "
+        f"continues from it."
+    )
+
+
+def load(
+    engine: Engine, checkpoint: Path, *, say: Callable[[str], None], remedy: str = DELETE
+) -> Written:
+    """Weights and optimizer state of a complete checkpoint, into the engine."""
+    with damage_of(checkpoint, remedy=remedy):
+        return engine.load(checkpoint, say=say)
+
+
+@contextmanager
+def damage_of(checkpoint: Path, *, remedy: str = DELETE) -> Iterator[None]:
+    """A file that is no part of a checkpoint becomes one sentence; what else fails stays as it is.
+
+    Nobody is told to delete a checkpoint because a memory was full or a disk was away.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        if is_of_a_collective(error):
+            raise
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else ''}); "
+            f"{remedy}."
+        ) from error
+    except OSError as error:
+        raise UserError(_unreadable(checkpoint, error)) from error
+    except RuntimeError as error:
+        fault = None if is_of_a_collective(error) else fault_in(checkpoint)
+        if fault is None:
+            raise
+        raise UserError(f"{fault}; {remedy}.") from error

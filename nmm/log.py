@@ -24,6 +24,7 @@ from nmm.rundir import wall_time
 Row = dict[str, Any]
 ALARMS = "alarms.jsonl"
 LINES_AT_ONCE = 100  # of a log that is read
+BLOCK_BYTES = 2**16
 SECONDS_BETWEEN_LINES = 5.0  # of a pipe; console.log has every row
 
 
@@ -48,26 +49,57 @@ def read_losses(run: Path) -> list[Row]:
 
 
 class Lines:
-    """A file that whole lines are added to; what a full disk refuses waits for the next line."""
+    """A file that whole lines are added to; what a full disk refuses waits for the next line.
+
+    Opening cuts off the half line that a kill may have left, to which the next would be added.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
-        self._waiting = b""
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o666)
+        os.ftruncate(self._file, _end_of_lines(self._file))
+        self._waiting = b""  # for the file
+        self._unsynced = b""  # in the file, and maybe not on the disk
 
     def write(self, line: str) -> None:
         self._waiting += f"{line}\n".encode()
         with suppress(OSError):
-            self.flush()
+            self._flush()
 
-    def flush(self) -> None:
-        """All lines are in the file when this returns; raises OSError."""
-        while self._waiting:
-            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+    def sync(self) -> None:
+        """All lines are on the disk when this returns, and outlive the machine; raises OSError."""
+        self._flush()
+        try:
+            os.fsync(self._file)
+        except OSError:
+            # Nobody knows what of it is there, and the next fsync would not say it again.
+            end = os.fstat(self._file).st_size - len(self._unsynced)
+            self._waiting, self._unsynced = self._unsynced, b""
+            os.ftruncate(self._file, end)
+            raise
+        self._unsynced = b""
 
     def close(self) -> None:
         with suppress(OSError):
-            self.flush()
+            self._flush()
         os.close(self._file)
+
+    def _flush(self) -> None:
+        while self._waiting:
+            written = os.write(self._file, self._waiting)
+            self._unsynced += self._waiting[:written]
+            self._waiting = self._waiting[written:]
+
+
+def _end_of_lines(file: int) -> int:
+    """The size of a file without a half line at its end."""
+    end = os.fstat(file).st_size
+    while end:
+        begin = max(0, end - BLOCK_BYTES)
+        newline = os.pread(file, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0
 
 
 class JsonLog:
@@ -85,7 +117,10 @@ class JsonLog:
             ]
             # Written beside and renamed, so that a kill here leaves the old file or the new one.
             beside = path.with_suffix(".cut")
-            beside.write_text("".join(kept))
+            with beside.open("w") as file:
+                file.write("".join(kept))
+                file.flush()
+                os.fsync(file.fileno())  # else a machine that loses power may leave neither
             beside.replace(path)
         self._lines = Lines(path)
 
@@ -93,9 +128,9 @@ class JsonLog:
         """Append a row; unless the disk is full it is in the file, whole, when this returns."""
         self._lines.write(json.dumps(_finite(row), allow_nan=False))
 
-    def flush(self) -> None:
-        """All rows are in the file when this returns; raises OSError."""
-        self._lines.flush()
+    def sync(self) -> None:
+        """All rows are on the disk when this returns; raises OSError."""
+        self._lines.sync()
 
     def close(self) -> None:
         self._lines.close()
@@ -259,6 +294,10 @@ class Console:
             self._bar.write(text, file=sys.stderr)
         self._write(text, shown=True)
 
+    def sync(self) -> None:
+        """All lines are on the disk when this returns; raises OSError."""
+        self._lines.sync()
+
     def close(self) -> None:
         self._bar.close()
         self._lines.close()
@@ -364,11 +403,12 @@ class RunLog:
             self._alarms.write(json.dumps(row))
             self.say(f"ALARM: {text}")
 
-    def flush(self) -> None:
-        """What a full disk refused is in the logs when this returns; raises OSError."""
+    def sync(self) -> None:
+        """All rows are on the disk when this returns, those it has refused too; raises OSError."""
         if self._is_main:
-            for log in (self._losses, self._evals, self._quarantine, self._skipped):
-                log.flush()
+            rows = (self._losses, self._evals, self._quarantine, self._skipped)
+            for log in (*rows, self._alarms, self._console):
+                log.sync()
 
     def say(self, text: str) -> None:
         """A sentence for the person who watches."""

@@ -11,16 +11,11 @@ from typing import Any
 
 import torch
 
-from nmm.checkpoint import (
-    Progress,
-    complete,
-    damage_of,
-    read_progress,
-    step_of,
-)
+from nmm.checkpoint import Progress, complete, read_progress, step_of
 from nmm.config import ModelConfig, ParentConfig, ParentMode, read_yaml
 from nmm.errors import UserError
 from nmm.identity import CODEBOOK, HELD_OUT, TOKENIZER, refuse_contradiction
+from nmm.intact import damage_of
 from nmm.model import Group, Model, group
 from nmm.parallel import World, copy_from_main
 from nmm.pieces import Stored

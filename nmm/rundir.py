@@ -6,6 +6,7 @@ import os
 import platform
 import struct
 import subprocess
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -49,13 +50,19 @@ def write(
 
 
 def end(directory: Path, *, how: str, step: int, is_main: bool) -> None:
-    """Note at the last start how it ended and after which step; one without a note was cut off."""
+    """Note at the last start how it ended and after which step; one without a note was cut off.
+
+    A disk that is full by now takes nothing from what was trained and saved.
+    """
     if not is_main:
         return
     manifest = directory / MANIFEST
     stored = json.loads(manifest.read_text())
     stored["starts"][-1]["ended"] = {"how": how, "step": step, "time": wall_time()}
-    write_whole(manifest, json.dumps(stored, indent=1) + "\n")
+    try:
+        write_whole(manifest, json.dumps(stored, indent=1) + "\n")
+    except OSError as error:
+        print(f"ALARM: {manifest} does not say that the run {how}: {error}", file=sys.stderr)
 
 
 def lock(directory: Path, *, is_main: bool) -> AbstractContextManager:

@@ -67,7 +67,7 @@ class Saves:
             time.sleep(pause or 0)
         raise UserError(
             f"no checkpoint of step {progress.step} could be written ({failed}); make room, and "
-            f"the same command goes on from the newest checkpoint, if there is one."
+            f"the same command takes the steps since the newest checkpoint again."
         )
 
     def _save(self, progress: Progress, *, then: str) -> str | None:
@@ -75,7 +75,7 @@ class Saves:
         self._log.heartbeat.enter(Phase.checkpoint)
         try:
             with writing_together():
-                self._log.flush()  # a checkpoint must not be ahead of its logs
+                self._log.sync()  # a checkpoint must not be ahead of its logs
             saved = checkpoint.save(
                 self._engine,
                 progress,

@@ -32,13 +32,13 @@ from data.corpus import Corpus
 from data.loader import held_out_batches
 from data.tokenizer import Tokenizer
 from nmm.batch import PackedBatch
-from nmm.checkpoint import DAMAGE, complete, damage_of, read_progress, step_of
+from nmm.checkpoint import complete, read_progress, step_of
 from nmm.codes import ImageCodes
 from nmm.codes.model import read as read_codes
 from nmm.config import Config, DataConfig, ModelConfig, read_yaml
 from nmm.errors import UserError
 from nmm.identity import CODEBOOK, TOKENIZER
-from nmm.intact import newest_intact, refuse_damaged
+from nmm.intact import DAMAGE, damage_of, newest_intact, refuse_damaged
 from nmm.model import Model
 from nmm.model.numbered import side_by_side
 from nmm.pieces import Stored
@@ -164,17 +164,20 @@ def read_export(directory: Path, *, device: torch.device) -> Trained:
     if config.data.codebook is not None:
         config.data.codebook = str(directory / CODEBOOK_FOLDER)
     tokenizer = _tokenizer(config.data, sha256=facts["tokenizer_sha256"])
+    path = directory / WEIGHTS
     try:
-        weights = load_file(directory / WEIGHTS)
+        weights = load_file(path)
         _check_sums(weights, expected=facts["weights_sha256"])
         weights = side_by_side(weights, stack=torch.stack)
         model = _model(config.model, weights, device=device)
     except (SafetensorError, *DAMAGE) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"{directory / WEIGHTS} is damaged ({reason[0] if reason else type(error).__name__}); "
-            f"export the run again."
+            f"{path} is damaged ({reason[0] if reason else type(error).__name__}); export the run "
+            f"again."
         ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); bring its disk back.") from None
     return Trained(
         config=config,
         model=model,
@@ -205,14 +208,17 @@ def _check_sums(weights: Mapping[str, Tensor], *, expected: Mapping[str, str]) -
 def _model(config: ModelConfig, weights: dict[str, Tensor], *, device: torch.device) -> Model:
     """A model with these weights, every one of them under its name; initial ones are not drawn.
 
-    The head of a tied model may be missing.
+    The head of a tied model may be missing. Raises LookupError for weights of another model.
     """
     with torch.device("meta"):
         model = Model(config)
     given = {name: value.float() for name, value in weights.items()}
     if config.tied_head:
         given["head.weight"] = given["embedding.weight"]
-    model.load_state_dict(given, assign=True)
+    try:
+        model.load_state_dict(given, assign=True)
+    except RuntimeError as error:
+        raise LookupError(f"{error}") from None
     model.tie()
     return model.to(device).eval()
 

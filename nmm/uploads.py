@@ -62,7 +62,9 @@ class Uploads:
         while self.held:
             left = end - time.monotonic()
             if left <= 0 or self._failures - failures >= TRIES_AT_THE_END:
-                self._alarm(self.held[-1], why="the run ends before it is copied")
+                self._alarm(
+                    self.held[-1], why="the run ends before that; the same command copies it"
+                )
                 break
             if self._process:
                 try:

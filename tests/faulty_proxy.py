@@ -4,8 +4,8 @@
 
 `POST /faults` with {"kind": ..., "match": ..., "count": ...} makes the next `count` reads or writes
 of a path that contains `match` fail; `GET /faults` tells how many are left, and those so far.
-The kinds: busy (503), truncate (half a body), shift (another range), lie (another range under the
-name of this one), whole (ranges ignored), stall (silence), drop (no answer).
+The kinds: busy (503), forbidden (403), truncate (half a body), shift (another range), lie (another
+range under the name of this one), whole (ranges ignored), stall (silence), drop (no answer).
 """
 
 import http.client
@@ -68,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
     def forward(self, fault: str) -> None:
         if fault == "drop":
             self.close_connection = True
+        elif fault == "forbidden":
+            self.answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
         elif fault == "busy":
             self.answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
         else:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,19 @@ from nmm import begin, rundir
 from nmm.checkpoint import Progress, complete, make_room, step_of
 from nmm.config import CheckpointConfig
 from nmm.errors import UserError
-from nmm.intact import SET_ASIDE, newest_intact
+from nmm.intact import SET_ASIDE, damage_of, newest_intact
 from nmm.log import JsonLog, read_rows
-from nmm.pieces import Share, write_shares
+from nmm.pieces import (
+    PIECES,
+    WEIGHT,
+    Piece,
+    Share,
+    Stored,
+    Written,
+    path_of,
+    write_pieces,
+    write_shares,
+)
 from nmm.sums import MARKER, Sum, fault_of, write_text
 from tests import runs
 from tests.runs import environment
@@ -88,6 +99,64 @@ def test_a_disk_that_fails_damages_nothing(tmp_path: Path) -> None:
         newest_intact(tmp_path)
 
 
+def test_only_what_is_damaged_is_called_so(tmp_path: Path) -> None:
+    """Nobody is told to delete a checkpoint because a memory is full or a file cannot be opened."""
+    piece = Piece("a", start=0, offset=0, numel=2**20)
+    sums = {path_of(tmp_path, 0).name: write_shares(tmp_path, [share_of(piece)], process=0)}
+    written = Written(1, 1, [WEIGHT], 1, 1, shapes={"a": [2**20]}, files=[[[piece]]])
+    sums[PIECES] = write_pieces(tmp_path, written)
+    write_text(tmp_path / MARKER, json.dumps(sums))
+
+    def read() -> None:
+        with damage_of(tmp_path):
+            assert len(dict(Stored(tmp_path).weights())) == 1
+
+    read()
+    with pytest.raises(RuntimeError, match="can't allocate memory"), damage_of(tmp_path):
+        torch.empty(2**50)
+    path, data = path_of(tmp_path, 0), path_of(tmp_path, 0).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    told = (
+        rf"is damaged \({path.name} has {len(data) // 2} bytes instead of {len(data)}\); delete it"
+    )
+    with pytest.raises(UserError, match=told):
+        read()
+    path.unlink()
+    with pytest.raises(UserError, match=r"is damaged \(FileNotFoundError"):
+        read()
+    path.symlink_to(path.name)  # every look at it is an error of the file system
+    with pytest.raises(UserError, match=r"cannot be read .* bring its disk back"):
+        read()
+    path.unlink()
+    path.write_bytes(data)
+    (tmp_path / PIECES).write_text("{}")
+    with pytest.raises(UserError, match=r"is damaged \(KeyError"):
+        read()
+
+
+def share_of(piece: Piece) -> Share:
+    return Share({WEIGHT: torch.ones(piece.numel)}, [piece])
+
+
+def test_a_disk_that_is_full_at_the_end_takes_nothing_from_a_finished_run(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All is trained and saved, only that is not noted; it is no failure of the run."""
+    manifest = small_disk / rundir.MANIFEST
+    manifest.write_text('{"starts": [{"step": 0}]}')
+    with suppress(OSError), (small_disk / "other").open("wb", buffering=0) as file:
+        while file.write(bytes(2**12)):
+            pass
+    rundir.end(small_disk, how="finished", step=8, is_main=True)
+    said = capsys.readouterr().err
+    assert f"ALARM: {manifest} does not say that the run finished: [Errno 28] No space" in said
+    assert manifest.read_text() == '{"starts": [{"step": 0}]}'
+    (small_disk / "other").unlink()
+    rundir.end(small_disk, how="finished", step=8, is_main=True)
+    assert '"how": "finished"' in manifest.read_text()
+    manifest.unlink()
+
+
 @pytest.mark.parametrize(
     ("alarms", "first"),
     [
@@ -124,9 +193,9 @@ def test_what_a_full_disk_refuses_of_a_log_waits(small_disk: Path) -> None:
         log.write(row)
     assert 0 < len(read_rows(small_disk / "log.jsonl")) < 10
     with pytest.raises(OSError, match="No space left"):
-        log.flush()
+        log.sync()
     (small_disk / "other").unlink()
-    log.flush()
+    log.sync()
     assert read_rows(small_disk / "log.jsonl") == whole
     log.close()
     (small_disk / "log.jsonl").unlink()

@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from nmm import copies
+from nmm import begin, copies, heartbeat
 from nmm.checkpoint import complete
-from nmm.config import CheckpointConfig
+from nmm.config import CheckpointConfig, compose, load
 from nmm.errors import UserError
 from nmm.log import read_rows
+from nmm.parallel import World
 from nmm.sums import MARKER, write_text
 from tests import runs, servers
 from tests.launches import wait_until
@@ -101,6 +103,97 @@ def test_a_copy_without_its_marker_does_not_exist_and_a_changed_one_is_left_out(
     assert complete(tmp_path / "nothing") == []
 
 
+@pytest.mark.parametrize("match", ["list-type", "COPIED", "manifest", "states_00000"])
+def test_what_may_not_be_read_is_not_missing(
+    proxy: servers.FaultyProxy, tmp_path: Path, match: str
+) -> None:
+    """Else a wrong key would begin a run anew, or go on from an older copy."""
+    url = f"{URL}/forbidden"
+    for step in (5, 10):
+        path = made(tmp_path / "forbidden", step)
+        copies.put(path, f"{url}/{path.name}")
+    proxy.fail("forbidden", count=999, match=match)
+    with pytest.raises(UserError, match=r"may not be read .*correct its name, or the credentials"):
+        copies.take_back(url, tmp_path / "back")
+    assert complete(tmp_path / "back") == []
+    proxy.fail("busy", count=1, match=match)
+    assert copies.take_back(url, tmp_path / "back") == ("step_00000010", [])
+    assert proxy.state()["left"] == 0
+
+
+def test_taking_back_goes_on_where_it_was_cut_off(
+    proxy: servers.FaultyProxy, tmp_path: Path
+) -> None:
+    """Of whole files nothing is read again, of a half one what is missing."""
+    url, path, back = f"{URL}/cut", made(tmp_path / "cut", 5), tmp_path / "back"
+    copies.put(path, f"{url}/{path.name}")
+    begun = back / "checkpoints" / path.name
+    begun.mkdir(parents=True)
+    (begun / "state.json.part").write_bytes((path / "state.json").read_bytes())
+    whole = (path / "states_00000.pt").read_bytes()
+    (begun / "states_00000.pt.part").write_bytes(whole[:100])
+    proxy.fail("truncate", count=0, match="")
+    assert copies.take_back(url, back) == (path.name, [])
+    reads = proxy.state()["reads"]
+    assert [name for name in reads if name.endswith("/state.json")] == []
+    assert contents(back) == contents(tmp_path / "cut")
+    (begun / MARKER).unlink()
+    (begun / "states_00000.pt.part").write_bytes(b"of something else")
+    assert copies.take_back(url, back) == (path.name, [])
+    assert contents(back) == contents(tmp_path / "cut")
+
+
+def test_a_log_that_is_shorter_than_its_copy_is_replaced(
+    proxy: servers.FaultyProxy, tmp_path: Path
+) -> None:
+    url, path, back = f"{URL}/short", made(tmp_path / "short", 5), tmp_path / "back"
+    (tmp_path / "short" / "evals.jsonl").write_text('{"step": 1}\n{"step": 5}\n')
+    copies.put(path, f"{url}/{path.name}")
+    back.mkdir()
+    (back / "evals.jsonl").write_text('{"step": 1}\n{"st')
+    longer = '{"step": 1}\n{"step": 9}\n'
+    (back / "losses.jsonl").write_text(longer)
+    assert copies.take_back(url, back) == (path.name, [])
+    assert read_rows(back / "evals.jsonl") == [{"step": 1}, {"step": 5}]
+    assert (back / "losses.jsonl").read_text() == longer
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        ({}, []),
+        ({5: [0], 10: [0], 15: [0]}, [5, 10, 15]),
+        ({5: [0], 10: [0, 10], 15: [0], 20: [0]}, [5, 10]),
+        ({5: [0], 10: [0], 15: [0, 10], 20: [0]}, [5, 10, 15]),
+        ({5: [0], 10: [0], 15: [0, 10], 20: [0, 10, 15]}, [5, 10, 15, 20]),
+        ({5: [0], 10: [0], 15: [0, 10], 20: [0, 10, 5]}, [5, 20]),
+        ({5: [], 10: []}, [5, 10]),
+    ],
+)
+def test_what_a_run_has_abandoned_is_not_on_its_way(
+    starts: dict[int, list[int]], expected: list[int]
+) -> None:
+    named = {f"step_{step:08d}": steps for step, steps in starts.items()}
+    assert copies.of_one_line(named) == [f"step_{step:08d}" for step in expected]
+
+
+def test_copies_of_an_abandoned_line_do_not_come_back(
+    proxy: servers.FaultyProxy, tmp_path: Path
+) -> None:
+    """A run that has gone on from an earlier step says so in the copy of that, at its start."""
+    url, run = f"{URL}/line", tmp_path / "line"
+    checkpoints = {step: made(run, step) for step in (5, 10, 15)}
+    (run / "manifest.json").write_text('{"starts": [{"step": 0}]}')
+    for path in checkpoints.values():
+        copies.put(path, f"{url}/{path.name}")
+    assert copies.take_back(url, tmp_path / "before")[0] == "step_00000015"
+    (run / "manifest.json").write_text('{"starts": [{"step": 0}, {"step": 5}]}')
+    proxy.fail("busy", count=1, match="states_00000")
+    copies.put(checkpoints[5], f"{url}/step_00000005")
+    assert proxy.state()["left"] == 1  # only what it tells of the run
+    assert copies.take_back(url, tmp_path / "after")[0] == "step_00000005"
+
+
 def test_names_that_lead_out_of_the_run_are_not_followed(
     proxy: servers.FaultyProxy, tmp_path: Path
 ) -> None:
@@ -133,10 +226,19 @@ def test_only_stores_that_list_what_they_hold() -> None:
         CheckpointConfig(upload_to="https://host/a")
 
 
+def phase_of(run: Path) -> str | None:
+    place = heartbeat.read(run, 0)
+    return place.phase if place else None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_a_run_whose_disk_was_lost_goes_on_from_the_store(
-    proxy: servers.FaultyProxy, tmp_path: Path
+    proxy: servers.FaultyProxy, tmp_path: Path, world: World
 ) -> None:
-    """The store fails for a while; the run goes on elsewhere, and is as one that nobody moved."""
+    """The store fails for a while; the run goes on elsewhere, and is as one that nobody moved.
+
+    Also where there are checkpoints, and all are damaged.
+    """
     lost, found, whole = (tmp_path / name / "stored" for name in ("lost", "found", "whole"))
 
     def words(directory: Path, *more: str) -> list[str]:
@@ -146,7 +248,14 @@ def test_a_run_whose_disk_was_lost_goes_on_from_the_store(
     there = f"checkpoint.upload_to={URL}"
     proxy.fail("busy", count=copies.TRIES, match="pieces.json")
     shorter = words(lost, there, "schedule.total_steps=6")
-    said = launch([shorter, words(found, there), words(whole)], directory=tmp_path)
+    again = words(found, there)
+    these = [shorter, again, again, words(whole)]
+    with ThreadPoolExecutor(1) as pool:
+        launched = pool.submit(launch, these, directory=tmp_path)
+        wait_until(lambda: phase_of(lost) == "end", seconds=100, log=tmp_path / "runs.json")
+        # It waits for the store, in no phase that would say something else of a process that hangs.
+        assert "finished" not in (lost / "console.log").read_text()
+        said = launched.result()
     assert f"copied step_00000006 to {URL}/stored" in (lost / "console.log").read_text()
     (alarm,) = read_rows(lost / "alarms.jsonl")
     assert (alarm["about"], alarm["step"]) == ("upload", 4)
@@ -161,3 +270,18 @@ def test_a_run_whose_disk_was_lost_goes_on_from_the_store(
     assert copies.take_back(f"{URL}/stored", tmp_path / "third") == ("step_00000008", [])
     taken = contents(tmp_path / "third" / "checkpoints")
     assert taken.items() <= contents(found / "checkpoints").items()
+    # The command that found the run finished has copied what was missing: how it ended.
+    manifests = [(path / "manifest.json").read_text() for path in (tmp_path / "third", found)]
+    assert manifests[0] == manifests[1]
+
+    for path in complete(found):
+        (path / "pieces.json").write_text("{}")
+    asked = load(compose(again))
+    begun = begin.begin(begin.make_plan(asked, world=world), asked, world=world)
+    last = found / "checkpoints" / "step_00000008"
+    assert begun.own == last
+    assert contents(last) == contents(tmp_path / "third" / "checkpoints" / last.name)
+    assert len(begun.left_out) == 2
+    for line in begun.left_out:
+        assert "is damaged (pieces.json has 2 bytes instead of" in line
+        assert line.endswith("going on from step_00000008")

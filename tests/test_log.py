@@ -1,14 +1,17 @@
 """The logs: cut to the restored step, never half a line, and wandb cannot stop a run."""
 
+import errno
 import json
+import os
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from nmm.config import LogConfig, WandbMode
 from nmm.heartbeat import Heartbeat
-from nmm.log import Console, JsonLog, RunLog, WandbMirror, duration, read_rows, wandb_id
+from nmm.log import Console, JsonLog, Lines, RunLog, WandbMirror, duration, read_rows, wandb_id
 from tests.launches import wait_until
 
 
@@ -24,18 +27,64 @@ def test_rows_after_the_restored_step_and_half_lines_are_cut(tmp_path: Path) -> 
     assert path.read_text().endswith("}\n")
 
 
-def test_a_run_from_scratch_keeps_no_row_of_an_earlier_try(tmp_path: Path) -> None:
-    (tmp_path / "evals.jsonl").write_text('{"step": 0, "loss": 8.0}\n')
-    off = LogConfig(wandb=WandbMode.off)
-    log = RunLog(
-        tmp_path,
-        off,
+@pytest.mark.parametrize("half", ["", '{"step": 6, "lo', "x" * 200_000])
+def test_no_line_is_added_to_a_half_one(tmp_path: Path, half: str) -> None:
+    """As a kill leaves it, in alarms as well, which are not cut at a step."""
+    path, whole = tmp_path / "alarms.jsonl", '{"step": 5}\n'
+    for before in ("", whole):
+        path.write_text(before + half)
+        with closing(Lines(path)) as lines:
+            lines.write('{"step": 7}')
+        assert path.read_text() == before + '{"step": 7}\n'
+
+
+def test_a_checkpoint_counts_on_what_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that could not keep what it was given gets it again."""
+    on_disk: dict[str, str] = {}
+    fsync, fails = os.fsync, [True]
+
+    def noted(file: int) -> None:
+        path = Path(f"/proc/self/fd/{file}").readlink()
+        if path.name == "losses.jsonl" and fails:
+            fails.pop()
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(file)
+        on_disk[path.name] = path.read_text()
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with closing(opened(tmp_path)) as log:
+        for step in (1, 2):
+            log.evaluation({"step": step, "loss": 7.0})
+            log.quarantine({"step": step})
+            log.alarm("a", step=step, about="checkpoint")
+        log.losses({"step": 2, "tokens": 1, "seconds": 1.0, "tokens_per_second": 1.0, "lr": 0.1})
+        with pytest.raises(OSError, match="Input/output"):
+            log.sync()
+        assert (tmp_path / "losses.jsonl").read_text() == ""
+        log.sync()
+        found = {path.name: path.read_text() for path in tmp_path.glob("*.*")}
+        assert on_disk == found
+    assert [row["step"] for row in read_rows(tmp_path / "losses.jsonl")] == [2]
+    assert len(on_disk) == 6
+
+
+def opened(directory: Path) -> RunLog:
+    return RunLog(
+        directory,
+        LogConfig(wandb=WandbMode.off),
         is_main=True,
         settings={},
         first_step=0,
         total_steps=5,
-        heartbeat=Heartbeat(tmp_path, rank=0),
+        heartbeat=Heartbeat(directory, rank=0),
     )
+
+
+def test_a_run_from_scratch_keeps_no_row_of_an_earlier_try(tmp_path: Path) -> None:
+    (tmp_path / "evals.jsonl").write_text('{"step": 0, "loss": 8.0}\n')
+    log = opened(tmp_path)
     log.evaluation({"step": 0, "loss": 7.0})
     log.close()
     assert read_rows(tmp_path / "evals.jsonl") == [{"step": 0, "loss": 7.0}]

@@ -27,11 +27,11 @@ from data.prepare.index import index_shards
 from data.prepare.validate import validate
 from data.store import Store
 from nmm import report
-from nmm.checkpoint import damage_of
 from nmm.codes.model import read as read_codes
 from nmm.config import Kind, Layout, SourceConfig, compose, compose_study, load, read_yaml
 from nmm.credentials import masked
 from nmm.errors import UserError
+from nmm.intact import damage_of
 from nmm.model.folder import weight_files
 from nmm.pieces import Piece, Share, Stored, Written, path_of, write_pieces, write_shares
 from tests import corpora, runs, servers
@@ -158,7 +158,7 @@ def test_no_module_has_a_way_to_run_what_it_reads() -> None:
         if not name.startswith("bench.peers")
         for said in unsafe_calls(name, tree)
     ]
-    assert found == ["nmm.checkpoint imports pickle, UnpicklingError"]
+    assert found == ["nmm.intact imports pickle, UnpicklingError"]
     wrong = "import pickle; torch.load(a); np.load(a, allow_pickle=True); yaml.load(a, yaml.Loader)"
     assert len(unsafe_calls("x", ast.parse(f"{wrong}; eval(a); run(a, shell=True)"))) == 6
 
