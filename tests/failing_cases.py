@@ -4,8 +4,8 @@
 
 DIR/words.json has the overrides of the run `trained`, of two processes, which somebody else will
 disturb. One process imports everything and is copied for all, so that they begin together.
-DIR/CASE.log is what the processes of a case printed, DIR/codes.json what they ended with; those
-that stand still at the end are not waited for.
+DIR/CASE.log is what the processes of a case printed, DIR/codes.json what they ended with, but for
+those that stand still until all others have ended.
 """
 
 import json
@@ -119,6 +119,10 @@ def main() -> None:
     for child, (case, rank) in running.items():
         if (case, rank) not in STAND_STILL:
             codes[case].append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    for child, who in running.items():
+        if who in STAND_STILL:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
     (directory / "codes.json").write_text(json.dumps(codes))
 
 
