@@ -50,6 +50,10 @@ def corpus() -> Path:
     return directory
 
 
+# Images as codes have none: the defaults again, instead of what `overrides` says.
+DEFAULT_PIXELS = {"model.image.side_pixels": "64", "model.image.patch_pixels": "8"}
+
+
 def overrides(corpus: Path, runs: Path, *more: str) -> list[str]:
     """A run with checkpoints every 5 steps; the smallest source repeats several times."""
     sources = [

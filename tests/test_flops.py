@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nmm.activations import activation_bytes
 from nmm.batch import NO_LABEL
-from nmm.config import AttentionBackend, ModelConfig, compose
+from nmm.config import AttentionBackend, ImageKind, ModelConfig, compose, load
 from nmm.config.root import CONF
 from nmm.errors import UserError
 from nmm.flops import (
@@ -173,6 +173,24 @@ def test_presets_choose_optimizer_and_schedule() -> None:
     other = compose(["model=moma_dense_435m", "schedule=nmm", "optim.learning_rate=3e-4"])
     assert other.schedule.warmup_steps is None
     assert other.optim.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        ("metaseq_8m", "mixed_modal"),
+        ("metaseq_1p3b", "mixed_modal"),
+        ("chameleon_7b", "chameleon"),
+        ("moma_4t4i_90m", "chameleon"),
+        ("early_275m", "mix_45_45_10"),
+        ("late_289m", "mix_45_45_10"),
+    ],
+)
+def test_a_preset_and_the_corpus_of_its_paper_need_nothing_else(model: str, data: str) -> None:
+    """But for a length; its ids have room for a tokenizer beside the units."""
+    config = load(compose([f"model={model}", f"data={data}", "schedule.total_steps=9"]))
+    assert (config.model.image.kind is ImageKind.codes) == bool(config.data.units)
+    assert config.model.vocab_size - sum(config.data.units.values()) > 32_000
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -351,6 +369,8 @@ def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1,649,049,600" in printed
     assert "no images" not in printed
     main(["describe", "model=metaseq_8m"])
+    assert "images are ids" in capsys.readouterr().out
+    main(["describe", "model=metaseq_8m", "model.image.kind=none"])
     assert "no images" in capsys.readouterr().out
 
 

@@ -30,6 +30,7 @@ from nmm.codes.model import read
 from nmm.codes.train import Learner, Recipe, small_config
 from nmm.config import (
     ExpertGroups,
+    ImageConfig,
     ImageKind,
     Kind,
     Layout,
@@ -56,7 +57,7 @@ from tests import corpora, runs
 CPU = torch.device("cpu")
 SIDE, CODES, TOKENS = 16, 8, 4
 ROOM = 20
-IMAGE = corpora.IMAGE.__class__(side_pixels=SIDE, patch_pixels=8, kind=ImageKind.codes)
+IMAGE = ImageConfig(ImageKind.codes)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +289,7 @@ def words(codebook: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
         "data.codebook": str(codebook),
         "data.units.image": str(CODES),
         "model.image.kind": "codes",
-        "model.image.patch_pixels": "8",
+        **runs.DEFAULT_PIXELS,
         "schedule.total_steps": "30",
         "checkpoint.every_steps": "30",
     }

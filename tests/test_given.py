@@ -13,6 +13,7 @@ from nmm.model import Model, build, check_given, load_given
 from tests.family import EARLY, FAMILY, LATE, TEXT
 
 NO_PIXELS = ["~data.sources.caption", "~data.sources.interleaved"]
+CODES = ["data=demo_codes", "model.image.kind=codes"]
 
 
 def save(model: Model, path: Path, **changes: torch.Tensor | None) -> str:
@@ -133,6 +134,22 @@ def test_an_encoder_for_a_model_without_one_is_refused() -> None:
         (
             ["model.positions=learned", "model.max_positions=512", "model.rope_theta=5e5"],
             "model.rope_theta is 500000.0 and model.positions is learned",
+        ),
+        (
+            [*CODES, "model.image.side_pixels=32"],
+            "model.image.side_pixels is 32 and model.image.kind is codes, which come without",
+        ),
+        (
+            [*CODES, "model.image.patch_pixels=16"],
+            "model.image.patch_pixels is 16 and model.image.kind is codes, which come without",
+        ),
+        (
+            [*CODES, "model.image_attention=causal"],
+            "model.image_attention is causal and model.image.kind is codes, which are read",
+        ),
+        (
+            [*CODES, "model.image_attention=prefix"],
+            "model.image_attention is prefix and model.image.kind is codes, which are read",
         ),
         (["optim=sgd", "optim.beta2=0.9"], "optim.beta2 is 0.9 and optim.name is sgd"),
         (["optim.weight_decay=1.1"], "optim.weight_decay is 1.1; it is a fraction"),

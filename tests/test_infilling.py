@@ -135,7 +135,7 @@ def test_a_model_that_learned_spans_fills_holes_by_what_is_behind_them(
 
 def test_a_span_has_text_whole_images_and_its_end(tokenizer: Tokenizer) -> None:
     """And neither the end of the document nor a sentinel, whatever the model prefers."""
-    ids, image = tokenizer.ids, ImageConfig(side_pixels=16, patch_pixels=8, kind=ImageKind.codes)
+    ids, image = tokenizer.ids, ImageConfig(ImageKind.codes)
     size = {"width": 32, "depth": 2, "heads": 2, "vocab_size": corpora.VOCAB_SIZE}
     model = build(ModelConfig(**size, image=image), seed=3).eval()
     end, room = masks(tokenizer).end, 12

@@ -256,7 +256,8 @@ def test_a_run_learns_every_modality(directory: Path, tmp_path: Path) -> None:
     }
     data = {"sources": sources, "units": {"speech": SPEECH, "image": CODES}}
     (tmp_path / "conf" / "data" / "units.yaml").write_text(json.dumps(data))
-    more = ("schedule.total_steps=60", "model.image.kind=codes")
+    pixels = (f"{key}={value}" for key, value in runs.DEFAULT_PIXELS.items())
+    more = ("schedule.total_steps=60", "model.image.kind=codes", *pixels)
     arguments = runs.command(runs.corpus(), tmp_path, *runs.WHOLE, *more)
     kept = [word for word in arguments if not word.startswith("data.sources.")]
     done = runs.run([*kept, "data=units", "--config-dir", str(tmp_path / "conf")])

@@ -89,6 +89,19 @@ class ImageConfig:
                 f"model.image.side_pixels is {self.side_pixels} and model.image.patch_pixels is "
                 f"{self.patch_pixels}; make the side a multiple of the patch."
             )
+        if self.kind is ImageKind.codes:
+            self._check_codes()
+
+    def _check_codes(self) -> None:
+        for name, value, default in (
+            ("side_pixels", self.side_pixels, ImageConfig.side_pixels),
+            ("patch_pixels", self.patch_pixels, ImageConfig.patch_pixels),
+        ):
+            if value != default:
+                raise UserError(
+                    f"model.image.{name} is {value} and model.image.kind is codes, which come "
+                    f"without pixels; leave it at {default}, or set model.image.kind=patches."
+                )
 
     @property
     def reads_pixels(self) -> bool:
@@ -154,6 +167,7 @@ class ModelConfig(BlockConfig):
         at_least(0, model__z_loss=self.z_loss)
         self._check_positions()
         self._check_vision()
+        self._check_codes()
         self._check_experts()
         self._check_auxiliary_routers()
         self._check_group_rows()
@@ -187,6 +201,14 @@ class ModelConfig(BlockConfig):
             raise UserError(
                 f"model.vision is set up and model.image.kind is {kind.name}, so that the encoder "
                 f"has no images; set model.image.kind=encoder, or leave model.vision out."
+            )
+
+    def _check_codes(self) -> None:
+        seen = self.image_attention
+        if self.image.kind is ImageKind.codes and seen is not ImageAttention.block:
+            raise UserError(
+                f"model.image_attention is {seen.name} and model.image.kind is codes, which are "
+                f"read one by one, as text is; leave it out, or set model.image.kind=patches."
             )
 
     def _check_experts(self) -> None:
