@@ -104,6 +104,7 @@ TWO += [case(z, "sgd", **LATE, blind_rank=1) for z in STAGES]
 FEW = 6
 SWITCHES = ["activation_checkpointing", *([] if missing_for_compiling() else ["compile"])]
 TWO += [case(z, "sgd", switches={switch: True}, steps=FEW) for switch in SWITCHES for z in STAGES]
+TWO += [case(3, "sgd", **LATE, switches={switch: True}) for switch in SWITCHES]
 POISONS = ("loss", "gradient")
 ORDER = (0, 1, 4, 5, 2, 3, 6, 7)  # the rows of process 0, then those of process 1
 TWO += [case(z, "adamw", poison=poison, steps=FEW) for poison in POISONS for z in STAGES]
@@ -283,15 +284,29 @@ def test_an_update_that_is_no_number_is_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("switch", ["activation_checkpointing", "compile"])
-def test_switches_change_no_loss(results: dict[str, dict], switch: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "steps", "stages", "watched"),
+    [("early", FEW, STAGES, 2), ("late", SHORT, (3,), 1)],
+    ids=["early", "late"],
+)
+def test_switches_change_no_loss(
+    results: dict[str, dict],
+    switch: str,
+    *,
+    model: str,
+    steps: int,
+    stages: tuple[int, ...],
+    watched: int,
+) -> None:
     if switch == "compile" and missing_for_compiling():
         pytest.skip(f"{missing_for_compiling()} is missing, so nothing can be compiled here")
-    expected = plain_torch("sgd")
-    for stage in STAGES:
-        found = results[f"2 x 2, ZeRO {stage}, sgd, {switch}"]
-        assert found["losses"] == pytest.approx(expected["losses"][:FEW], **SAME), stage
-        assert found["norms"] == pytest.approx(expected["norms"][:FEW], rel=1e-4), stage
-        assert len(found["signals"]) == 2
+    expected = plain_torch("sgd", model_name=model, steps=steps)
+    of_model = "" if model == "early" else f", {model}"
+    for stage in stages:
+        found = results[f"2 x 2, ZeRO {stage}, sgd{of_model}, {switch}"]
+        assert found["losses"] == pytest.approx(expected["losses"], **SAME), stage
+        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4), stage
+        assert len(found["signals"]) == watched
         for seen, plain in zip(found["signals"], expected["signals"], strict=False):
             assert seen == pytest.approx(plain, rel=1e-5), stage
 
