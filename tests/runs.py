@@ -137,29 +137,43 @@ from nmm.config import compose, load
 for line in sys.stdin.readlines():
     if os.fork() == 0:
         train.run(load(compose(line.split())), overrides=line.split())
+        sys.stdout.flush()
         os._exit(0)
-    assert os.wait()[1] == 0, line
+    if os.wait()[1]:
+        sys.exit(f"failed: {line}")
+    for path in sys.argv[1:]:
+        os.path.exists(path) and os.remove(path)
 """
+
+
+def one_after_the_other(
+    these: Sequence[Sequence[str]], *, remove: Sequence[Path] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Train with the overrides of each run, up to one that fails.
+
+    The files to `remove` are gone after the first one.
+    """
+    return subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER, *map(str, remove)],
+        input="\n".join(" ".join(words) for words in these),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
+    )
 
 
 def short_runs(directory: Path, *, widths: Sequence[int], steps: Sequence[int]) -> None:
     """Train every combination, one after the other, into `directory`/wWIDTH_sSTEPS."""
-    lines = []
+    these = []
     for width, count in product(widths, steps):
         more = (f"run.name=w{width}_s{count}", "log.wandb=off", "data.workers=0")
         given = dict(word.partition("=")[::2] for word in overrides(corpus(), directory, *more))
         given |= {"model.width": str(width), "schedule.total_steps": str(count)}
         given |= {"checkpoint.every_steps": "1000", "evaluation.every_steps": "1000"}
         given |= {"evaluation.at_start": "false", "evaluation.rows_per_source": "1"}
-        lines.append(" ".join(f"{key}={value}" for key, value in given.items()))
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_THE_OTHER],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=200,
-    )
+        these.append([f"{key}={value}" for key, value in given.items()])
+    done = one_after_the_other(these)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

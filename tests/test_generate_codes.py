@@ -3,9 +3,9 @@
 import json
 import re
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -297,9 +297,24 @@ def words(codebook: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 
 @pytest.fixture(scope="module")
-def run(words: list[str]) -> Path:
-    done = runs.run([sys.executable, "train.py", *words])
-    assert done.returncode == 0, done.stdout + done.stderr
+def other(codebook: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return changed_codebook(codebook, tmp_path_factory.mktemp("other") / "other")
+
+
+@pytest.fixture(scope="module")
+def launch(words: list[str], other: Path) -> CompletedProcess[str]:
+    """The training, and then with another codebook, while no shard says which one it is of."""
+    marks = {path: path.read_bytes() for path in marked(words)}
+    more = (f"data.codebook={other}", "schedule.total_steps=40")
+    done = runs.one_after_the_other([words, [*words, *more]], remove=[*marks])
+    for path, content in marks.items():
+        path.write_bytes(content)
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(words: list[str], launch: CompletedProcess[str]) -> Path:
+    assert "finished" in launch.stdout, launch.stdout + launch.stderr
     (directory,) = [word.partition("=")[2] for word in words if word.startswith("run.dir=")]
     return Path(directory) / "whole"
 
@@ -435,27 +450,28 @@ def marked(words: list[str]) -> list[Path]:
 
 
 def test_another_codebook_is_refused(
-    run: Path, codebook: Path, words: list[str], tmp_path: Path
+    run: Path,
+    launch: CompletedProcess[str],
+    codebook: Path,
+    other: Path,
+    words: list[str],
+    tmp_path: Path,
 ) -> None:
     """By training, new or going on, by generation, and one of another size."""
-    other = changed_codebook(codebook, tmp_path / "other")
-    more = (f"data.codebook={other}", "schedule.total_steps=40")
+    # What no shard says is not checked, but for what the run began with.
+    assert launch.returncode != 0
+    assert "data.codebook (sha256)" in launch.stderr
 
     def plan(*changes: str) -> object:
         return make_plan(load(compose([*words, *changes])), world=World(0, 1, CPU, HashStore()))
 
     with pytest.raises(UserError, match=r"other \(sha256 .* of another VQ model .*; give that one"):
-        plan(*more)
+        plan(f"data.codebook={other}", "schedule.total_steps=40")
     marks = {path: path.read_bytes() for path in marked(words)}
     assert len(marks) == 2
     write(next(iter(marks)).parent, sha256="0" * 64, codes=CODES)
     with pytest.raises(UserError, match=r"data\.sources has image codes of two VQ models, in "):
         plan("data.codebook=null")
-    for path in marks:  # what nobody says is not checked, but for what a run began with
-        path.unlink()
-    done = runs.run([sys.executable, "train.py", *words, *more])
-    assert done.returncode != 0
-    assert "data.codebook (sha256)" in done.stdout + done.stderr
     for path, content in marks.items():
         path.write_bytes(content)
     copied = shutil.copytree(run, tmp_path / "run")

@@ -31,19 +31,18 @@ def test_a_run_with_a_given_frozen_encoder(tmp_path: Path) -> None:
     given = tmp_path / "encoder.safetensors"
     late = (*LATE, f"weights.vision={given}")
 
-    def train(steps: int) -> str:
-        more = (*late, f"schedule.total_steps={steps}", "checkpoint.every_steps=3")
-        done = runs.run(runs.command(runs.corpus(), tmp_path, *more))
-        return done.stdout + done.stderr
+    def asked(steps: int, *more: str) -> list[str]:
+        words = (*late, f"schedule.total_steps={steps}", "checkpoint.every_steps=3", *more)
+        return runs.overrides(runs.corpus(), tmp_path, *words)
 
-    assert f"error: weights.vision is {given}, which does not exist" in train(3)
-    asked = runs.overrides(runs.corpus(), tmp_path, *late)
-    config = load(compose(asked)).model
+    config = load(compose(asked(3))).model
     donor = {n: p.detach() for n, p in build(config, seed=9).named_parameters()}
     save_file(donor, given)
-    assert "finished" in train(3)
-    given.unlink()
-    assert "continuing" in train(6)
+    done = runs.one_after_the_other([asked(3), asked(6), asked(3, "run.name=new")], remove=[given])
+    assert done.stdout.count("finished") == 2, done.stderr
+    assert done.stdout.count("continuing") == 1
+    assert "run.name=new" in done.stderr.splitlines()[-1]
+    assert f"weights.vision is {given}, which does not exist" in done.stderr
 
     trained = read_run(tmp_path / "late", device=torch.device("cpu"))
     assert trained.step == 6
