@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from data.loader import held_out_batches
 from nmm import evaluate
@@ -167,6 +168,28 @@ def test_the_command_prints_the_losses_of_the_last_evaluation(
     assert title.endswith(f"step {runs.STEPS}: held-out loss in nats per token")
     table = {key: float(value) for key, value in map(str.split, lines)}
     assert table == pytest.approx({k: v for k, v in losses.items() if k != "step"}, abs=2e-4)
+
+
+def test_a_run_is_evaluated_on_the_documents_of_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of one with captions alone, the first source: their loss is as before, and the only one."""
+    text = (runs.undisturbed() / "config.yaml").read_text()
+    other = OmegaConf.create(text)
+    for kind in ("interleaved", "text"):
+        del other.data.sources[kind]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(other))
+    command(monkeypatch, "--run", runs.undisturbed(), "--data-of", tmp_path, "--json")
+    printed = json.loads(capsys.readouterr().out)
+    last = read_rows(runs.undisturbed() / "evals.jsonl")[-1]
+    assert {key for key in printed if key.startswith("loss/source/")} == {"loss/source/caption"}
+    assert printed["loss"] == pytest.approx(last["loss/source/caption"], rel=1e-4)
+    other.data.units = {"speech": 5}
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(other))
+    with pytest.raises(
+        SystemExit, match=r"^error: --data-of is \S+, whose tokenizer or data.units"
+    ):
+        command(monkeypatch, "--run", runs.undisturbed(), "--data-of", tmp_path)
 
 
 @pytest.mark.parametrize(

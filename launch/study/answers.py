@@ -110,7 +110,10 @@ def estimate_of(question: QuestionConfig, found: Found) -> Estimate | None:
             which = "a" if asked is Measure.size_exponent else "b"
             return estimates.exponent(found.fit(question, family=question.of), name=which)
         case Measure.prediction_error:
-            return estimates.prediction_error(found.fit(question, family=question.of))
+            missed = estimates.prediction_error(found.fit(question, family=question.of))
+            if missed is None:
+                raise NoAnswerError("without the largest size fewer than three sizes are left")
+            return missed
         case Measure.specialisation_first | Measure.specialisation_last:
             place = 0 if asked is Measure.specialisation_first else 1
             return estimates.mean_of(layer_contrasts(question, found, place=place))

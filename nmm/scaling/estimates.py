@@ -20,6 +20,7 @@ from nmm.scaling.laws import CHINCHILLA
 from nmm.scaling.phenomena import BestBatch, lowest_point
 
 FEWEST_RESAMPLES = 20
+FEWEST_SIZES = 3
 UNCONFIRMED = "a law that hardly any search found"
 
 
@@ -136,10 +137,13 @@ def _or(value: float | None, otherwise: float) -> float:
 
 
 def prediction_error(one: Written) -> Estimate | None:
-    """Percent by which the law misses points that its fit had not seen; None without such."""
+    """Percent by which the law misses points that its fit had not seen.
+
+    None without such, and where that fit saw fewer than three sizes, which fix no exponent.
+    """
     unseen = one.points["predicted_unseen"]
     there = np.isfinite(unseen)
-    if not there.any():
+    if not there.any() or len(np.unique(one.points["N"][~there])) < FEWEST_SIZES:
         return None
     errors = 100 * np.abs(unseen[there] / one.points["L"][there] - 1)
     groups = {str(place): [float(error)] for place, error in enumerate(errors)}
