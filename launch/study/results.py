@@ -29,7 +29,7 @@ def write_results(
     folder.write(TABLE, csv_text([_row(run, standings[run.name], folder) for run in runs]))
     print(f"wrote {folder.notes / TABLE}", flush=True)
     fits = [
-        *_laws(_groups(runs, standings), folder=folder, resamples=study.bootstrap),
+        *_laws(_groups(runs, standings), study, folder=folder),
         *_pairs(study, _groups(runs, standings), folder=folder),
     ]
     points = [run for run in runs if run.is_point and standings[run.name].state is State.finished]
@@ -39,7 +39,7 @@ def write_results(
         command("report", "--fit", *fits, "--out", str(folder.notes / "report"))
 
 
-def _laws(groups: Mapping[str, list[StudyRun]], *, folder: Folder, resamples: int) -> list[str]:
+def _laws(groups: Mapping[str, list[StudyRun]], study: StudyConfig, *, folder: Folder) -> list[str]:
     """NAME=DIR of every fit. A group needs more models than its law has parameters."""
     needed, fits = len(CHINCHILLA.names) + 1, []
     for name, points in groups.items():
@@ -49,7 +49,7 @@ def _laws(groups: Mapping[str, list[StudyRun]], *, folder: Folder, resamples: in
             print(f"no law for {name}: all {len(points)} models have as many tokens")
         else:
             link_points(points, folder.notes / "points" / name, runs=folder.runs)
-            fits += _fit(name, folder=folder, resamples=resamples)
+            fits += _fit(name, study, folder=folder)
     return fits
 
 
@@ -82,7 +82,7 @@ def _fit_pair(
     link_points([run for runs in there for run in runs], points / name, runs=folder.runs)
     link_points(scanned, points / f"{name}-joint", runs=folder.runs)
     both = ("--pair", ",".join(study.pairs[pair]), "--out", str(out))
-    resampled = ("--sources", "--bootstrap", str(study.bootstrap))
+    resampled = ("--sources", "--delta", str(study.delta), "--bootstrap", str(study.bootstrap))
     done = command("fit-mixed", "--runs", str(points / name), *both, *resampled)
     joint = ("--runs", str(points / f"{name}-joint"), "--window", str(study.window_rows))
     done |= command("phenomena", *joint, "--spike-window", str(study.window_rows), *both)
@@ -136,12 +136,12 @@ def link_points(points: Sequence[StudyRun], directory: Path, *, runs: Path) -> N
         (directory / run.name).symlink_to(target, target_is_directory=True)
 
 
-def _fit(name: str, *, folder: Folder, resamples: int) -> list[str]:
+def _fit(name: str, study: StudyConfig, *, folder: Folder) -> list[str]:
     """NAME=DIR of the fit; nothing where it was refused, which is said."""
     out = fits_of(folder) / name
     done = command(
         *("fit", "--runs", str(folder.notes / "points" / name)),
-        *("--bootstrap", str(resamples), "--out", str(out)),
+        *("--delta", str(study.delta), "--bootstrap", str(study.bootstrap), "--out", str(out)),
     )
     return [f"{name}={out}"] if done else []
 
