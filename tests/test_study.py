@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from launch.study.__main__ import main
-from launch.study.costs import Rates
+from launch.study.costs import Rates, disk_bytes
 from launch.study.plan import plan_runs, short
 from launch.study.run import Role, StudyRun
 from launch.study.table import plan_text
@@ -158,10 +158,11 @@ def test_every_pair_of_modalities_is_trained_and_each_alone() -> None:
     ("name", "minutes", "points"),
     [("mini", 10, dict.fromkeys(("early", "late", "sparse"), 9)),
      ("mini_nmm", 60, {**dict.fromkeys(("early", "late", "sparse"), 16), "hard": 8}),
+     ("h200_nmm", 25, {**dict.fromkeys(("early", "late", "sparse"), 16), "hard": 8}),
      ("mini_mixed", 40, {"dense": 72, "batch": 9}),
      ("mini_moma", 40, dict.fromkeys(MOMA, 6))],
 )  # fmt: skip
-def test_small_studies_fit_onto_two_cores_and_have_points_for_their_laws(
+def test_small_studies_fit_onto_their_machine_and_have_points_for_their_laws(
     name: str, minutes: int, points: dict[str, int]
 ) -> None:
     """At the speed that their files say; a size has one trunk, if it has any."""
@@ -190,6 +191,18 @@ def test_sparse_models_of_small_studies_cost_as_much_as_dense_ones(
     )
     for flops in others:
         assert flops == pytest.approx(first, rel=within, abs=0)
+
+
+def test_the_study_of_one_gpu_spans_two_decades_and_fills_it() -> None:
+    """Of every family; it stops after 25 minutes, and its checkpoints fit onto its disk."""
+    study, runs = planned("study=h200_nmm")
+    for family in ("early", "late", "sparse"):
+        flops = [run.flops for run in runs if run.is_point and run.cell.family == family]
+        assert max(flops) > 100 * min(flops)
+    assert study.max_minutes == 25
+    assert {run.cell.slots for run in runs} == {1, 2, 4}
+    assert max(run.cell.slots for run in runs) < study.parallel
+    assert sum(map(disk_bytes, runs)) < 30e9
 
 
 def test_an_upcycled_run_has_its_seed_behind_it() -> None:
