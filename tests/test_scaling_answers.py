@@ -149,7 +149,7 @@ def test_answers_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert [one.verdict for one in found] == [REPRODUCES, CANNOT_TELL, REPORTED]
     lines = (tmp_path / "answers.md").read_text().splitlines()
     assert lines[2] == (
-        "| is it <better> | gap | 0.2 | above 0.1 | yes | above 0 | reproduces | 4 sizes |"
+        "| is it <better> | 0.2 | above 0.1 | above 0 | reproduces | yes | gap | 4 sizes |"
     )
     assert len((tmp_path / "answers.csv").read_text().splitlines()) == 1 + len(found)
     section = answers_section("ours", found)

@@ -21,7 +21,7 @@ from nmm.scaling.pieces import Row, Section, table
 ANSWERS = "answers.json"
 REPRODUCES, DOES_NOT = "reproduces", "does not reproduce"
 CANNOT_TELL, REPORTED = "cannot tell at this scale", "reported"
-HEAD = ("question", "measured", "value", "95 % interval", "the paper", "claim", "verdict", "from")
+HEAD = ("question", "value", "95 % interval", "claim", "verdict", "the paper", "measured", "from")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Answer:
             ("-", "-") if one is None else (_said(one.value), _range(one.low, one.high))
         )
         return [
-            *(self.question, self.measured, value, interval, self.paper),
+            *(self.question, value, interval),
             "" if self.claim is None else _range(*self.claim),
-            self.verdict,
+            *(self.verdict, self.paper, self.measured),
             self.why_not if one is None else one.how,
         ]
 
@@ -134,7 +134,8 @@ def answers_section(name: str, answers: Sequence[Answer]) -> Section:
         "<p>A claim of the paper is a range for a number. It reproduces if the whole 95 % interval "
         "lies in the range, and does not if all of it lies outside; else this study cannot tell at "
         "this scale. Gaps are nats per token, above zero where the family that is named first has "
-        f"the lower loss.</p>{table(HEAD, [one.cells for one in answers])}"
+        f"the lower loss.</p>"
+        f"{table(HEAD, [one.cells for one in answers], of_words=True)}"
     )
     rows = [
         {

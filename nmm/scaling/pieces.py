@@ -62,13 +62,20 @@ def ends(spread: Sequence[float | None] | None) -> str:
     return f"{low} to {high}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, grey: Sequence[int] = ()) -> str:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    grey: Sequence[int] = (),
+    of_words: bool = False,
+) -> str:
     """Cells are text; the rows at the places of `grey` are what somebody else printed."""
     lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     kinds = ["", *(' class="printed"' if place in grey else "" for place in range(len(rows)))]
     body = "".join(f"<tr{kind}>{line}</tr>" for kind, line in zip(kinds, lines, strict=True))
-    return f'<div class="scroll"><table>{body}</table></div>'
+    kind = ' class="words"' if of_words else ""
+    return f'<div class="scroll"><table{kind}>{body}</table></div>'
 
 
 def parameters_table(

@@ -12,14 +12,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from nmm.scaling.valleys import SMALLEST_TERM
-
 BLOCK_VALUES = 48_000  # floats in an array of a block: some of them fit the cache of a core
 NEAR = 1e-2  # relative gain of a step below which the Hessian takes over
 DONE = 1e-13  # relative gain, made or promised, below which a search has ended ..
 DONE_RESAMPLED = 1e-9  # .. and where the spread of many ends is asked for, not each of them
 SHORTEST = 1e9  # damping at which no step helps any more
-NO_CONSTANT = 1e-6  # nats below which a constant that wants to fall stays, and the others go on
 SHRINK, SHRINKS = 0.4, 12
 
 
@@ -38,9 +35,6 @@ class Model(Protocol):
 
     @property
     def points(self) -> int: ...
-
-    @property
-    def positive_constant(self) -> bool: ...
 
     def evaluate(self, theta: np.ndarray, *, problems: np.ndarray, exact: bool) -> Slopes: ...
 
@@ -118,8 +112,6 @@ class _Searches:
     def _propose(self, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(theta to try, the decrease that a quadratic promises) for these searches."""
         flat, jacobian = self._model.straighten(self.theta[here])
-        held = self._held(here)
-        jacobian[held, 0] = 0
         turned = jacobian.transpose(0, 2, 1)
         curvature = turned @ self.slopes.curvature[here] @ jacobian
         gradient = (turned @ self.slopes.gradient[here][:, :, None])[:, :, 0]
@@ -134,15 +126,7 @@ class _Searches:
         direction = descend(curvature, gradient, damping=self._damping[here])
         bent = np.einsum("si,sij,sj->s", direction, curvature, direction)
         promised = -np.einsum("si,si->s", gradient, direction) - 0.5 * bent
-        flat[held, 0] = np.inf
-        theta = self._feasible(flat, step=direction * scale)
-        theta[held & np.isfinite(theta[:, 1]), 0] = SMALLEST_TERM
-        return theta, promised
-
-    def _held(self, here: np.ndarray) -> np.ndarray:
-        """bool[S]: searches whose constant is at its bound and would go beyond."""
-        constant, slope = self.theta[here, 0], self.slopes.gradient[here, 0]
-        return self._model.positive_constant & (constant < NO_CONSTANT) & (slope > 0)
+        return self._feasible(flat, step=direction * scale), promised
 
     def _feasible(self, flat: np.ndarray, *, step: np.ndarray) -> np.ndarray:
         """theta after the step, shortened until it exists; not a number where it never does."""
