@@ -82,7 +82,7 @@ def _fit_pair(
     link_points([run for runs in there for run in runs], points / name, runs=folder.runs)
     link_points(scanned, points / f"{name}-joint", runs=folder.runs)
     both = ("--pair", ",".join(study.pairs[pair]), "--out", str(out))
-    resampled = ("--sources", "--delta", str(study.delta), "--bootstrap", str(study.bootstrap))
+    resampled = ("--sources", "--bootstrap", str(study.bootstrap))
     done = command("fit-mixed", "--runs", str(points / name), *both, *resampled)
     joint = ("--runs", str(points / f"{name}-joint"), "--window", str(study.window_rows))
     done |= command("phenomena", *joint, "--spike-window", str(study.window_rows), *both)
@@ -141,7 +141,7 @@ def _fit(name: str, study: StudyConfig, *, folder: Folder) -> list[str]:
     out = fits_of(folder) / name
     done = command(
         *("fit", "--runs", str(folder.notes / "points" / name)),
-        *("--delta", str(study.delta), "--bootstrap", str(study.bootstrap), "--out", str(out)),
+        *("--bootstrap", str(study.bootstrap), "--out", str(out)),
     )
     return [f"{name}={out}"] if done else []
 

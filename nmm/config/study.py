@@ -148,9 +148,7 @@ class StudyConfig:
     Locally `parallel` runs share the machine, each with `processes` processes. A run that fails is
     started again `retries` times; after `max_minutes` (null: never) all stop with a checkpoint.
 
-    In the end the laws are fitted with Huber's `delta` and `bootstrap` resamples, and `questions`
-    answered. Where points scatter by far more than delta, hardly any search finds what another
-    finds. `pairs`
+    In the end the laws are fitted with `bootstrap` resamples, and `questions` answered. `pairs`
     name mixtures of two modalities, each with the two mixtures that are one of them alone; mixtures
     are named like their sources there. Pauses of modalities are looked for in windows of
     `window_rows` logged rows.
@@ -169,7 +167,6 @@ class StudyConfig:
     processes: int = 1
     retries: int = 1
     max_minutes: float | None = None
-    delta: float = 1e-3
     bootstrap: int = 1000
     questions: dict[str, QuestionConfig] = field(default_factory=dict)
     pairs: dict[str, list[str]] = field(default_factory=dict)
@@ -179,7 +176,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         positive(study__parallel=self.parallel, study__processes=self.processes)
-        positive(study__max_minutes=self.max_minutes, study__delta=self.delta)
+        positive(study__max_minutes=self.max_minutes)
         at_least(3, study__window_rows=self.window_rows)
         at_least(0, study__retries=self.retries, study__bootstrap=self.bootstrap)
 
