@@ -12,6 +12,7 @@ from nmm.scaling.smooth import SmoothModel
 from nmm.scaling.solve import DONE, Ends, Slopes, minimise
 from nmm.scaling.valleys import SMALLEST_TERM
 
+LARGEST_LOG = 600.0  # of a coefficient; float64 ends at 709
 NOTHING = 1e-4  # of the lowest loss: less is no floor that anybody could tell
 
 
@@ -87,4 +88,8 @@ class _Held:
         return theta.copy(), np.broadcast_to(np.eye(size), (count, size, size)).copy()
 
     def bend(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return flat.copy(), np.asarray(np.isfinite(flat).all(axis=1))
+        """Terms are no smaller than elsewhere, and coefficients stay numbers when printed."""
+        firsts = self._model.law.coefficient_places
+        middle, printed = flat[:, firsts], self._model.uncentred(flat)[:, firsts]
+        exists = (middle > np.log(SMALLEST_TERM)) & (printed < LARGEST_LOG)
+        return flat.copy(), np.asarray(exists.all(axis=1))
