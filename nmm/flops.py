@@ -264,7 +264,7 @@ def state_bytes(
 ) -> float:
     """`memory_bytes` of a model, whose experts are divided over `expert_parallel` GPUs."""
     parameters = num_parameters(config)
-    trains_experts = config.sparse and not config.moe.auxiliary_routers
+    trains_experts = config.sparse and not config.auxiliary_routers
     return memory_bytes(
         parameters.total,
         zero_stage=zero_stage,

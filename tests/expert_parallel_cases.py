@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from data.loader import Loader
 from nmm import parallel
 from nmm.batch import Modality, PackedBatch
-from nmm.config import EngineConfig, ExpertGroups, ModelConfig, MoEConfig, Precision, Routing
+from nmm.config import (
+    EngineConfig,
+    ExpertGroups,
+    MoDConfig,
+    ModelConfig,
+    MoEConfig,
+    Precision,
+    Routing,
+)
 from nmm.engine import Engine, split_step
 from nmm.model import Model, build
 from nmm.parallel import World
@@ -29,6 +37,10 @@ from tests import corpora
 from tests.cases import compute, result_of
 from tests.engine_cases import MODELS, OPTIM, config, held_out, rate, save
 
+SEEN = {  # on even processes, and on odd ones
+    "apart": (Modality.text, Modality.image),
+    "on one": (Modality.text, Modality.pad),
+}
 BALANCED = 0.5  # a weight of the balance that can be seen in the gradients
 SPARSE: dict[str, ModelConfig] = {
     "top 2": MODELS["moe"],
@@ -48,6 +60,15 @@ SPARSE: dict[str, ModelConfig] = {
         MODELS["late"],
         moe=MoEConfig(Routing.token_choice, experts=4, hidden=48, balance_weight=BALANCED),
     ),
+    # Half of the tokens of two rows, and the experts that these choose or that choose these.
+    "depth": replace(
+        MODELS["early"],
+        moe=MoEConfig(
+            Routing.token_choice, experts=4, hidden=48, balance_weight=BALANCED, group_rows=2
+        ),
+        mod=MoDConfig(every=2, capacity=0.5, group_rows=2),
+    ),
+    "depth of moma": replace(MODELS["moma"], mod=MoDConfig(every=2, capacity=0.5, group_rows=2)),
     # Weights that ZeRO 3 gathers anew for every layer, which it does not do with small ones.
     "wide": replace(MODELS["early"], moe=MoEConfig(Routing.token_choice, experts=4, hidden=1600)),
 }
@@ -56,8 +77,7 @@ SPARSE: dict[str, ModelConfig] = {
 def begun(name: str) -> Model:
     """A model whose routers prefer some experts by far; of "late", two get nothing at first.
 
-    What experts choose stays as it was drawn: a document begins as others do, and between equals
-    rounding decides.
+    What experts choose stays as it was drawn: rounding grows with scores, and could part equals.
     """
     model = build(SPARSE[name], seed=0)
     for layer, weight in enumerate(routers(model)):
@@ -72,11 +92,11 @@ def begun(name: str) -> Model:
 
 
 def routers(model: Model) -> list[nn.Parameter]:
-    return [p for name, p in model.named_parameters() if name.endswith("router.weight")]
+    return [p for name, p in model.named_parameters() if name.endswith("ffn.router.weight")]
 
 
 def seen(batch: PackedBatch, modality: Modality) -> PackedBatch:
-    """The batch as if all its tokens were of one modality; text has no images beside it."""
+    """The batch as if all its tokens were of one modality; only image has images beside it."""
     kinds = torch.where(batch.modality > 0, int(modality), 0).to(batch.modality.dtype)
     if modality is Modality.image:
         return replace(batch, modality=kinds)
@@ -120,12 +140,11 @@ def run(case: dict, *, directory: Path, world: World) -> None:
         workers=0,
         state=stream,
     )
-    found: dict = {key: [] for key in ("losses", "norms", "applied", "routed", "signals")}
+    found: dict = {key: [] for key in ("losses", "norms", "applied", "routed", "kept", "signals")}
     for batches, place in islice(loader, case["steps"]):
         step, stream = step + 1, place
-        if case["rows"] == "apart":  # text on even processes only, images on odd ones
-            modality = (Modality.text, Modality.image)[world.rank % 2]
-            batches = [seen(batch, modality) for batch in batches]
+        if kinds := SEEN.get(case["rows"]):
+            batches = [seen(batch, kinds[world.rank % 2]) for batch in batches]
         result = engine.train_step(batches, learning_rate=rate(step, optim), watch=True)
         assert result.routed is not None
         assert result.signals is not None
@@ -133,6 +152,7 @@ def run(case: dict, *, directory: Path, world: World) -> None:
         found["norms"].append(result.grad_norm)
         found["applied"].append(parallel.gather_lists([result.applied]))
         found["routed"].append(result.routed.tables.tolist())
+        found["kept"].append(result.kept.tables.tolist() if result.kept else [])
         found["signals"].append(result.signals.sums.tolist())
         if step == 1:
             save(engine, own / "first")

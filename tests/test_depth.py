@@ -303,10 +303,6 @@ def test_the_kept_are_counted_by_modality() -> None:
             ["model=tiny_moma", "model.mod.auxiliary_router=true"],
             "would still look ahead; set model.moe.auxiliary_routers=true too",
         ),
-        (
-            ["model=tiny_moma", "engine.expert_parallel=2"],
-            "inside a mixture of depths are not divided",
-        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(asked: list[str], said: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
+from nmm.batch import Modality
 from nmm.config import Config, ScheduleConfig, compose, load
 from nmm.errors import UserError
 from nmm.exchange import rows_of_blocks
@@ -16,7 +17,7 @@ from nmm.export import write_export
 from nmm.flops import num_parameters
 from nmm.model import build
 from nmm.pieces import WEIGHT, Stored
-from nmm.routing import DROPPED, MORE_COLUMNS
+from nmm.routing import DROPPED, KEPT, MORE_COLUMNS, SEEN
 from nmm.trained import FACTS, WEIGHTS, Trained
 from tests import corpora
 from tests.cases import launch, result_of
@@ -61,12 +62,19 @@ SHAPES: dict[tuple[str, str], list[Shape]] = {
     ("late", "sgd"): [(2, 3, 2), (4, 1, 4)],
     ("late", "adamw"): [(2, 2, 2)],
     ("wide", "sgd"): [(4, 3, 2)],
+    ("depth", "sgd"): [(2, 3, 2), (4, 1, 4)],
+    ("depth of moma", "sgd"): [(2, 2, 2)],
 }
 PLAIN = {pair: [case(*pair, shape) for shape in [ALONE, *SHAPES[pair]]] for pair in SHAPES}
 RECOMPUTING = case("groups", "sgd", (2, 3, 2), switches={"activation_checkpointing": True})
 APART = {
-    model: [case(model, "sgd", shape, rows="apart") for shape in [(2, 1, 1), (2, 3, 2)]]
-    for model in ("groups", "moma")
+    (model, rows): [case(model, "sgd", shape, rows=rows) for shape in [(2, 1, 1), (2, 3, 2)]]
+    for model, rows in [
+        ("groups", "apart"),
+        ("moma", "apart"),
+        ("depth of moma", "apart"),
+        ("depth", "on one"),
+    ]
 }
 POISONED = [
     case("top 2", "adamw", shape, poison=True) for shape in [(2, 1, 1), (2, 2, 2), (2, 3, 2)]
@@ -121,7 +129,7 @@ def check_alike(directory: Path, case: dict, expected: dict, *, skipped: int = 0
     for key in ("losses", "norms"):
         one, other = mine[key][skipped:], theirs[key][skipped:]
         assert one == pytest.approx(other, rel=1e-5), (case["name"], key)
-    for key in ("routed", "signals"):
+    for key in ("routed", "kept", "signals"):
         one, other = (torch.tensor(of[key][skipped:]) for of in (mine, theirs))
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-4), (case["name"], key)
     for when in ("first", "end"):
@@ -166,11 +174,23 @@ def test_the_load_is_far_from_even(directory: Path) -> None:
     assert load["late"][0, 2:].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("model", APART)
-def test_text_on_one_process_and_images_on_the_other(directory: Path, model: str) -> None:
-    together, *divided = APART[model]
+@pytest.mark.parametrize("pair", APART, ids=" ".join)
+def test_text_on_one_process_and_images_on_the_other(
+    directory: Path, pair: tuple[str, str]
+) -> None:
+    """Or padding only, so that a block takes nothing there."""
+    together, *divided = APART[pair]
     for each in divided:
         check_alike(directory, each, together)
+
+
+def test_a_block_takes_nothing_on_a_process_that_has_padding_only(directory: Path) -> None:
+    """Its experts, who serve the other process too, are asked all the same."""
+    for each in APART["depth", "on one"]:
+        (table,) = found(directory, each)["kept"][-1]
+        kept = torch.tensor(table)[:, [KEPT, SEEN]]
+        assert kept[Modality.text].min() > 0
+        assert kept.sum(dim=0).tolist() == kept[Modality.text].tolist()
 
 
 def test_a_gradient_that_is_no_number_reaches_all(directory: Path) -> None:
@@ -271,6 +291,7 @@ AUXILIARY = [
     "parent.step=1",
     "parent.mode=auxiliary_routers",
 ]
+MOD_AUXILIARY = ["model.mod.every=2", "model.mod.auxiliary_router=true", *AUXILIARY[1:]]
 ONE_EACH = [f"model.moe.groups.{name}=1" for name in ("text", "image")]
 
 
@@ -287,6 +308,10 @@ ONE_EACH = [f"model.moe.groups.{name}=1" for name in ("text", "image")]
         (
             ["model=tiny_moma", *AUXILIARY],
             "model.moe.auxiliary_routers is true, .*no expert is trained",
+        ),
+        (
+            ["model=tiny_moe", *MOD_AUXILIARY],
+            "model.mod.auxiliary_router is true, .*no expert is trained",
         ),
         (["engine.expert_parallel=0"], "engine.expert_parallel"),
     ],

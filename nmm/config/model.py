@@ -269,8 +269,7 @@ class ModelConfig(BlockConfig):
     @property
     def expert_divisors(self) -> list[int]:
         """What engine.expert_parallel may be while the experts are trained."""
-        whole = self.sparse is None or self.mod.every is not None
-        return [1] if whole else self.moe.divisors
+        return self.moe.divisors if self.sparse else [1]
 
     @property
     def group_rows(self) -> int:

@@ -185,15 +185,11 @@ class Config:
                 f"engine.expert_parallel is {parts} and model.moe.routing is none, so that there "
                 f"are no experts to divide; set engine.expert_parallel=1."
             )
-        if moe.auxiliary_routers:
+        if self.model.auxiliary_routers:
+            key = "moe.auxiliary_routers" if moe.auxiliary_routers else "mod.auxiliary_router"
             raise UserError(
-                f"engine.expert_parallel is {parts} and model.moe.auxiliary_routers is true, so "
+                f"engine.expert_parallel is {parts} and model.{key} is true, so "
                 f"that no expert is trained; set engine.expert_parallel=1."
-            )
-        if self.model.mod.every is not None:
-            raise UserError(
-                f"engine.expert_parallel is {parts} and model.mod.every is {self.model.mod.every}; "
-                f"experts inside a mixture of depths are not divided: set engine.expert_parallel=1."
             )
         if parts not in moe.divisors:
             choice = " or ".join(map(str, moe.divisors))

@@ -35,19 +35,17 @@ class Slots(NamedTuple):
     starts: Tensor
 
 
-def slots_of_choices(choice_TK: Tensor, *, experts: int) -> tuple[Slots, Tensor]:
-    """K slots for every token; also int64[S], the place of every slot's choice in T K of them."""
-    choice, per_token = choice_TK.flatten(), choice_TK.shape[1]
-    order_S = choice.argsort(stable=True)
-    number_S = torch.arange(len(choice), device=choice.device)
-    number_E = torch.arange(experts, device=choice.device)
-    slots = Slots(
-        token=order_S // per_token,
-        ends=torch.searchsorted(choice[order_S], number_E, right=True, out_int32=True),
-        by_token=torch.empty_like(order_S).scatter_(0, order_S, number_S),
-        starts=number_S[::per_token],
-    )
-    return slots, order_S
+def slots_of_choices(choice_TK: Tensor, *, experts: int) -> Slots:
+    """K slots for every token. Places are counted: the order of a stable sort, in less time."""
+    choice_S, per_token = choice_TK.flatten(), choice_TK.shape[1]
+    number_S = torch.arange(len(choice_S), device=choice_S.device)
+    number_E = torch.arange(experts, device=choice_S.device)
+    count_ES = (choice_S == number_E[:, None]).cumsum(dim=1, dtype=torch.int32)
+    ends_E = count_ES[:, -1].cumsum(0, dtype=torch.int32)
+    begin_S = (ends_E - count_ES[:, -1])[choice_S]
+    by_token_S = (begin_S + count_ES.gather(0, choice_S[None])[0] - 1).long()
+    token_S = torch.empty_like(by_token_S).scatter_(0, by_token_S, number_S // per_token)
+    return Slots(token_S, ends_E, by_token_S, starts=number_S[::per_token])
 
 
 def slots_of_tokens(token_S: Tensor, ends_E: Tensor, *, tokens: int) -> Slots:
@@ -65,7 +63,10 @@ def distribute(x_TD: Tensor, slots: Slots) -> Tensor:
 
 
 def collect(x_SD: Tensor, weight_S: Tensor, slots: Slots) -> Tensor:
-    """[T, D]: for every token the weighted sum of its slots; zero where it has none."""
+    """[T, D]: for every token the weighted sum of its slots; zero where it has none.
+
+    Weights are sorted by token, like `by_token`.
+    """
     result = _Collect.apply(x_SD, weight_S, slots.token, slots.by_token, slots.starts)
     assert isinstance(result, Tensor)
     return result
@@ -96,15 +97,16 @@ class _Collect(torch.autograd.Function):
         by_token_S: Tensor,
         start_T: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x_SD, weight_S, token_S)
-        weights = weight_S[by_token_S].to(x_SD.dtype)
+        ctx.save_for_backward(x_SD, weight_S, token_S, by_token_S)
+        weights = weight_S.to(x_SD.dtype)
         return F.embedding_bag(by_token_S, x_SD, start_T, mode="sum", per_sample_weights=weights)
 
     @staticmethod
     def backward(
         ctx: BackwardCFunction, *grad_outputs: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None]:
-        x_SD, weight_S, token_S = tuple(ctx.saved_tensors)
+        x_SD, weight_S, token_S, by_token_S = tuple(ctx.saved_tensors)
         grad_SD = grad_outputs[0].index_select(0, token_S)
-        grad_weight_S = (grad_SD * x_SD).sum(dim=1, dtype=torch.float32)
+        grad_weight_S = (grad_SD * x_SD).sum(dim=1, dtype=torch.float32)[by_token_S]
+        weight_S = torch.empty_like(weight_S).scatter_(0, by_token_S, weight_S)
         return grad_SD * weight_S[:, None].to(grad_SD.dtype), grad_weight_S, None, None, None

@@ -11,7 +11,6 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmm.batch import Modality
@@ -23,7 +22,7 @@ from nmm.model.dispatch import Slots, slots_of_choices, slots_of_tokens
 class Assignment(NamedTuple):
     """What a router decides, and what that costs.
 
-    weight      float32[S], what the expert's output in a slot is multiplied by
+    weight      float32[S] by token, what the expert's output in a slot is multiplied by
     auxiliary   float32 scalar, the router's own losses, summed over tokens
     statistics  float32[modalities, E + 8], detached: the table of nmm/routing.py
     """
@@ -75,11 +74,11 @@ class ByModality(nn.Module):
         self.groups = groups(config.moe)
 
     def forward(self, x_TD: Tensor, modality_GN: Tensor, causal: bool = False) -> Assignment:
-        serves_TE = _serves(modality_GN.flatten(), self.groups)
-        choice_T1 = serves_TE.int().argmax(dim=1, keepdim=True)
-        slots, _ = slots_of_choices(choice_T1, experts=len(self.groups))
-        nothing_T = torch.zeros_like(serves_TE[:, 0], dtype=torch.float32)
-        table = _table(modality_GN, serves_TE, entropy_T=nothing_T, balance_T=nothing_T)
+        serves_ET = _serves(modality_GN.flatten(), self.groups)
+        choice_T = serves_ET.int().argmax(dim=0)
+        slots = slots_of_choices(choice_T[:, None], experts=len(self.groups))
+        nothing_T = torch.zeros_like(choice_T, dtype=torch.float32)
+        table = _table(modality_GN, serves_ET, entropy_T=nothing_T, balance_T=nothing_T)
         return Assignment(slots, torch.ones_like(nothing_T), nothing_T.sum(), table)
 
 
@@ -102,21 +101,23 @@ class TokenChoice(nn.Module):
         real_T = modality_T != Modality.pad
         # Padding chooses like a token of the first group, and is not counted.
         first = self.groups[0].modality or Modality.text
-        serves_TE = _serves(modality_T.masked_fill(~real_T, first), self.groups)
-        logits_TE = _logits(x_TD, self.weight).masked_fill(~serves_TE, float("-inf"))
-        chance_TE = logits_TE.softmax(dim=1)
-        weight_TK, choice_TK = chance_TE.topk(self.config.top_k, dim=1)
-        slots, order_S = slots_of_choices(choice_TK, experts=serves_TE.shape[1])
-        taken_TE = torch.zeros_like(serves_TE).scatter_(1, choice_TK, True)
-        load_GE = _load(taken_TE & real_T[:, None], serves_TE & real_T[:, None], modality_GN)
-        balance_GN = (chance_TE.view(*modality_GN.shape, -1) * load_GE[:, None]).sum(dim=-1)
-        balance_T = balance_GN.flatten() * serves_TE.sum(dim=1) / self.config.top_k
+        serves_ET = _serves(modality_T.masked_fill(~real_T, first), self.groups)
+        logits_ET = _logits(x_TD, self.weight)
+        if len(self.groups) > 1:
+            logits_ET = logits_ET.masked_fill(~serves_ET, float("-inf"))
+        chance_ET = logits_ET.softmax(dim=0)
+        weight_KT, choice_KT = _highest_experts(chance_ET, self.config.top_k)
+        slots = slots_of_choices(choice_KT.t(), experts=len(serves_ET))
+        taken_ET = torch.zeros_like(serves_ET).scatter_(0, choice_KT, True)
+        load_EG = _load(taken_ET & real_T, serves_ET & real_T, modality_GN)
+        balance_GN = (chance_ET.view(-1, *modality_GN.shape) * load_EG[..., None]).sum(dim=0)
+        balance_T = balance_GN.flatten() * serves_ET.sum(dim=0) / self.config.top_k
         loss_T = self.config.balance_weight * balance_T
         if self.config.router_z_weight:
-            loss_T = loss_T + self.config.router_z_weight * logits_TE.logsumexp(dim=1).square()
-        entropy_T = torch.special.entr(chance_TE.detach()).sum(dim=1)
-        table = _table(modality_GN, taken_TE, entropy_T=entropy_T, balance_T=balance_T.detach())
-        return Assignment(slots, weight_TK.flatten()[order_S], (loss_T * real_T).sum(), table)
+            loss_T = loss_T + self.config.router_z_weight * logits_ET.logsumexp(dim=0).square()
+        entropy_T = torch.special.entr(chance_ET.detach()).sum(dim=0)
+        table = _table(modality_GN, taken_ET, entropy_T=entropy_T, balance_T=balance_T.detach())
+        return Assignment(slots, weight_KT.t().flatten(), (loss_T * real_T).sum(), table)
 
 
 class ExpertChoice(nn.Module):
@@ -136,29 +137,30 @@ class ExpertChoice(nn.Module):
             self.auxiliary = AuxiliaryRouters(config.width, sizes=config.moe.sizes)
 
     def forward(self, x_TD: Tensor, modality_GN: Tensor, causal: bool = False) -> Assignment:
-        logits_TE = _logits(x_TD, self.weight)
+        logits_ET = _logits(x_TD, self.weight)
         if self.training and self.config.gumbel_noise and self.auxiliary is None:
-            logits_TE = logits_TE + _gumbel_difference(logits_TE)
-        chance_TE = logits_TE.sigmoid()
-        serves_TE = _serves(modality_GN.flatten(), self.groups)
-        taken_ET = self._takes(logits_TE.detach(), serves_TE, modality_GN)
-        guesses = self.auxiliary and self.auxiliary(x_TD, taken_ET.t(), serves_TE)
+            logits_ET = logits_ET + _gumbel_difference(logits_ET)
+        chance_ET = logits_ET.sigmoid()
+        serves_ET = _serves(modality_GN.flatten(), self.groups)
+        taken_ET = self._takes(logits_ET.detach(), serves_ET, modality_GN)
+        guesses = self.auxiliary and self.auxiliary(x_TD, taken_ET.t(), serves_ET.t())
         if causal:
             assert guesses is not None, "expert choice without auxiliary routers looks ahead"
             taken_ET = guesses.experts.t()
         cell_S, real_S, ends_E = even_cells(taken_ET) if causal else self._cells(taken_ET)
         slots = slots_of_tokens(cell_S % len(x_TD), ends_E, tokens=len(x_TD))
-        weight_S = chance_TE.t().flatten().index_select(0, cell_S) * real_S
-        entropy_TE = _binary_entropy(chance_TE.detach()) * serves_TE
-        entropy_T = entropy_TE.sum(dim=1) / serves_TE.sum(dim=1).clamp(min=1)
+        cell_S, real_S = cell_S[slots.by_token], real_S[slots.by_token]
+        weight_S = chance_ET.flatten().index_select(0, cell_S) * real_S
+        entropy_ET = _binary_entropy(chance_ET.detach()) * serves_ET
+        entropy_T = entropy_ET.sum(dim=0) / serves_ET.sum(dim=0).clamp(min=1)
         table = _table(
             modality_GN,
-            taken_ET.t(),
+            taken_ET,
             entropy_T=entropy_T,
             balance_T=torch.zeros_like(entropy_T),
             guesses_T4=None if guesses is None else guesses.counts,
         )
-        loss = chance_TE.new_zeros(()) if guesses is None else guesses.loss.sum()
+        loss = chance_ET.new_zeros(()) if guesses is None else guesses.loss.sum()
         return Assignment(slots, weight_S, loss, table)
 
     def _cells(self, taken_ET: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,9 +175,9 @@ class ExpertChoice(nn.Module):
         ends_E[-1:] = len(cell_S)
         return cell_S, real_S, ends_E
 
-    def _takes(self, score_TE: Tensor, serves_TE: Tensor, modality_GN: Tensor) -> Tensor:
+    def _takes(self, score_ET: Tensor, serves_ET: Tensor, modality_GN: Tensor) -> Tensor:
         """bool[E, T]: the highest scores of every expert in every group of rows, ties in order."""
-        score_ET = score_TE.masked_fill(~serves_TE, float("-inf")).t()
+        score_ET = score_ET.masked_fill(~serves_ET, float("-inf"))
         score_EGN = score_ET.unflatten(1, modality_GN.shape)
         return highest(score_EGN, limit=self._limits(modality_GN)).flatten(1)
 
@@ -191,35 +193,46 @@ class ExpertChoice(nn.Module):
 
 
 def highest(score: Tensor, *, limit: Tensor) -> Tensor:
-    """bool[..., N]: the `limit` int64[...] highest of the last dimension, ties in order."""
-    order = score.argsort(dim=-1, descending=True, stable=True)
+    """bool[..., N]: the `limit` int64[...] highest of the last dimension, ties in order.
+
+    Scores are compared in steps of 2^-12. Every document begins with the same token, so that many
+    are equal but for rounding, which would choose among them otherwise in another batch.
+    """
+    order = (score * 4096).round().argsort(dim=-1, descending=True, stable=True)
     number_N = torch.arange(score.shape[-1], device=score.device)
     taken = torch.zeros_like(score, dtype=torch.bool)
     return taken.scatter_(-1, order, number_N < limit[..., None])
 
 
 def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
-    """float32[T, E], whatever the precision of the model."""
-    return F.linear(x_TD.float(), weight_ED.float())
+    """float32[E, T], whatever the precision of the model; experts first, because there are few."""
+    return weight_ED.float() @ x_TD.float().t()
+
+
+def _highest_experts(chance_ET: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The highest chances [K, T] of every token, and int64[K, T], whose they are."""
+    if top_k == 1:  # a fraction of the time
+        found = chance_ET.max(dim=0, keepdim=True)
+        return found.values, found.indices
+    return chance_ET.topk(top_k, dim=0)
 
 
 def _serves(modality_T: Tensor, groups: list[Group]) -> Tensor:
-    """bool[T, E]: the experts that may take a token."""
-    columns = [g.holds(modality_T)[:, None].expand(-1, g.last - g.first) for g in groups]
-    return torch.cat(columns, dim=1)
+    """bool[E, T]: the experts that may take a token."""
+    return torch.cat([g.holds(modality_T).expand(g.last - g.first, -1) for g in groups])
 
 
-def _load(taken_TE: Tensor, serves_TE: Tensor, modality_GN: Tensor) -> Tensor:
-    """float32[G, E]: the share that an expert took of what it may take in a group of rows."""
-    taken_GE, serves_GE = (
-        x.unflatten(0, modality_GN.shape).sum(dim=1) for x in (taken_TE, serves_TE)
+def _load(taken_ET: Tensor, serves_ET: Tensor, modality_GN: Tensor) -> Tensor:
+    """float32[E, G]: the share that an expert took of what it may take in a group of rows."""
+    taken_EG, serves_EG = (
+        x.unflatten(1, modality_GN.shape).sum(dim=2) for x in (taken_ET, serves_ET)
     )
-    return taken_GE / serves_GE.clamp(min=1)
+    return taken_EG / serves_EG.clamp(min=1)
 
 
 def _table(
     modality_GN: Tensor,
-    taken_TE: Tensor,
+    taken_ET: Tensor,
     *,
     entropy_T: Tensor,
     balance_T: Tensor,
@@ -229,12 +242,12 @@ def _table(
     modality_T = modality_GN.flatten()
     kinds = torch.arange(len(Modality), device=modality_T.device)
     of_kind_KT = (kinds[:, None] == modality_T) & (modality_T != Modality.pad)
-    dropped_T = ~taken_TE.any(dim=1)
+    dropped_T = ~taken_ET.any(dim=0)
     more = (torch.ones_like(dropped_T), dropped_T, entropy_T, balance_T)
     if guesses_T4 is None:
         guesses_T4 = entropy_T.new_zeros(len(entropy_T), 4)
-    columns = (taken_TE.float(), guesses_T4, torch.stack([x.float() for x in more], dim=1))
-    return of_kind_KT.float() @ torch.cat(columns, dim=1)
+    rows = (taken_ET.float(), guesses_T4.t(), torch.stack([x.float() for x in more]))
+    return of_kind_KT.float() @ torch.cat(rows).t()
 
 
 def _gumbel_difference(like: Tensor) -> Tensor:
