@@ -33,6 +33,7 @@ STEPS_BEHIND = 15  # after the last kill is due, so that the run does not end be
 CHECKPOINT_EVERY = 4
 LAUNCH_SECONDS = 600.0  # of one launch with all its restarts; longer is a hang
 GONE_SECONDS = 15.0  # what a killed process has started may outlive its launcher so long
+RESTARTS = b"TORCHELASTIC_RESTART_COUNT="
 MARK = "NMM_SOAK"  # in the environment of all that a launch starts
 
 
@@ -141,7 +142,8 @@ def disturbed(directory: Path, kills: list[Kill], *, restarts: int) -> Seen:
                 time.sleep(0.1)
             gone_after = time.monotonic() - ended_at
         # It can only fail when every restart it had was used up.
-        assert code == 0 or seen.phases.total() - before == restarts + 1, tail(directory)
+        here = seen.phases.total() - before
+        assert code == 0 or here == restarts + 1, f"{here} kills\n{tail(directory)}"
         seen.exit_codes.append(code)
         seen.gone_after_seconds = max(seen.gone_after_seconds, gone_after)
         print(seen, flush=True)
@@ -153,14 +155,14 @@ def one_launch(launch: subprocess.Popen, directory: Path, left: list[Kill], seen
     """Do what is due of the kills until the launcher ends; its exit code."""
     run, deadline = directory / "killed", time.monotonic() + LAUNCH_SECONDS
     pid, began = None, 0.0
-    dying: set[int | None] = set()  # those that a kill has made pointless, until torchrun notices
+    life = 0  # torchrun's count of restarts; one kill ends a life, and a second would be pointless
     while launch.poll() is None:
         assert time.monotonic() < deadline, f"a launch hangs; {seen}; {tail(directory)}"
         check_starts(run, seen)
         if pid is None or is_gone(pid):
             time.sleep(0.01)
             found = pid_of(launch.pid, left[0].rank) if left else None
-            pid, began = None if found in dying else found, time.monotonic()
+            pid, began = found if restarts_before(found) == life else None, time.monotonic()
             continue
         time.sleep(0.0005)  # a save takes some milliseconds
         kill = left[0]
@@ -170,8 +172,8 @@ def one_launch(launch: subprocess.Popen, directory: Path, left: list[Kill], seen
             if not is_due(kill, run, pid=pid):
                 continue
             time.sleep(kill.seconds)
-        dying = {pid_of(launch.pid, rank) for rank in (0, 1)}
         if end(pid):
+            life += 1
             seen.killed.append((kill.rank, pid))
             seen.phases[died_in(run, kill.rank, pid=pid)] += 1
             left.pop(0)
@@ -247,6 +249,16 @@ def pid_of(launcher: int, rank: int) -> int | None:
         return pid_of_rank(launcher, rank)
     except AssertionError:
         return None
+
+
+def restarts_before(pid: int | None) -> int | None:
+    """How often torchrun had restarted its processes when it started this one, if it is there."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    counts = [word.partition(b"=")[2] for word in words if word.startswith(RESTARTS)]
+    return int(counts[0]) if counts else None
 
 
 def marked(mark: str) -> list[int]:
