@@ -52,10 +52,12 @@ def standing_still(run: Path) -> Iterator[None]:
     assert len(pids) == 2, places
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    yield
-    for pid in pids:
-        with suppress(ProcessLookupError):  # somebody else has let it go on, and it has ended
-            os.kill(pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # somebody else has let it go on, and it has ended
+                os.kill(pid, signal.SIGCONT)
 
 
 def children(pid: int) -> list[int]:

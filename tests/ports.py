@@ -5,7 +5,7 @@ import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-FIRST = 10_000
+FIRST, LAST = 10_000, 60_000
 RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -20,8 +20,8 @@ def free_ports(count: int) -> list[int]:
     They lie below those that the system gives to whoever asks for any: one of these may be
     somebody's before the server that it is meant for has started.
     """
-    end = int(RANGE.read_text().split()[0])
-    assert end > FIRST, f"{RANGE} begins at {end}"
+    system = int(RANGE.read_text().split()[0])
+    end = system if system > FIRST + 1000 else LAST  # some machines give nearly all to whoever asks
     draw = random.SystemRandom()  # tests that run at once must not draw the same
     found: list[int] = []
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,7 @@ from launch.study.run import Role, StudyRun
 from launch.study.table import plan_text
 from nmm import rundir
 from nmm.config import Design, ParentMode, StudyConfig, compose, compose_study, load
+from nmm.config.study import UpcycleConfig
 from nmm.errors import UserError
 from nmm.scaling.answers import CANNOT_TELL, REPRODUCES, read_answers
 from nmm.schedule import learning_rate
@@ -225,6 +227,32 @@ def test_an_upcycled_run_has_its_seed_behind_it() -> None:
         assert parent.mode is ParentMode.upcycle
         kept = load(compose(seed.words(runs=Path("runs"), group=study.name))).checkpoint.keep_steps
         assert kept == [run.first_step]
+
+
+def test_a_seed_keeps_the_checkpoints_of_all_that_begin_from_it() -> None:
+    study, _ = planned("study=mini_moma")
+    upcycled = study.families["upcycled"]
+    small = {"w48": upcycled.sizes["w48"]}
+    later = replace(upcycled, sizes=small, upcycle=UpcycleConfig("moe_1t1i", 120_000))
+    runs = plan_runs(replace(study, families={**study.families, "later": later}))
+    begun: dict[str, set[int]] = {}
+    for run in runs:
+        if run.role is Role.upcycled:
+            begun.setdefault(str(run.trunk), set()).add(run.first_step)
+    seeds = {run.name: run for run in runs if run.name in begun}
+    assert len(seeds) == 6
+    for name, run in seeds.items():
+        assert run.keep_steps == tuple(sorted(begun[name]))
+        assert len(run.keep_steps) == 1 + (run.cell.size == "w48")
+
+
+def test_a_seed_is_trained_on_what_is_made_of_it() -> None:
+    study, _ = planned("study=mini_moma")
+    seed = replace(study.families["moe_1t1i"], mixtures=["codes"])
+    mixtures = {**study.mixtures, "other": study.mixtures["codes"]}
+    fewer = replace(study, families={**study.families, "moe_1t1i": seed}, mixtures=mixtures)
+    with pytest.raises(UserError, match="upcycled is trained on other, and the family moe_1t1i"):
+        fewer.check()
 
 
 def test_a_family_may_be_trained_on_some_of_the_mixtures() -> None:

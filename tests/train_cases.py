@@ -8,6 +8,7 @@ The first run that does not finish ends the launch.
 import json
 import subprocess
 import sys
+import tempfile
 from functools import cache, partial
 from pathlib import Path
 
@@ -47,8 +48,7 @@ def launch_in_turn(groups: list[tuple[int, Runs]], *, directory: Path) -> str:
 @cache
 def two_undisturbed() -> Path:
     """The directory of a run with the overrides TWO on two processes that nobody stopped."""
-    directory = corpora.scratch() / "runs-of-two"
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(prefix="runs-of-two-", dir=corpora.scratch()))
     words = runs.overrides(runs.corpus(), directory, "run.name=two", *runs.TWO)
     launch([words], directory=directory, processes=2)
     return directory / "two"

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from launch.study.measured import across_of, experts_of, fits_of, pair_of
 from launch.study.run import Cell, StudyRun
@@ -223,14 +224,17 @@ def gains(directory: Path) -> Groups:
 def perplexity_ratios(question: QuestionConfig, found: Found) -> Groups:
     """By size, in the direction in which the two are less distinct."""
     first, second = found.study.pairs[str(question.pair)]
-    groups: Groups = {}
+    ways: list[Groups] = []
     for own, other in ((first, second), (second, first)):
+        groups: Groups = {}
         for run in found.longest(question.of, mixture=own):
             across = across_of(found.folder, run.name, source=other)
             if across is not None:
                 own_loss = _loss(found.read(run), f"loss/source/{own}")
                 groups.setdefault(run.cell.size, []).append(estimates.perplexity(across - own_loss))
-    return {size: [min(values)] for size, values in groups.items() if len(values) > 1}
+        ways.append(groups)
+    there, back = ways
+    return {size: min(there[size], back[size], key=mean) for size in there if size in back}
 
 
 def best_batch(question: QuestionConfig, found: Found) -> Estimate | None:

@@ -111,7 +111,8 @@ def _runs(cell: Cell, study: StudyConfig) -> Iterator[StudyRun]:
 def _with_seeds(runs: list[StudyRun], study: StudyConfig) -> list[StudyRun]:
     """The same runs; those of upcycled families begin from a checkpoint of their seed."""
     longest = {_place(run.cell, run.cell.family): run for run in runs}
-    made, kept = [], {}
+    made: list[StudyRun] = []
+    kept: dict[str, set[int]] = {}
     for run in runs:
         upcycle = study.families[run.cell.family].upcycle
         if upcycle is None:
@@ -125,10 +126,13 @@ def _with_seeds(runs: list[StudyRun], study: StudyConfig) -> list[StudyRun]:
                 f"step {step} of {seed.name} and of {run.name}; give fewer tokens than they have."
             )
         lengths = _phases(run.cell, tokens=run.tokens - step * run.cell.step_tokens)
-        kept[seed.name] = (step,)
+        kept.setdefault(seed.name, set()).add(step)
         begun = replace(run, role=Role.upcycled, phases=lengths, trunk=seed.name, first_step=step)
         made.append(begun)
-    return [replace(run, keep_steps=kept.get(run.name, run.keep_steps)) for run in made]
+    return [
+        replace(run, keep_steps=tuple(sorted({*run.keep_steps, *kept.get(run.name, ())})))
+        for run in made
+    ]
 
 
 def _place(cell: Cell, family: str) -> tuple[str, str, str, int]:

@@ -1,6 +1,7 @@
 """From the finished runs of a study to its table, its laws, its answers and its report."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def _fit_pair(
     link_points(scanned, points / f"{name}-joint", runs=folder.runs)
     both = ("--pair", ",".join(study.pairs[pair]), "--out", str(out))
     resampled = ("--sources", "--bootstrap", str(study.bootstrap))
+    forget(out)
     done = command("fit-mixed", "--runs", str(points / name), *both, *resampled)
     joint = ("--runs", str(points / f"{name}-joint"), "--window", str(study.window_rows))
     done |= command("phenomena", *joint, "--spike-window", str(study.window_rows), *both)
@@ -139,11 +141,18 @@ def link_points(points: Sequence[StudyRun], directory: Path, *, runs: Path) -> N
 def _fit(name: str, study: StudyConfig, *, folder: Folder) -> list[str]:
     """NAME=DIR of the fit; nothing where it was refused, which is said."""
     out = fits_of(folder) / name
+    forget(out)
     done = command(
         *("fit", "--runs", str(folder.notes / "points" / name)),
         *("--bootstrap", str(study.bootstrap), "--out", str(out)),
     )
     return [f"{name}={out}"] if done else []
+
+
+def forget(directory: Path) -> None:
+    """Remove what an earlier fit wrote: if this one is refused, nothing must answer for it."""
+    if directory.exists():
+        shutil.rmtree(directory)
 
 
 def command(*words: str) -> bool:

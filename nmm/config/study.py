@@ -224,6 +224,12 @@ class StudyConfig:
                 f"is {self.design.value}; name a family that begins from nothing, and set "
                 f"study.design=whole."
             )
+        of_seed = seed.mixtures or list(self.mixtures)
+        if lacking := sorted(set(family.mixtures or self.mixtures) - set(of_seed)):
+            raise UserError(
+                f"study.families.{name} is trained on {lacking[0]}, and the family "
+                f"{family.upcycle.family} that it is made of is not; give both the same mixtures."
+            )
         if missing := sorted(family.sizes.keys() - seed.sizes.keys()):
             raise UserError(
                 f"study.families.{name} has the size {missing[0]}, which the family "
