@@ -84,7 +84,6 @@ def normalised(table: Tensor) -> Tensor:
     return table[:, :-MORE_COLUMNS] / table[:, TOKENS, None].clamp(min=1)
 
 
-@torch.no_grad()
 def of_run(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> dict[str, Tensor]:
     """The tables of a run's held-out rows; raises UserError."""
     sources = trained.held_out_batches(corpus, rows_per_source=rows_per_source)
@@ -93,6 +92,7 @@ def of_run(trained: Trained, corpus: Corpus, *, rows_per_source: int) -> dict[st
     return assigned(trained.model, batches, device=next(trained.model.parameters()).device)
 
 
+@torch.no_grad()
 def assigned(
     model: Model, batches: Iterable[tuple[str, Iterable[PackedBatch]]], *, device: torch.device
 ) -> dict[str, Tensor]:

@@ -136,14 +136,6 @@ def test_an_encoder_for_a_model_without_one_is_refused() -> None:
             "model.rope_theta is 500000.0 and model.positions is learned",
         ),
         (
-            [*CODES, "model.image.side_pixels=32"],
-            "model.image.side_pixels is 32 and model.image.kind is codes, which come without",
-        ),
-        (
-            [*CODES, "model.image.patch_pixels=16"],
-            "model.image.patch_pixels is 16 and model.image.kind is codes, which come without",
-        ),
-        (
             [*CODES, "model.image_attention=causal"],
             "model.image_attention is causal and model.image.kind is codes, which are read",
         ),

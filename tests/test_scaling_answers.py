@@ -114,10 +114,27 @@ def test_frontiers_are_compared_at_flops_that_both_have() -> None:
 
 
 def test_what_a_law_misses_is_of_the_points_it_had_not_seen() -> None:
-    found = estimates.prediction_error(law(0, flops=(1e19, 1e21)))
+    fitted = law(0, flops=(1e19, 1e21))
+    found = estimates.prediction_error(fitted)
     assert found is not None
     assert found.value == pytest.approx(2.0)  # of 1 % and 3 %
     assert found.low == 0.0
+    assert found.high < math.inf
+    fitted.points["N"][np.isfinite(fitted.points["predicted_unseen"])] = 1e9
+    alone = estimates.prediction_error(fitted)
+    assert alone is not None
+    assert (alone.value, alone.low, alone.high) == (found.value, 0.0, math.inf)
+
+
+def test_what_two_modalities_gain_has_an_interval_if_others_found_its_laws() -> None:
+    confirmed = {"agreement": {"confirmed": True}, "alone": [{"agreement": {"confirmed": True}}]}
+    gains = {"small": [0.1], "large": [0.3]}
+    found = estimates.interaction(confirmed, gains)
+    assert found == estimates.mean_of(gains)
+    confirmed["alone"] = [{"agreement": {"confirmed": False}}]
+    doubtful = estimates.interaction(confirmed, gains)
+    assert doubtful is not None
+    assert (doubtful.low, doubtful.high) == (-math.inf, math.inf)
 
 
 def test_layers_are_compared_with_those_between() -> None:

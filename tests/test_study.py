@@ -363,6 +363,10 @@ def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> 
             ["study=mini_mixed", "study.families.batch.mixtures=[sound]"],
             r"study.families.batch.mixtures has sound, and study.mixtures are text, image",
         ),
+        (
+            ["study=mini_moma", "study.questions.depth.loss=loss/kind/text"],
+            r"study.questions.depth.loss is loss/kind/text, and eta knows losses of all tokens",
+        ),
         (["study=mini_moma", "study.design=trunk"], r"upcycle.family is moe_1t1i and study.design"),
         (
             ["study=mini_moma", "study.families.upcycled.upcycle.tokens=600_000"],

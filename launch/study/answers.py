@@ -106,7 +106,10 @@ def estimate_of(question: QuestionConfig, found: Found) -> Estimate | None:
         case Measure.frontier_gap_low | Measure.frontier_gap_high:
             fits = [found.fit(question, family=one) for one in (question.of, str(question.against))]
             at_most = asked is Measure.frontier_gap_high
-            return estimates.frontier_gap(*fits, at_most=at_most)
+            gap = estimates.frontier_gap(*fits, at_most=at_most)
+            if gap is None:
+                raise NoAnswerError("the two families have no FLOPs in common")
+            return gap
         case Measure.size_exponent | Measure.tokens_exponent:
             which = "a" if asked is Measure.size_exponent else "b"
             return estimates.exponent(found.fit(question, family=question.of), name=which)
@@ -123,7 +126,8 @@ def estimate_of(question: QuestionConfig, found: Found) -> Estimate | None:
         case Measure.synergy_flops:
             return barrier(_record(found.pair(question)))
         case Measure.interaction:
-            return estimates.mean_of(gains(found.pair(question)))
+            pair = found.pair(question)
+            return estimates.interaction(_record(pair), gains(pair))
         case Measure.perplexity_ratio:
             return estimates.ratio_of(perplexity_ratios(question, found))
         case Measure.best_batch:

@@ -89,19 +89,6 @@ class ImageConfig:
                 f"model.image.side_pixels is {self.side_pixels} and model.image.patch_pixels is "
                 f"{self.patch_pixels}; make the side a multiple of the patch."
             )
-        if self.kind is ImageKind.codes:
-            self._check_codes()
-
-    def _check_codes(self) -> None:
-        for name, value, default in (
-            ("side_pixels", self.side_pixels, ImageConfig.side_pixels),
-            ("patch_pixels", self.patch_pixels, ImageConfig.patch_pixels),
-        ):
-            if value != default:
-                raise UserError(
-                    f"model.image.{name} is {value} and model.image.kind is codes, which come "
-                    f"without pixels; leave it at {default}, or set model.image.kind=patches."
-                )
 
     @property
     def reads_pixels(self) -> bool:

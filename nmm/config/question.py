@@ -1,6 +1,7 @@
 """What a study asks of its runs, and what its paper answers."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -27,8 +28,8 @@ class Measure(Enum):
     interaction           nats by which the joint loss of the pair is below the mean of two models
                           alone: the mean over the joint runs of every size
     synergy_flops         FLOPs from which on the pair gains: the cheapest point of the barrier
-    perplexity_ratio      perplexity of the second of the pair under a model of the first, divided
-                          by that of the first (runs with the most tokens)
+    perplexity_ratio      perplexity of one of the pair under a model of the other, divided by that
+                          of the other; the lower of both ways (runs with the most tokens)
     best_batch            tokens a step with the lowest loss, of runs of the pair that differ in
                           that alone
     eta                   how many times fewer FLOPs it needs for the other's last held-out loss
@@ -50,6 +51,7 @@ class Measure(Enum):
     eta = "eta"
 
 
+OF_ETA = re.compile(r"loss(/modality/\w+)?")
 AGAINST = (Measure.loss_gap, Measure.frontier_gap_low, Measure.frontier_gap_high, Measure.eta)
 OF_PAIRS = (
     *(Measure.synergy, Measure.interaction, Measure.synergy_flops),
@@ -100,6 +102,11 @@ class QuestionConfig:
                     f"{key}.{field_name} is {value} and {key}.measure is {self.measure.value}; "
                     f"choose of: {those or 'nothing, because the study has none'}."
                 )
+        if self.measure is Measure.eta and not OF_ETA.fullmatch(self.loss):
+            raise UserError(
+                f"{key}.loss is {self.loss}, and eta knows losses of all tokens and of modalities; "
+                f"set loss, or loss/modality/NAME."
+            )
         low, high = self.range or (0, 1)
         if len(self.claim) not in (0, 2) or not low < high:
             raise UserError(f"{key}.claim is {self.claim}; give [low, high], null for no end.")

@@ -115,7 +115,9 @@ def _read(one: Row) -> Answer:
     """JSON has null for infinity; where it stands says which end it is."""
     estimate = one["estimate"]
     if estimate is not None:
-        estimate = Estimate(**{**estimate, **_ends(estimate["low"], estimate["high"])})
+        value = math.nan if estimate["value"] is None else estimate["value"]
+        ends = _ends(estimate["low"], estimate["high"])
+        estimate = Estimate(**{**estimate, **ends, "value": value})
     claim = None if one["claim"] is None else tuple(_ends(*one["claim"]).values())
     return Answer(**{**one, "estimate": estimate, "claim": claim})
 

@@ -104,6 +104,14 @@ def exponent(one: Written, *, name: str) -> Estimate:
     return _with_interval(value, one.record, name=name)
 
 
+def interaction(record: Record, gains: Mapping[str, Sequence[float]]) -> Estimate | None:
+    """The mean of the gains of every size; the two laws alone count as exact."""
+    found = mean_of(gains)
+    if found is None or is_confirmed(record):
+        return found
+    return Estimate(found.value, -math.inf, math.inf, UNCONFIRMED)
+
+
 def of_interaction(record: Record, *, name: str) -> Estimate:
     """A parameter of what `fit-mixed` wrote."""
     return _with_interval(float(record["parameters"][name]), record, name=name)
@@ -139,16 +147,21 @@ def _or(value: float | None, otherwise: float) -> float:
 def prediction_error(one: Written) -> Estimate | None:
     """Percent by which the law misses points that its fit had not seen.
 
-    None without such, and where that fit saw fewer than three sizes, which fix no exponent.
+    None without such, and where that fit saw fewer than three sizes, which fix no exponent. Models
+    of one size share their trunk and the law's error there: one size has no interval.
     """
     unseen = one.points["predicted_unseen"]
     there = np.isfinite(unseen)
     if not there.any() or len(np.unique(one.points["N"][~there])) < FEWEST_SIZES:
         return None
     errors = 100 * np.abs(unseen[there] / one.points["L"][there] - 1)
-    groups = {str(place): [float(error)] for place, error in enumerate(errors)}
-    found = mean_of(groups, of="models of the largest size")
+    groups: dict[str, list[float]] = {}
+    for size, error in zip(one.points["N"][there], errors, strict=True):
+        groups.setdefault(f"{size:g}", []).append(float(error))
+    found = mean_of(groups)
     assert found is not None
+    if not is_confirmed(one.record):
+        return Estimate(found.value, 0.0, math.inf, UNCONFIRMED)
     return Estimate(found.value, max(0.0, found.low), found.high, found.how)
 
 
@@ -169,7 +182,9 @@ def best_batch(scan: BestBatch) -> Estimate | None:
         return None
     logs, losses = np.log(scan.batches_tokens), np.array(scan.losses)
     without = [np.delete(np.arange(len(logs)), place) for place in range(len(logs))]
-    others = [lowest_point(logs[kept], losses[kept]) for kept in without if len(kept) > 2]
+    others = [
+        lowest_point(logs[kept], losses[kept]) for kept in without if len(np.unique(logs[kept])) > 2
+    ]
     how = f"parabola through {len(logs)} batches, one left out in turn"
     if not others or None in others:
         return Estimate(scan.best_tokens, 0.0, math.inf, how)
