@@ -34,24 +34,24 @@ class Estimate:
     how: str
 
 
-def mean_of(groups: Mapping[str, Sequence[float]], *, of: str = "sizes") -> Estimate | None:
-    """Of the means of the groups; None without any. One group says nothing of the spread."""
+def mean_of(groups: Mapping[str, Sequence[float]]) -> Estimate | None:
+    """Of the means of the groups, one a size; None without any. One says nothing of the spread."""
     means = np.array([np.mean(values) for values in groups.values() if len(values)])
     if len(means) == 0:
         return None
-    value, half = float(means.mean()), math.inf
-    if len(means) > 1:
-        error = float(means.std(ddof=1)) / math.sqrt(len(means))
-        half = error * float(student.ppf((1 + LEVEL) / 2, len(means) - 1))
-    count = sum(map(len, groups.values()))
-    how = f"{count} values, mean over {len(means)} {of}, Student's t"
+    value, count = float(means.mean()), sum(map(len, groups.values()))
+    if len(means) == 1:
+        return Estimate(value, -math.inf, math.inf, f"{count} values of one size")
+    error = float(means.std(ddof=1)) / math.sqrt(len(means))
+    half = error * float(student.ppf((1 + LEVEL) / 2, len(means) - 1))
+    how = f"{count} values, mean over {len(means)} sizes, Student's t"
     return Estimate(value, value - half, value + half, how)
 
 
-def ratio_of(groups: Mapping[str, Sequence[float]], *, of: str = "sizes") -> Estimate | None:
+def ratio_of(groups: Mapping[str, Sequence[float]]) -> Estimate | None:
     """The same for ratios: of their logarithms, and back."""
     logs = {name: [math.log(value) for value in values] for name, values in groups.items()}
-    found = mean_of(logs, of=of)
+    found = mean_of(logs)
     if found is None:
         return None
     low, high = (math.exp(min(end, 700)) for end in (found.low, found.high))
