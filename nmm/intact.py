@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
+import torch
+
 from nmm.checkpoint import FORMAT, STATE, complete, refuse_format
 from nmm.engine import Engine
 from nmm.errors import UserError
@@ -14,8 +16,8 @@ from nmm.parallel import World, agreed, from_main, gather_lists, is_of_a_collect
 from nmm.pieces import Written
 from nmm.sums import MARKER, Sum, fault_of
 
-# What reading raises on files that are missing or hold something else. A RuntimeError says nothing:
-# torch raises it for a file that is cut, for a full memory and for a failing GPU alike.
+# What reading raises on files that are missing or hold something else. Programs that are wrong raise
+# the same, and torch raises RuntimeError for a file that is cut and for a failing GPU alike.
 DAMAGE = (
     FileNotFoundError,
     EOFError,
@@ -102,8 +104,10 @@ def _faults(checkpoint: Path, *, part: int, parts: int) -> list[str]:
     try:
         sums = json.loads((checkpoint / MARKER).read_text())
         mine = [(name, Sum(*sums[name])) for name in sorted(sums)[part::parts]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (FileNotFoundError, ValueError, LookupError, TypeError) as error:
         return [f"{MARKER} cannot be read: {error}"]
+    except OSError as error:
+        raise UserError(_unreadable(checkpoint, error)) from None
     try:
         found = [fault_of(checkpoint / name, expected=expected) for name, expected in mine]
     except OSError as error:
@@ -130,22 +134,20 @@ def load(
 def damage_of(checkpoint: Path, *, remedy: str = DELETE) -> Iterator[None]:
     """A file that is no part of a checkpoint becomes one sentence; what else fails stays as it is.
 
-    Nobody is told to delete a checkpoint because a memory was full or a disk was away.
+    Nobody is told to delete a checkpoint because a memory was full, a disk was away, or a program
+    is wrong: what it reads is damaged only if a file is not as it was written.
     """
     try:
         yield
-    except DAMAGE as error:
-        if is_of_a_collective(error):
-            raise
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"{checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else ''}); "
-            f"{remedy}."
-        ) from error
-    except OSError as error:
-        raise UserError(_unreadable(checkpoint, error)) from error
-    except RuntimeError as error:
+    except torch.OutOfMemoryError:
+        raise  # it would take minutes to read all files, only to find them whole
+    except UnpicklingError as error:  # what none of us has written, whatever COMPLETE says
+        reason = str(error).strip().splitlines()[:1]
+        raise UserError(f"{checkpoint} is damaged ({''.join(reason)}); {remedy}.") from error
+    except (*DAMAGE, RuntimeError) as error:
         fault = None if is_of_a_collective(error) else fault_in(checkpoint)
         if fault is None:
             raise
         raise UserError(f"{fault}; {remedy}.") from error
+    except OSError as error:
+        raise UserError(_unreadable(checkpoint, error)) from error

@@ -97,6 +97,10 @@ def test_a_disk_that_fails_damages_nothing(tmp_path: Path) -> None:
     (checkpoint / "a.pt").unlink()
     with pytest.raises(UserError, match=r"damaged \(a.pt is not there\)"):
         newest_intact(tmp_path)
+    (checkpoint / MARKER).unlink()
+    (checkpoint / MARKER).symlink_to("/proc/self/mem")  # it opens, and reading it is an error
+    with pytest.raises(UserError, match=r"cannot be read \(\[Errno 5\].*bring its disk back"):
+        newest_intact(tmp_path)
 
 
 def test_only_what_is_damaged_is_called_so(tmp_path: Path) -> None:
@@ -114,6 +118,9 @@ def test_only_what_is_damaged_is_called_so(tmp_path: Path) -> None:
     read()
     with pytest.raises(RuntimeError, match="can't allocate memory"), damage_of(tmp_path):
         torch.empty(2**50)
+    for wrong in (AssertionError, KeyError, ValueError, FileNotFoundError):  # a program, no file
+        with pytest.raises(wrong, match="nvcc"), damage_of(tmp_path):
+            raise wrong("nvcc")
     path, data = path_of(tmp_path, 0), path_of(tmp_path, 0).read_bytes()
     path.write_bytes(data[: len(data) // 2])
     told = (
@@ -122,15 +129,17 @@ def test_only_what_is_damaged_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
         read()
     path.unlink()
-    with pytest.raises(UserError, match=r"is damaged \(FileNotFoundError"):
+    with pytest.raises(UserError, match=rf"is damaged \({path.name} is not there\); delete it"):
         read()
     path.symlink_to(path.name)  # every look at it is an error of the file system
     with pytest.raises(UserError, match=r"cannot be read .* bring its disk back"):
         read()
+    with pytest.raises(torch.OutOfMemoryError), damage_of(tmp_path):  # nobody looks at the files
+        raise torch.OutOfMemoryError
     path.unlink()
     path.write_bytes(data)
     (tmp_path / PIECES).write_text("{}")
-    with pytest.raises(UserError, match=r"is damaged \(KeyError"):
+    with pytest.raises(UserError, match=rf"is damaged \({PIECES} has 2 bytes instead of .*delete it"):
         read()
 
 
