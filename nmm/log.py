@@ -56,9 +56,10 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o666)
-        os.ftruncate(self._file, _end_of_lines(self._file))
-        self._waiting = b""  # for the file
-        self._unsynced = b""  # in the file, and maybe not on the disk
+        self._synced_bytes = _end_of_lines(self._file)
+        self._waiting = bytearray()  # for the file
+        self._unsynced = bytearray()  # in the file, and maybe not on the disk
+        self._cut()
 
     def write(self, line: str) -> None:
         self._waiting += f"{line}\n".encode()
@@ -72,22 +73,30 @@ class Lines:
             os.fsync(self._file)
         except OSError:
             # Nobody knows what of it is there, and the next fsync would not say it again.
-            end = os.fstat(self._file).st_size - len(self._unsynced)
-            self._waiting, self._unsynced = self._unsynced, b""
-            os.ftruncate(self._file, end)
+            self._waiting, self._unsynced, self._is_to_cut = self._unsynced, bytearray(), True
+            with suppress(OSError):  # else before the next line
+                self._cut()
             raise
-        self._unsynced = b""
+        self._synced_bytes += len(self._unsynced)
+        self._unsynced.clear()
 
     def close(self) -> None:
         with suppress(OSError):
             self._flush()
         os.close(self._file)
 
+    def _cut(self) -> None:
+        """What is behind the synced lines is written again."""
+        os.ftruncate(self._file, self._synced_bytes)
+        self._is_to_cut = False
+
     def _flush(self) -> None:
+        if self._is_to_cut:
+            self._cut()
         while self._waiting:
             written = os.write(self._file, self._waiting)
             self._unsynced += self._waiting[:written]
-            self._waiting = self._waiting[written:]
+            del self._waiting[:written]
 
 
 def _end_of_lines(file: int) -> int:

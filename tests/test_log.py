@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import subprocess
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
@@ -68,6 +69,43 @@ def test_a_checkpoint_counts_on_what_is_on_the_disk(
         assert on_disk == found
     assert [row["step"] for row in read_rows(tmp_path / "losses.jsonl")] == [2]
     assert len(on_disk) == 6
+
+
+def test_a_disk_that_cannot_even_be_cut_gets_no_row_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "losses.jsonl"
+    path.write_text("0\n")
+    with closing(Lines(path)) as lines:
+        lines.write("1")
+        with monkeypatch.context() as patched:
+            for name in ("fsync", "ftruncate"):
+                patched.setattr(os, name, fails)
+            with pytest.raises(OSError, match="Input/output"):
+                lines.sync()
+            lines.write("2")
+            with pytest.raises(OSError, match="Input/output"):
+                lines.sync()
+        lines.write("3")
+        lines.sync()
+        lines.write("4")
+    assert path.read_text() == "0\n1\n2\n3\n4\n"
+
+
+def test_the_cost_of_a_row_does_not_grow_with_those_before_it(tmp_path: Path) -> None:
+    """In bytes that move in memory, where a clock would depend on the machine."""
+    with closing(Lines(tmp_path / "losses.jsonl")) as lines:
+        peaks: list[int] = []
+        lines.write("x" * 2**23)
+        for _ in range(9):
+            tracemalloc.start()
+            lines.write("x" * 2**10)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert sorted(peaks)[4] < 2**20  # some need a larger buffer
 
 
 def opened(directory: Path) -> RunLog:
