@@ -206,15 +206,24 @@ def open_uploads(plan: RunPlan, log: RunLog, settings: Config, *, world: World) 
     return Uploads(url_of(wanted, directory=plan.directory) if wanted else None, log=log)
 
 
-def copy_last(settings: Config, begun: Beginning, *, directory: Path) -> None:
-    """Copy the last checkpoint of a finished run, if the run could not; a failure ends nothing."""
+def copy_last(settings: Config, begun: Beginning, *, directory: Path, stops: Stops) -> None:
+    """Copy the last checkpoint of a finished run, if the run could not; a failure ends nothing.
+
+    By the main process alone, which ends it between two files when it is asked to stop.
+    """
     wanted = settings.checkpoint.upload_to
     if wanted is None or begun.own is None:
         return
+    name, url = begun.own.name, url_of(wanted, directory=directory)
+    print(f"copying {name} to {url}, where it is not there yet", flush=True)
     try:
-        copies.put(begun.own, f"{url_of(wanted, directory=directory)}/{begun.own.name}")
-    except UserError as error:
-        print(f"ALARM: {begun.own.name} is not copied: {error}", file=sys.stderr)
+        copies.put(begun.own, f"{url}/{name}", between=stops.check_alone)
+    except (UserError, OSError) as error:
+        print(f"ALARM: {name} is not copied: {error}", file=sys.stderr)
+    except Stopped as stopped:
+        stops.obeyed()
+        said = f"ALARM: {name} is not copied, because {stopped}; the same command copies it."
+        print(said, file=sys.stderr)
 
 
 def saves(
@@ -348,7 +357,7 @@ def run_in(world: World, settings: Config, *, overrides: list[str], stops: Stops
             if is_finished(plan, progress, settings, world=world):
                 if world.is_main:
                     print(f"{directory} is finished: all {progress.step} steps are done.")
-                    copy_last(settings, begun, directory=directory)
+                    copy_last(settings, begun, directory=directory, stops=stops)
                 return True
             agreed(
                 lambda: write_run_directory(

@@ -1,9 +1,10 @@
 """Copies of checkpoints in an object store: put there whole, found, and taken back.
 
-    s3://bucket/folder/RUN/step_00001000/state.json, ...    all files of the checkpoint
-                                        /losses.jsonl, ...  the logs as they were at that moment
-                                        /COPIED             bytes and CRC-32 of these; written last
-For readers a copy without its marker does not exist, and one that differs from it is left out.
+    s3://bucket/folder/RUN/step_00001000/state.json, ...  all files of the checkpoint
+                    /losses.0a1b2c3d.jsonl, ...  the logs at that moment, with their CRC-32
+                    /COPIED                      bytes and CRC-32 of these; written last
+For readers a copy without its marker does not exist, and one that differs from it is left out. New
+logs have other names, so that the old ones serve until the marker names the new.
 
     python -m nmm.copies CHECKPOINT URL     puts one there; it ends when its standard input does
 """
@@ -12,13 +13,14 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from threading import Thread
 
@@ -33,39 +35,74 @@ COPIED = "COPIED"
 # Without these a run cannot be continued, or would lose what it has told.
 LOGS = ("losses", "evals", "quarantine", "skipped", "alarms")
 BESIDE = (*(f"{log}.jsonl" for log in LOGS), MANIFEST)
+Start = tuple[str, int]  # of a run: when, and at which step
 TRIES, TIMEOUT_SECONDS = 5, 60.0  # of every object; nmm/uploads.py begins again later
 THREADS = 8  # files at a time
 STORE = Store(tries=TRIES, timeout_seconds=TIMEOUT_SECONDS)
 
 
-def put(checkpoint: Path, url: str) -> None:
-    """Copy a complete checkpoint and the logs of its run; raises UserError.
+def put(checkpoint: Path, url: str, *, between: Callable[[], None] = lambda: None) -> None:
+    """Copy a complete checkpoint and the logs of its run; raises UserError and OSError.
 
     What is there already, from the same checkpoint, is not copied again. The logs are where the run
-    has started since, so that the copy tells that it went on from here.
+    has started since, so that the copy tells that it went on from here. `between` is called before
+    every file of the checkpoint, and ends the copying by what it raises.
     """
     marker = (checkpoint / MARKER).read_bytes()
     whole = {name: Sum(*found) for name, found in json.loads(marker).items()}
-    beside = {path.name: path for path in (checkpoint.parents[1] / name for name in BESIDE)}
-    texts = {name: path.read_bytes() for name, path in beside.items() if path.exists()}
-    there = _sums(url) or {}
-    has_files = bool(there) and whole.items() <= there.items()
-    if has_files and there.get(MANIFEST) == _sum_of(texts.get(MANIFEST)):
+    logs = dict(map(_as_copied, filter(Path.exists, (checkpoint.parents[1] / n for n in BESIDE))))
+    there = _sums_there(url)
+    has_files = {**whole, MARKER: _sum_of(marker)}.items() <= there.items()
+    if has_files and all(name in there for name in logs if _log_of(name) == MANIFEST):
         return
-    if there:  # while its files are replaced, it does not exist
-        _write(remote.remove, f"{url}/{COPIED}")
     if not has_files:
-        with ThreadPoolExecutor(THREADS) as pool:
-            wanted = ((f"{url}/{name}", checkpoint / name) for name in whole)
-            list(pool.map(lambda each: _write(remote.put, *each), wanted))
-    for name, text in {**texts, MARKER: marker}.items():
+        if there:  # while its files are replaced, it does not exist
+            _write(remote.remove, f"{url}/{COPIED}")
+        _put_files(checkpoint, url, list(whole), between=between)
+        _write(remote.write, f"{url}/{MARKER}", marker)
+    for name, text in logs.items():
         _write(remote.write, f"{url}/{name}", text)
-        whole[name] = Sum(len(text), zlib.crc32(text))
-    _write(remote.write, f"{url}/{COPIED}", json.dumps(whole).encode())
+    sums = {**whole, **{name: _sum_of(text) for name, text in {**logs, MARKER: marker}.items()}}
+    _write(remote.write, f"{url}/{COPIED}", json.dumps(sums).encode())
+    for name in there.keys() - sums.keys():
+        if _log_of(name):
+            with suppress(UserError):  # the copy is whole with it, too
+                _write(remote.remove, f"{url}/{name}")
 
 
-def _sum_of(text: bytes | None) -> Sum | None:
-    return None if text is None else Sum(len(text), zlib.crc32(text))
+def _put_files(
+    checkpoint: Path, url: str, files: list[str], *, between: Callable[[], None]
+) -> None:
+    def one(name: str) -> None:
+        between()
+        _write(remote.put, f"{url}/{name}", checkpoint / name)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(one, files))
+
+
+def _sums_there(url: str) -> Mapping[str, Sum]:
+    """Of a copy that may not be there: those who may not list are told that of a missing one."""
+    try:
+        return _sums(url) or {}
+    except NotAllowedError:
+        return {}
+
+
+def _as_copied(log: Path) -> tuple[str, bytes]:
+    """The name of a log in a copy, losses.0a1b2c3d.jsonl, and what is in it."""
+    text = log.read_bytes()
+    return f"{log.stem}.{zlib.crc32(text):08x}{log.suffix}", text
+
+
+def _log_of(name: str) -> str | None:
+    """The log that a file of a copy is, in copies that were made without its CRC-32, too."""
+    log = re.sub(r"\.[0-9a-f]{8}(?=\.)", "", name, count=1)
+    return log if log in BESIDE else None
+
+
+def _sum_of(text: bytes) -> Sum:
+    return Sum(len(text), zlib.crc32(text))
 
 
 def names(url: str) -> list[str]:
@@ -87,30 +124,44 @@ def _listed(url: str) -> set[str]:
         return set()
 
 
-def of_one_line(starts: dict[str, list[int]]) -> list[str]:
-    """The checkpoints on the way to the newest, oldest first, of {name: first steps of its starts}.
+def of_one_line(starts: Mapping[str, list[Start]]) -> list[str]:
+    """The checkpoints on the way to the newest, oldest first, of {name: starts of the run by then}.
 
     A run that went on from step 10 has abandoned what it had made after it, until it makes it anew:
         starts at 0          step 5   10   15   20
         starts at 0, 10           10   15'         the newest is 15', and 20 is not on the way to it
+    One list need not begin with another: a manifest may have been moved away or be an older one. A
+    copy that tells no starts is taken for one of this way.
     """
-    newest = max(starts, key=lambda name: (len(starts[name]), name), default=None)
-    if newest is None:
-        return []
-    later = {name: starts[newest][len(before) :] for name, before in starts.items()}
-    return sorted(name for name in starts if all(step_of(name) <= step for step in later[name]))
+    lists = {name: _in_order(found) for name, found in starts.items()}
+    all_starts = {start for found in lists.values() for start in found}
+    return sorted(
+        name
+        for name, own in lists.items()
+        if all(step_of(name) <= start[-1] for start in all_starts if own and start > own[-1])
+    )
+
+
+def _in_order(starts: list[Start]) -> list[tuple[str, int, int]]:
+    """Of one manifest, comparable with those of others, though a clock may have been put back."""
+    times = accumulate((time for time, _ in starts), max)
+    return [
+        (time, place, step)
+        for place, (time, (_, step)) in enumerate(zip(times, starts, strict=True))
+    ]
 
 
 def step_of(name: str) -> int:
     return int(name.removeprefix("step_"))
 
 
-def _starts(url: str) -> list[int]:
-    """The steps that a run began at, up to the moment of a copy; [] where it does not tell."""
-    path = f"{url}/{MANIFEST}"
+def _starts(url: str) -> list[Start]:
+    """When and where a run began, up to the moment of a copy; [] where it does not tell."""
     try:
+        (name,) = (name for name in _sums(url) or {} if _log_of(name) == MANIFEST)
+        path = f"{url}/{name}"
         manifest = json.loads(STORE.read(path, start=0, stop=STORE.size(path)))
-        return [int(start["step"]) for start in manifest["starts"]]
+        return [(str(start["time"]), int(start["step"])) for start in manifest["starts"]]
     except NotAllowedError:
         raise
     except (NotThereError, ValueError, LookupError, TypeError):
@@ -156,14 +207,18 @@ def _take(url: str, directory: Path) -> str | None:
             faults = pool.map(lambda name: _fetch(url, name, sums[name], into=checkpoint), sums)
             fault = next(filter(None, list(faults)), None)
         if fault:
-            shutil.rmtree(checkpoint)
+            for name in sums:  # and nothing else: what is damaged here may serve somebody yet
+                _part(checkpoint, name).unlink(missing_ok=True)
+            with suppress(OSError):
+                checkpoint.rmdir()
             return fault
-        for name in BESIDE:
-            if name in sums and _is_behind(directory / name, _part(checkpoint, name)):
-                _part(checkpoint, name).replace(directory / name)
-        wanted = {_part(checkpoint, name): name for name in sums if name not in BESIDE}
+        for name in sums:
+            log = _log_of(name)
+            if log and _is_behind(directory / log, _part(checkpoint, name)):
+                _part(checkpoint, name).replace(directory / log)
+        wanted = {_part(checkpoint, name): name for name in sums if not _log_of(name)}
         for path in checkpoint.iterdir():
-            if path not in wanted:  # logs, and what was damaged here
+            if path not in wanted and not path.is_dir():  # logs, and what was damaged here
                 path.unlink()
         for part, name in sorted(wanted.items(), key=lambda each: each[1] == MARKER):
             part.replace(checkpoint / name)  # the marker last
@@ -250,7 +305,7 @@ def main() -> None:
     Thread(target=_end_with_input, daemon=True).start()
     try:
         put(options.checkpoint, options.url)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"{error}")
 
 

@@ -16,8 +16,8 @@ from nmm.parallel import World, agreed, from_main, gather_lists, is_of_a_collect
 from nmm.pieces import Written
 from nmm.sums import MARKER, Sum, fault_of
 
-# What reading raises on files that are missing or hold something else. Programs that are wrong raise
-# the same, and torch raises RuntimeError for a file that is cut and for a failing GPU alike.
+# What reading raises on files that are missing or hold something else. A program that is wrong
+# raises the same, and torch a RuntimeError for a file that is cut and for a failing GPU alike.
 DAMAGE = (
     FileNotFoundError,
     EOFError,

@@ -44,12 +44,22 @@ class Stops:
 
         One sum of four small integers per call.
         """
-        here = [number in self._signals for number in SIGNALS]
-        here += [self._file_is_there(), self._time_is_up()]
-        asked = torch.tensor(here, dtype=torch.int32, device=self._world.device)
+        asked = torch.tensor(self._here(), dtype=torch.int32, device=self._world.device)
         if self._world.size > 1:
             add_over_ranks(asked)
-        for reason, times in zip(self._reasons(), asked.tolist(), strict=True):
+        self._raise_if(asked.tolist())
+
+    def check_alone(self) -> None:
+        """The same of this process alone, where the others have nothing to end."""
+        self._raise_if(self._here())
+
+    def _here(self) -> list[int]:
+        """Of everything that may ask: does it?"""
+        signals = [number in self._signals for number in SIGNALS]
+        return [*signals, self._file_is_there(), self._time_is_up()]
+
+    def _raise_if(self, asked: list[int]) -> None:
+        for reason, times in zip(self._reasons(), asked, strict=True):
             if times:
                 raise Stopped(reason())
 

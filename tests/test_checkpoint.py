@@ -139,7 +139,9 @@ def test_only_what_is_damaged_is_called_so(tmp_path: Path) -> None:
     path.unlink()
     path.write_bytes(data)
     (tmp_path / PIECES).write_text("{}")
-    with pytest.raises(UserError, match=rf"is damaged \({PIECES} has 2 bytes instead of .*delete it"):
+    with pytest.raises(
+        UserError, match=rf"is damaged \({PIECES} has 2 bytes instead of .*delete it"
+    ):
         read()
 
 

@@ -1,6 +1,7 @@
 """Checkpoints copied to a real S3 server that fails on purpose, and taken back on an empty disk."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
+import train
 from nmm import begin, copies, heartbeat
-from nmm.checkpoint import complete
+from nmm.checkpoint import Progress, complete
 from nmm.config import CheckpointConfig, compose, load
 from nmm.errors import UserError
 from nmm.log import read_rows
 from nmm.parallel import World
+from nmm.stop import Stops
 from nmm.sums import MARKER, write_text
 from tests import runs, servers
 from tests.launches import wait_until
@@ -55,6 +58,17 @@ def made(directory: Path, step: int) -> Path:
     write_text(checkpoint / MARKER, json.dumps(sums))
     write_text(directory / "losses.jsonl", '{"step": 1}\n')
     return checkpoint
+
+
+def starts_of(text: str) -> list[copies.Start]:
+    """Of "0@1 10@2": at step 0 in year 1, at step 10 in year 2."""
+    pairs = (word.split("@") for word in text.split())
+    return [(f"200{year}-01-01T00:00:00+00:00", int(step)) for step, year in pairs]
+
+
+def write_manifest(run: Path, starts: str) -> None:
+    found = [{"time": time, "step": step} for time, step in starts_of(starts)]
+    (run / "manifest.json").write_text(json.dumps({"starts": found}))
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -111,6 +125,7 @@ def test_what_may_not_be_read_is_not_missing(
     url = f"{URL}/forbidden"
     for step in (5, 10):
         path = made(tmp_path / "forbidden", step)
+        write_manifest(tmp_path / "forbidden", "0@1")
         copies.put(path, f"{url}/{path.name}")
     proxy.fail("forbidden", count=999, match=match)
     with pytest.raises(UserError, match=r"may not be read .*correct its name, or the credentials"):
@@ -162,18 +177,27 @@ def test_a_log_that_is_shorter_than_its_copy_is_replaced(
     ("starts", "expected"),
     [
         ({}, []),
-        ({5: [0], 10: [0], 15: [0]}, [5, 10, 15]),
-        ({5: [0], 10: [0, 10], 15: [0], 20: [0]}, [5, 10]),
-        ({5: [0], 10: [0], 15: [0, 10], 20: [0]}, [5, 10, 15]),
-        ({5: [0], 10: [0], 15: [0, 10], 20: [0, 10, 15]}, [5, 10, 15, 20]),
-        ({5: [0], 10: [0], 15: [0, 10], 20: [0, 10, 5]}, [5, 20]),
-        ({5: [], 10: []}, [5, 10]),
+        ({5: "0@1", 10: "0@1", 15: "0@1"}, [5, 10, 15]),
+        ({5: "0@1", 10: "0@1 10@2", 15: "0@1", 20: "0@1"}, [5, 10]),
+        ({5: "0@1", 10: "0@1", 15: "0@1 10@2", 20: "0@1"}, [5, 10, 15]),
+        ({5: "0@1", 10: "0@1", 15: "0@1 10@2", 20: "0@1 10@2 15@3"}, [5, 10, 15, 20]),
+        ({5: "0@1", 10: "0@1", 15: "0@1 10@2", 20: "0@1 10@2 5@3"}, [5, 20]),
+        ({5: "", 10: ""}, [5, 10]),
+        # the manifest was moved away at step 20, and before a start from 10
+        ({10: "0@1", 15: "0@1 10@2", 20: "20@3", 30: "20@3"}, [10, 15, 20, 30]),
+        ({10: "0@1 5@2", 15: "0@1 5@2 10@3", 20: "0@1", 25: "10@4"}, [10, 25]),
+        ({10: "10@4", 15: "0@1 5@2 10@3", 20: "0@1"}, [10]),
+        # an older manifest came back with the disk
+        ({20: "0@1 20@5", 25: "0@1 10@3 20@4", 100: "0@1 20@5"}, [20, 100]),
+        # a copy that tells nothing, and a clock that was put back
+        ({10: "0@1", 15: "", 20: "0@1 10@2"}, [10, 15, 20]),
+        ({10: "0@5", 20: "0@5", 15: "0@5 10@2"}, [10, 15]),
     ],
 )
 def test_what_a_run_has_abandoned_is_not_on_its_way(
-    starts: dict[int, list[int]], expected: list[int]
+    starts: dict[int, str], expected: list[int]
 ) -> None:
-    named = {f"step_{step:08d}": steps for step, steps in starts.items()}
+    named = {f"step_{step:08d}": starts_of(text) for step, text in starts.items()}
     assert copies.of_one_line(named) == [f"step_{step:08d}" for step in expected]
 
 
@@ -183,15 +207,73 @@ def test_copies_of_an_abandoned_line_do_not_come_back(
     """A run that has gone on from an earlier step says so in the copy of that, at its start."""
     url, run = f"{URL}/line", tmp_path / "line"
     checkpoints = {step: made(run, step) for step in (5, 10, 15)}
-    (run / "manifest.json").write_text('{"starts": [{"step": 0}]}')
+    write_manifest(run, "0@1")
     for path in checkpoints.values():
         copies.put(path, f"{url}/{path.name}")
     assert copies.take_back(url, tmp_path / "before")[0] == "step_00000015"
-    (run / "manifest.json").write_text('{"starts": [{"step": 0}, {"step": 5}]}')
+    write_manifest(run, "0@1 5@2")
     proxy.fail("busy", count=1, match="states_00000")
     copies.put(checkpoints[5], f"{url}/step_00000005")
     assert proxy.state()["left"] == 1  # only what it tells of the run
     assert copies.take_back(url, tmp_path / "after")[0] == "step_00000005"
+    assert (tmp_path / "after/manifest.json").read_bytes() == (run / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("match", ["losses", "manifest", "COPIED"])
+def test_a_copy_serves_while_its_logs_are_written_anew(
+    proxy: servers.FaultyProxy, tmp_path: Path, match: str
+) -> None:
+    """A store that fails then, or a kill, leaves the copy as it was."""
+    run, url = tmp_path / "run", f"{URL}/anew/{len(match)}"
+    path = made(run, 5)
+    write_manifest(run, "0@1")
+    copies.put(path, f"{url}/{path.name}")
+    before = contents(run)
+    (run / "losses.jsonl").write_text('{"step": 1}\n{"step": 5}\n')
+    write_manifest(run, "0@1 5@2")
+    proxy.fail("forbidden", count=99, match=match)
+    with pytest.raises(UserError, match=r"may not be written"):
+        copies.put(path, f"{url}/{path.name}")
+    proxy.fail("busy", count=0, match="")
+    assert copies.take_back(url, tmp_path / "old") == (path.name, [])
+    assert contents(tmp_path / "old") == before
+    copies.put(path, f"{url}/{path.name}")
+    assert copies.take_back(url, tmp_path / "new") == (path.name, [])
+    assert contents(tmp_path / "new") == contents(run)
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    found = [name for name in system.ls(f"{url}/{path.name}") if name.endswith(".jsonl")]
+    assert len(found) == 1  # the old ones are gone
+
+
+def test_those_who_may_not_list_can_put(proxy: servers.FaultyProxy, tmp_path: Path) -> None:
+    """S3 then says of what is not there that it may not be read; taking back wants to know."""
+    url, path = f"{URL}/unlisted", made(tmp_path / "unlisted", 5)
+    proxy.fail("forbidden", count=1, match="COPIED")
+    copies.put(path, f"{url}/{path.name}")
+    assert proxy.state()["left"] == 0
+    assert copies.names(url) == [path.name]
+
+
+def test_nothing_here_is_removed_for_a_copy_that_is_not_whole(
+    proxy: servers.FaultyProxy, tmp_path: Path
+) -> None:
+    url, run = f"{URL}/both", tmp_path / "both"
+    path = made(run, 5)
+    copies.put(path, f"{url}/{path.name}")
+    whole = (path / "state.json").read_bytes()
+    (path / "state.json").write_text("?")
+    (path / "notes").mkdir()
+    (path / "notes" / "mine").write_text("a")
+    before = contents(run)
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    system.pipe_file(f"{url}/{path.name}/state.json", b"!")
+    with pytest.raises(UserError, match=r"state.json has 1 bytes .* no other copy is whole"):
+        copies.take_back(url, run)
+    assert contents(run) == before
+    system.pipe_file(f"{url}/{path.name}/state.json", whole)
+    assert copies.take_back(url, run) == (path.name, [])
+    state = str((path / "state.json").relative_to(run))
+    assert contents(run) == {**before, state: whole}
 
 
 def test_names_that_lead_out_of_the_run_are_not_followed(
@@ -219,6 +301,37 @@ def test_the_process_beside_ends_with_the_run(proxy: servers.FaultyProxy, tmp_pa
         process.stdin.close()
         assert process.wait(60) == 1
     assert copies.names(f"{URL}/beside") == []
+
+
+def test_the_last_copy_ends_nothing_and_is_ended_by_a_stop(
+    proxy: servers.FaultyProxy,
+    tmp_path: Path,
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url, run = f"{URL}/asked", tmp_path / "asked"
+    path = made(run, 5)
+    words = runs.overrides(runs.corpus(), tmp_path, "run.name=asked", f"checkpoint.upload_to={URL}")
+    settings = load(compose(words))
+    asked, not_asked = (Stops(run, max_minutes=None, world=world) for _ in range(2))
+    asked.receive(signal.SIGTERM, None)
+
+    def said(stops: Stops) -> str:
+        begun = begin.Beginning(Progress(step=5), own=path)
+        train.copy_last(settings, begun, directory=run, stops=stops)
+        printed = capsys.readouterr()
+        assert printed.out == f"copying {path.name} to {url}, where it is not there yet\n"
+        return printed.err
+
+    alarm = f"ALARM: {path.name} is not copied"
+    because = "because SIGTERM was received; the same command copies it."
+    assert said(asked) == f"{alarm}, {because}\n"
+    (run / "evals.jsonl").symlink_to("/proc/self/mem")  # it opens, and reading it is an error
+    assert said(not_asked).startswith(f"{alarm}: [Errno 5]")
+    assert copies.names(url) == []
+    (run / "evals.jsonl").unlink()
+    assert said(not_asked) == ""
+    assert copies.names(url) == [path.name]
 
 
 def test_only_stores_that_list_what_they_hold() -> None:
