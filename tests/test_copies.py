@@ -245,6 +245,26 @@ def test_a_copy_serves_while_its_logs_are_written_anew(
     assert len(found) == 1  # the old ones are gone
 
 
+def test_copies_whose_logs_have_plain_names_are_read(
+    proxy: servers.FaultyProxy, tmp_path: Path
+) -> None:
+    run = tmp_path / "plain"
+    path = made(run, 5)
+    write_manifest(run, "0@1")
+    url, system = f"{URL}/plain", fsspec.filesystem("s3", skip_instance_cache=True)
+    whole = {**{file.name: file for file in path.iterdir()}, **{f.name: f for f in run.glob("*.*")}}
+    sums = {name: write_text(file, file.read_text()) for name, file in whole.items()}
+    for name, file in whole.items():
+        system.pipe_file(f"{url}/{path.name}/{name}", file.read_bytes())
+    system.pipe_file(f"{url}/{path.name}/{copies.COPIED}", json.dumps(sums).encode())
+    assert copies.take_back(url, tmp_path / "back") == (path.name, [])
+    assert contents(tmp_path / "back") == contents(run)
+    copies.put(path, f"{url}/{path.name}")
+    assert f"{path.name}/losses.jsonl" not in str(system.find(url))
+    assert copies.take_back(url, tmp_path / "again") == (path.name, [])
+    assert contents(tmp_path / "again") == contents(run)
+
+
 def test_those_who_may_not_list_can_put(proxy: servers.FaultyProxy, tmp_path: Path) -> None:
     """S3 then says of what is not there that it may not be read; taking back wants to know."""
     url, path = f"{URL}/unlisted", made(tmp_path / "unlisted", 5)
