@@ -98,6 +98,8 @@ def test_compiled_blocks_of_the_encoder_serve_any_number_of_images(
 ) -> None:
     """Traced for one image and for several, and not again; the outputs are as without."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    # DeepSpeed's ZeRO-3 leaves another in its place, for all that comes later in a process.
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
     torch.compiler.reset()
     plain, compiled = (build(LATE, seed=0).vision for _ in range(2))
     assert plain is not None
