@@ -162,9 +162,8 @@ def _starts(url: str) -> list[Start]:
         path = f"{url}/{name}"
         manifest = json.loads(STORE.read(path, start=0, stop=STORE.size(path)))
         return [(str(start["time"]), int(start["step"])) for start in manifest["starts"]]
-    except NotAllowedError:
-        raise
-    except (NotThereError, ValueError, LookupError, TypeError):
+    except (UserError, ValueError, LookupError, TypeError) as error:
+        _raise_if_unknown(error)
         return []
 
 
@@ -271,12 +270,18 @@ def _sums(url: str) -> dict[str, Sum] | None:
     try:
         found = json.loads(STORE.read(marker, start=0, stop=STORE.size(marker)))
         sums = {name: Sum(*map(int, each)) for name, each in found.items()}
-    except NotAllowedError:
-        raise
-    except (NotThereError, ValueError, AttributeError, TypeError):
+    except (UserError, ValueError, AttributeError, TypeError) as error:
+        _raise_if_unknown(error)
         return None
     # Names of files of one folder, and nothing that leads out of it.
     return sums if all(Path(name).name == name for name in sums) else None
+
+
+def _raise_if_unknown(error: Exception) -> None:
+    """A store that is busy or forbids to look has not said that a file is missing or damaged."""
+    missing = isinstance(error, NotThereError) and not isinstance(error, NotAllowedError)
+    if isinstance(error, UserError) and not missing:
+        raise error
 
 
 def _write(action: Callable[..., None], url: str, *what: object) -> None:

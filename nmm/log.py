@@ -87,7 +87,7 @@ class Lines:
 
     def _cut(self) -> None:
         """What is behind the synced lines is written again."""
-        os.ftruncate(self._file, self._synced_bytes)
+        os.ftruncate(self._file, min(self._synced_bytes, os.fstat(self._file).st_size))
         self._is_to_cut = False
 
     def _flush(self) -> None:

@@ -92,6 +92,23 @@ def test_a_copy_comes_back_to_the_bit_and_is_made_once(
     assert contents(tmp_path / "back") == contents(tmp_path / "once")
 
 
+@pytest.mark.parametrize("file", ["COPIED", "manifest"])
+def test_a_store_that_is_busy_has_not_said_what_is_missing(
+    proxy: servers.FaultyProxy, tmp_path: Path, file: str
+) -> None:
+    """A copy that was left behind must not come back because nobody could ask."""
+    url, run = f"{URL}/busy-{file}", tmp_path / "run"
+    for step in (5, 15):
+        path = made(run, step)
+        write_manifest(run, "0@1")
+        copies.put(path, f"{url}/{path.name}")
+    proxy.fail("busy", count=99, match=f"step_00000015/{file}")
+    with pytest.raises(UserError, match=r"cannot be read .*after 5 tries"):
+        copies.take_back(url, tmp_path / "back")
+    proxy.fail("busy", count=0, match="")
+    assert copies.take_back(url, tmp_path / "back") == ("step_00000015", [])
+
+
 def test_a_copy_without_its_marker_does_not_exist_and_a_changed_one_is_left_out(
     proxy: servers.FaultyProxy, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def _laws(groups: Mapping[str, list[StudyRun]], study: StudyConfig, *, folder: F
     """NAME=DIR of every fit. A group needs more models than its law has parameters."""
     needed, fits = len(CHINCHILLA.names) + 1, []
     for name, points in groups.items():
+        forget(fits_of(folder) / name)
         if len(points) < needed:
             print(f"no law for {name}: {len(points)} models, and at least {needed} are needed")
         elif len({run.tokens for run in points}) == 1:
@@ -63,6 +64,7 @@ def _pairs(
         for pair, alone in study.pairs.items():
             there = [groups.get(f"{family}-{mixture}", []) for mixture in (*alone, pair)]
             joint = [run for runs in groups.values() for run in runs if run.cell.mixture == pair]
+            forget(pair_of(folder, family=family, pair=pair))
             if all(there):
                 fits += _fit_pair(study, family, pair, there, scanned=joint, folder=folder)
     return fits
@@ -84,7 +86,6 @@ def _fit_pair(
     link_points(scanned, points / f"{name}-joint", runs=folder.runs)
     both = ("--pair", ",".join(study.pairs[pair]), "--out", str(out))
     resampled = ("--sources", "--bootstrap", str(study.bootstrap))
-    forget(out)
     done = command("fit-mixed", "--runs", str(points / name), *both, *resampled)
     joint = ("--runs", str(points / f"{name}-joint"), "--window", str(study.window_rows))
     done |= command("phenomena", *joint, "--spike-window", str(study.window_rows), *both)
@@ -141,7 +142,6 @@ def link_points(points: Sequence[StudyRun], directory: Path, *, runs: Path) -> N
 def _fit(name: str, study: StudyConfig, *, folder: Folder) -> list[str]:
     """NAME=DIR of the fit; nothing where it was refused, which is said."""
     out = fits_of(folder) / name
-    forget(out)
     done = command(
         *("fit", "--runs", str(folder.notes / "points" / name)),
         *("--bootstrap", str(study.bootstrap), "--out", str(out)),
