@@ -6,7 +6,9 @@ Every contender is a feed-forward layer whose tokens each pass through one SwiGL
 the dense layer of nmm/model/layers.py, our layer of 8 experts by each way of routing, Mixtral's
 block of transformers with its grouped products, and DeepSpeed's own MoE layer, with room for an
 even share of the tokens on every expert (it drops the others). Routers, their losses if the layer
-has any, and the way back into the order of the tokens are in the time.
+has any, and the way back into the order of the tokens are in the time. "Experts alone" is what is
+left of our layer without all that: their products, on tokens that lie sorted already, with as many
+on every expert as a random router of token choice gave them, or as many on each.
 
 A time is that of a forward and a backward pass, which makes the gradients of inputs and weights
 anew. Every round times every contender once, in an order that turns; a ratio is the median over
@@ -28,6 +30,7 @@ from nmm import parallel
 from nmm.batch import Modality
 from nmm.config import ExpertGroups, ModelConfig, MoEConfig, Routing
 from nmm.engine import DEEPSPEED_VERSION
+from nmm.model.experts import Experts
 from nmm.model.layers import SwiGLU
 from nmm.model.moe import MoE
 
@@ -70,6 +73,15 @@ def ours(sizes: Sizes, moe: MoEConfig) -> tuple[nn.Module, Layer]:
     return layer, run
 
 
+def experts_alone(sizes: Sizes, moe: MoEConfig, *, even: bool) -> tuple[nn.Module, Layer]:
+    layer = Experts(sizes.model(moe))
+    loads = torch.full((EXPERTS,), sizes.tokens // EXPERTS)
+    if not even:
+        loads = torch.randn(sizes.tokens, EXPERTS).argmax(dim=1).bincount(minlength=EXPERTS)
+    ends = loads.cumsum(0).int()
+    return layer, lambda x: (layer(x.flatten(0, 1), ends).view_as(x),)
+
+
 def mixtral(sizes: Sizes) -> tuple[nn.Module, Layer]:
     from transformers.models.mixtral.configuration_mixtral import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
@@ -110,11 +122,14 @@ def deepspeed_layer(sizes: Sizes) -> tuple[nn.Module, Layer]:
 
 def contenders(sizes: Sizes) -> dict[str, tuple[nn.Module, Layer]]:
     halves = ExpertGroups(text=EXPERTS // 2, image=EXPERTS // 2)
+    choice = MoEConfig(Routing.token_choice, experts=EXPERTS)
     return {
         "dense": dense(sizes),
-        "token choice": ours(sizes, MoEConfig(Routing.token_choice, experts=EXPERTS)),
+        "token choice": ours(sizes, choice),
         "modality groups": ours(sizes, MoEConfig(Routing.modality_groups, groups=halves)),
         "expert choice": ours(sizes, MoEConfig(Routing.expert_choice, groups=halves)),
+        "experts alone": experts_alone(sizes, choice, even=False),
+        "experts alone, even loads": experts_alone(sizes, choice, even=True),
         "Mixtral's block": mixtral(sizes),
         f"DeepSpeed {DEEPSPEED_VERSION}'s layer": deepspeed_layer(sizes),
     }

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 from random import Random
@@ -98,25 +99,8 @@ def _stories(folder: Path, *, split: str, size: float, seed: int) -> None:
 
 def _texts(folder: Path, *, size: float, seed: int) -> None:
     """Documentation strings of the installed packages, until both splits are full."""
-    wanted, wanted_held_out = (
-        round(TEXT_CHARACTERS * size),
-        _at_least_few(HELD_OUT_TEXTS * min(size, 1)),
-    )
-    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    characters = 0
-    for text in prose.texts(seed=seed):
-        if prose.held_out(text):
-            splits["held_out"].append(text)
-        elif characters < wanted:
-            splits["train"].append(text)
-            characters += len(text)
-        if characters >= wanted and len(splits["held_out"]) >= wanted_held_out:
-            break
-    else:
-        print(
-            f"text: took all there is, {characters} characters of the {wanted} that --size asks for"
-        )
-    splits["held_out"] = splits["held_out"][:wanted_held_out]
+    few = _at_least_few(HELD_OUT_TEXTS * min(size, 1))
+    splits = _filled(prose.texts(seed=seed), len, train=round(TEXT_CHARACTERS * size), few=few)
     for split, texts in splits.items():
         Random(f"{seed} text {split}").shuffle(texts)
         with _writer(folder, split=split, documents=len(texts)) as writer:
@@ -140,19 +124,10 @@ def render_code(corpus: Path, *, size: float, seed: int) -> None:
         return
     for stale in folder.glob("*.tar*"):
         stale.unlink()
-    wanted, few = round(CODE_BYTES * size), _at_least_few(HELD_OUT_FUNCTIONS * min(size, 1))
-    splits: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-    written = 0
-    for code in programs.texts(seed=seed):
-        if programs.held_out(code):
-            splits["held_out"].append(code)
-        elif written < wanted:
-            splits["train"].append(code)
-            written += len(code)
-        if written >= wanted and len(splits["held_out"]) >= few:
-            break
-    splits["held_out"] = splits["held_out"][:few]
-    for split, codes in splits.items():
+    few = _at_least_few(HELD_OUT_FUNCTIONS * min(size, 1))
+    found = _filled(programs.texts(seed=seed), _bytes, train=round(CODE_BYTES * size), few=few)
+    for split, texts in found.items():
+        codes = [text.encode() for text in texts]
         Random(f"{seed} code {split}").shuffle(codes)
         with _writer(folder, split=split, documents=len(codes)) as writer:
             for number, code in enumerate(codes):
@@ -163,6 +138,30 @@ def render_code(corpus: Path, *, size: float, seed: int) -> None:
     shards = sorted(folder.glob("*.tar"))
     index.index_shards(shards, layout=layout, tokenizer=corpus / "tokenizer.model")
     (folder / "COMPLETE").touch()
+
+
+def _filled(
+    found: Iterator[str], length: Callable[[str], int], *, train: int, few: int
+) -> dict[str, list[str]]:
+    """Both splits, until the lengths of `train` add up and the held-out one has a `few` texts."""
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    total = 0
+    for text in found:
+        if prose.held_out(text):
+            splits["held_out"].append(text)
+        elif total < train:
+            splits["train"].append(text)
+            total += length(text)
+        if total >= train and len(splits["held_out"]) >= few:
+            break
+    else:
+        print(f"took all there is: {total:,} of the {train:,} that --size asks for")
+    splits["held_out"] = splits["held_out"][:few]
+    return splits
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
 
 
 def _documents(train: int, *, held_out: int, split: str, size: float) -> int:

@@ -40,27 +40,28 @@ SKIPPED_FOLDERS = {
 INSTALLED_FOLDERS = {"site-packages", "dist-packages"}
 MINIMUM_CHARACTERS = 200
 HELD_OUT_ONE_IN = 8
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def texts(*, seed: int) -> Iterator[str]:
     """Every documentation string once; the order depends on the seed and the packages alone."""
-    seen: set[bytes] = set()
-    for text in from_files(_documentation_of, seed=seed):
-        digest = hashlib.sha256(text.encode()).digest()
-        if digest not in seen:
-            seen.add(digest)
-            yield text
+    return from_files(_documentation_of, seed=seed)
 
 
 def from_files(read: Callable[[Path], Iterator[str]], *, seed: int) -> Iterator[str]:
-    """What `read` finds in the Python files of the packages, evenly, then of the library."""
+    """What `read` finds in the Python files of the packages, evenly, then of the library; once."""
+    seen: set[bytes] = set()
     packages = [root for name in PACKAGES if (root := _package_folder(name))]
     standard_library = Path(sysconfig.get_paths()["stdlib"])
     for roots in (packages, [standard_library]):
         rngs = [Random(f"{seed} {root.name}") for root in roots]
-        yield from _evenly(
+        for text in _evenly(
             [_of_folder(root, read, rng=rng) for root, rng in zip(roots, rngs, strict=True)]
-        )
+        ):
+            digest = hashlib.sha256(text.encode()).digest()
+            if digest not in seen:
+                seen.add(digest)
+                yield text
 
 
 def held_out(text: str) -> bool:
@@ -113,9 +114,8 @@ def _documentation_of(path: Path) -> Iterator[str]:
     tree = parsed(path)
     if tree is None:
         return
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        found = ast.get_docstring(node, clean=False) if isinstance(node, documented) else None
+        found = ast.get_docstring(node, clean=False) if isinstance(node, DOCUMENTED) else None
         text = inspect.cleandoc(found) if found else ""
         if len(text) >= MINIMUM_CHARACTERS and encodable(text):
             yield text
