@@ -299,6 +299,31 @@ def test_noise_is_drawn_in_training_only_and_is_the_difference_of_gumbels() -> N
     assert chance[chance > 0].logit().mean() == pytest.approx(higher.mean().item(), abs=0.05)
 
 
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])
+def test_routers_score_in_fp32_and_round_only_what_goes_back(
+    dtype: torch.dtype, close: float
+) -> None:
+    config = replace(SPARSE["token choice"], width=64)
+    layer = layer_of(config).to(dtype).router
+    x = torch.randn(200, 64).to(dtype).requires_grad_()
+    modality = torch.full((1, 200), int(Modality.text), dtype=torch.uint8)
+    upstream = torch.randn(200 * config.moe.top_k)
+
+    def gradients(weight: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        layer.weight = nn.Parameter(weight)
+        found = layer(x, modality)
+        loss = (found.weight * upstream).sum() + found.auxiliary
+        return found.weight, list(torch.autograd.grad(loss, [x, layer.weight]))
+
+    weight = layer.weight.detach()
+    mine, grads = gradients(weight, x)
+    exact, exact_grads = gradients(weight.float(), x.detach().float().requires_grad_())
+    assert mine.equal(exact)
+    for grad, right in zip(grads, exact_grads, strict=True):
+        assert grad.dtype is dtype
+        assert (grad - right).norm() < close * right.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_traps_of_grouped_products(dtype: torch.dtype) -> None:
     """Empty experts at every place, and a gradient without strides, as a sum gives."""

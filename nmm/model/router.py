@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from nmm.batch import Modality
 from nmm.config import ModelConfig, MoEConfig, Routing
@@ -206,7 +207,24 @@ def highest(score: Tensor, *, limit: Tensor) -> Tensor:
 
 def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
     """float32[E, T], whatever the precision of the model; experts first, because there are few."""
-    return weight_ED.float() @ x_TD.float().t()
+    result = _Logits.apply(x_TD, weight_ED)
+    assert isinstance(result, Tensor)
+    return result
+
+
+class _Logits(torch.autograd.Function):
+    """What goes back is rounded to the model's precision at once, and no float32 copy is kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TD, weight_ED)
+        return weight_ED.float() @ x_TD.float().t()
+
+    @staticmethod
+    def backward(ctx: BackwardCFunction, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        x_TD, weight_ED = tuple(ctx.saved_tensors)
+        grad_ET = grad_outputs[0].to(x_TD.dtype)
+        return grad_ET.t() @ weight_ED, grad_ET @ x_TD
 
 
 def _highest_experts(chance_ET: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
