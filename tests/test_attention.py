@@ -293,6 +293,20 @@ def test_compiled_blocks_equal_plain_ones(backend: AttentionBackend) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", [FLEX, MASK, DOCUMENTS])
+def test_all_layers_share_one_plan(backend: AttentionBackend) -> None:
+    """So that blocks, masks and orders are made once for a batch."""
+    config = small(backend)
+    model, seen = build(config, seed=0), []
+    for block in model.blocks:
+        block.attention.register_forward_pre_hook(
+            lambda _, args, given: seen.append(given["plan"]), with_kwargs=True
+        )
+    logits(model, pack(ROWS, config=config, row_tokens=ROW_TOKENS))
+    assert len(seen) == config.depth > 1
+    assert all(one is seen[0] for one in seen)
+
+
 def test_document_plan_loses_no_position() -> None:
     config = small()
     batch = pack(random_rows(4, config=config, row_tokens=120), config=config, row_tokens=120)
