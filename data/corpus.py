@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 
 from data import container, masking, mixture
@@ -84,6 +84,14 @@ class Corpus:
             mixture.stages(config),
             config.row_tokens,
         )
+
+    def alone(self, number: int) -> "Corpus":
+        """One source, read without a cap, as if there were no other: rows that depend on it alone.
+
+        The fingerprint stays that of all.
+        """
+        source = replace(self.sources[number], max_epochs=None)
+        return replace(self, sources=[source], stages=[Stage(0, [source.weight])])
 
     def supply_tokens(self, *, repeat: bool = False) -> float:
         """Tokens that the stream serves for certain before a source ends; inf without an end.

@@ -126,22 +126,24 @@ def held_out_batches(
 ) -> list[tuple[str, Iterator[PackedBatch]]]:
     """(source name, its first `rows_per_source` rows as micro-batches) for every source.
 
-    `corpus` is opened for the held-out split. Every source is planned by itself, in an order that
-    does not depend on data.seed, without repetition. Ranks get different rows and equally many
-    micro-batches; empty rows fill up the last ones. Documents are in their order, also where
-    training masks spans; `masked` asks for the objective of training instead.
+    `corpus` is opened for the held-out split. Every source is planned and read as if there were no
+    other, in an order that does not depend on data.seed, without repetition. Ranks get different
+    rows and equally many micro-batches; empty rows fill up the last ones. Documents are in their
+    order, also where training masks spans; `masked` asks for the objective of training instead.
     """
     fixed = replace(config, seed=0, repeat=False)
     if not masked:
         fixed = replace(fixed, masking=MaskingConfig())
 
     def batches(source: int) -> Iterator[PackedBatch]:
-        rows = [row for row, _ in islice(plan_rows(corpus, fixed, only=[source]), rows_per_source)]
+        alone = corpus.alone(source)
+        rows = [row for row, _ in islice(plan_rows(alone, fixed), rows_per_source)]
         rows += [[]] * (-len(rows) % (world * micro_batch))
-        reader, blocks = Reader(corpus, seed=fixed.seed), Blocks()
+        reader, blocks = Reader(alone, seed=fixed.seed), Blocks()
         for start in range(rank * micro_batch, len(rows), world * micro_batch):
             chosen = rows[start : start + micro_batch]
             built = build(chosen, reader=reader, row_tokens=config.row_tokens, blocks=blocks)
+            built.source.masked_fill_(built.document > 0, source)
             yield unpack(pack(built))
 
     return [(source.name, batches(number)) for number, source in enumerate(corpus.sources)]

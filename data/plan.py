@@ -1,7 +1,7 @@
 """Rows planned from lengths alone: row r is a pure function of (fingerprint, config, seed, r)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import NamedTuple
@@ -124,40 +124,23 @@ class Window:
 
 
 def plan_rows(
-    corpus: Corpus,
-    config: DataConfig,
-    state: StreamState | None = None,
-    *,
-    only: Sequence[int] | None = None,
+    corpus: Corpus, config: DataConfig, state: StreamState | None = None
 ) -> Iterator[tuple[RowPlan, StreamState]]:
-    """Rows after `state` (None: the start), each with the state after it.
-
-    `only` picks sources, with their first weights and without caps on their repetition; their
-    order does not depend on what other sources there are.
-    """
-    for window, row in plan_places(corpus, config, state, only=only):
+    """Rows after `state` (None: the start), each with the state after it."""
+    for window, row in plan_places(corpus, config, state):
         yield window.row(row), window.state_after(row)
 
 
 def plan_places(
-    corpus: Corpus,
-    config: DataConfig,
-    state: StreamState | None = None,
-    *,
-    only: Sequence[int] | None = None,
+    corpus: Corpus, config: DataConfig, state: StreamState | None = None
 ) -> Iterator[tuple[Window, int]]:
     """The rows of `plan_rows` as (window, number in it), which cost nothing until asked for."""
-    sources = list(only) if only is not None else list(range(len(corpus.sources)))
-    stages = mixture.stages(config) if only is None else mixture.stages(config)[:1]
-    orders = [
-        _order(corpus, source, stream=stream, config=config, capped=only is None)
-        for stream, source in enumerate(sources)
-    ]
-    state = state or StreamState.start(len(sources))
+    orders = [_order(corpus, source, config=config) for source in range(len(corpus.sources))]
+    state = state or StreamState.start(len(orders))
     skip = state.row
     state = replace(state, row=0)
     while True:
-        window = _plan_window(orders, stages, sources=sources, before=state, config=config)
+        window = _plan_window(orders, corpus.stages, before=state, config=config)
         if not len(window):
             return
         for row in range(skip, len(window)):
@@ -169,20 +152,18 @@ def _plan_window(
     orders: list[SourceOrder],
     stages: list[Stage],
     *,
-    sources: list[int],
     before: StreamState,
     config: DataConfig,
 ) -> Window:
     """The window at `before`, after the weight changes that are due; it ends where the next is."""
-    weights = [[stage.weights[source] for source in sources] for stage in stages]
     at, taken = before.stage, Taken(before.documents, before.tokens, before.origin)
     while at + 1 < len(stages) and stages[at + 1].row <= before.rows:
-        taken = mixture.change_weights(taken, weights[at])
+        taken = mixture.change_weights(taken, stages[at].weights)
         at += 1
     rows_left = stages[at + 1].row - before.rows if at + 1 < len(stages) else None
     run, after = order.window(
         orders,
-        weights[at],
+        stages[at].weights,
         size=config.window_documents,
         max_tokens=None if rows_left is None else rows_left * config.row_tokens,
         before=taken,
@@ -191,19 +172,16 @@ def _plan_window(
     return Window(run, before=now, after=after, config=config)
 
 
-def _order(
-    corpus: Corpus, source: int, *, stream: int, config: DataConfig, capped: bool
-) -> SourceOrder:
-    """The order of a source; `stream` is the number that its randomness is drawn with."""
+def _order(corpus: Corpus, source: int, *, config: DataConfig) -> SourceOrder:
     chosen = corpus.sources[source]
-    epochs = chosen.epochs(repeat=config.repeat) if capped else None if config.repeat else 1
+    epochs = chosen.epochs(repeat=config.repeat)
 
     def read(shards: np.ndarray, epoch: int) -> Run:
         return read_shards(corpus, source, shards.tolist(), epoch=epoch, config=config)
 
     counts = chosen.documents_of_shards
     limit = None if epochs is None else math.ceil(epochs) * chosen.documents
-    return SourceOrder(counts, read=read, seed=config.seed, source=stream, limit=limit)
+    return SourceOrder(counts, read=read, seed=config.seed, source=source, limit=limit)
 
 
 def read_shards(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from data.tokenizer import Tokenizer
 from nmm import report, specialisation
-from nmm.batch import Dropped
 from nmm.config import read_yaml
 from nmm.errors import UserError
 from nmm.held_out import AHEAD, HeldOut, objective
@@ -193,11 +192,8 @@ def _evaluate(
         _flip(trained, fraction=depth_noise, seed=noise_seed)
     corpus = trained.open_held_out()
     sums = HeldOut.zeros(trained.config.model, num_sources=len(corpus.sources), device=device)
-    dropped: list[Dropped] = []
-    for _, batches in trained.held_out_batches(corpus, rows_per_source=rows, masked=masked):
-        for batch in batches:
-            sums.add(trained.model, batch)
-            dropped += batch.dropped
+    sources = trained.held_out_batches(corpus, rows_per_source=rows, masked=masked)
+    dropped = sums.add_all(trained.model, sources)
     said = objective(data, masked=masked)
     losses = sums.row(corpus, units=data.units)
     row = {"step": trained.step, **losses, **said, "dropped": len(dropped)}

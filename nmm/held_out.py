@@ -19,6 +19,8 @@ from nmm.routing import KEPT_COLUMNS, MORE_COLUMNS, Kept, Routed
 from nmm.tally import Row, Tally, loss_keys, mean
 
 Forward = Callable[..., Output]  # (batch) or (batch, causal=True)
+Between = Callable[[PackedBatch], None]
+Sources = Iterable[tuple[str, Iterable[PackedBatch]]]  # the batches of each, by its name
 AHEAD = "ahead/"  # of the keys of losses that look ahead, where there are others beside them
 
 
@@ -62,6 +64,18 @@ class HeldOut:
             self.kept.add(output.kept)
         if self.ahead:
             self._add(self.ahead, on_device, model(on_device))
+
+    def add_all(
+        self, model: Forward, sources: Sources, *, between: Between | None = None
+    ) -> list[Dropped]:
+        """Add all batches, each given to `between` first; returns what was not readable."""
+        dropped: list[Dropped] = []
+        for batch in (batch for _, batches in sources for batch in batches):
+            if between:
+                between(batch)
+            self.add(model, batch)
+            dropped += batch.dropped
+        return dropped
 
     @staticmethod
     def _add(tally: Tally, batch: PackedBatch, output: Output) -> None:
@@ -115,7 +129,7 @@ def evaluate(
     rows_per_source: int,
     micro_batch: int,
     world: World,
-    between: Callable[[PackedBatch], None] = lambda batch: None,
+    between: Between | None = None,
 ) -> tuple[Row, list[Dropped]]:
     """The loss keys of evals.jsonl (docs/scaling.md), and the documents that could not be read.
 
@@ -123,20 +137,16 @@ def evaluate(
     first, as often as all others; what that raises ends the evaluation.
     """
     model.eval()
-    dropped: list[Dropped] = []
-    sums = HeldOut.zeros(config, num_sources=len(corpus.sources), device=world.device)
-    for _, batches in held_out_batches(
+    sources = held_out_batches(
         corpus,
         data,
         rows_per_source=rows_per_source,
         micro_batch=micro_batch,
         rank=world.rank,
         world=world.size,
-    ):
-        for batch in batches:
-            between(batch)
-            sums.add(model, batch)
-            dropped += batch.dropped
+    )
+    sums = HeldOut.zeros(config, num_sources=len(corpus.sources), device=world.device)
+    dropped = sums.add_all(model, sources, between=between)
     sums.add_over_ranks()
     model.train()
     return sums.row(corpus, units=data.units), gather_lists(dropped)

@@ -12,6 +12,7 @@ from nmm.errors import UserError
 # Keys of the identity.
 TOKENIZER, CODEBOOK = "data.tokenizer (sha256)", "data.codebook (sha256)"
 CORPUS, HELD_OUT = (f"data.sources ({split} fingerprint)" for split in ("corpus", "held-out"))
+HELD_OUT_ORDER = "by the source alone"  # another text for another order: see CHANGELOG.md
 # With the corpus, its weights and the tokenizer, these determine every row.
 DATA_KEYS = (
     "context_tokens",
@@ -51,7 +52,10 @@ def identity_of(
         "optim": asdict(config.optim),
         "engine": {"precision": config.engine.precision},
         "run": {"seed": config.run.seed},
-        "evaluation": {"rows_per_source": config.evaluation.rows_per_source},
+        "evaluation": {
+            "rows_per_source": config.evaluation.rows_per_source,
+            "rows_per_source (their order)": HELD_OUT_ORDER,
+        },
         "parent": _parent(config.parent),
         "data.sources": {
             name: {

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid, silu
 from torch.utils.flop_counter import FlopCounterMode
 
 from nmm import evaluate
-from nmm.batch import NO_LABEL, Modality
+from nmm.batch import NO_LABEL, Modality, PackedBatch
 from nmm.checkpoint import newest
 from nmm.config import ExpertGroups, ModelConfig, MoEConfig, OptimConfig, Routing
 from nmm.engine import parameter_groups
@@ -234,7 +234,7 @@ def test_they_learn_who_is_chosen() -> None:
     batch = pack(random_rows(8, config=config, row_tokens=200), config=config, row_tokens=200)
     before = {n: p.clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    keys = []
+    keys, untrained = [], apart(model, batch)
     for _ in range(60):
         output = model(batch)
         routed = Routed.zeros(shape=output.routed.shape, device=CPU)
@@ -250,6 +250,18 @@ def test_they_learn_who_is_chosen() -> None:
     assert keys[-1]["moe/dropped_fraction"] == keys[0]["moe/dropped_fraction"]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (group(name) is not Group.auxiliary), name
+    of_tokens, of_all = apart(model, batch)
+    assert of_tokens < 0.5 * untrained[0]
+    assert abs(of_all) < 0.03
+
+
+@torch.no_grad()
+def apart(model: Model, batch: PackedBatch) -> tuple[float, float]:
+    """How far losses that follow guesses are from those that look ahead: of a token, and in all."""
+    model.eval()
+    causal, ahead = (model(batch, causal=causal).token_losses for causal in (True, False))
+    model.train()
+    return float((causal - ahead).abs().mean()), float(causal.mean() - ahead.mean())
 
 
 POINT, STEPS = 4, 6

@@ -377,7 +377,6 @@ def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.heads=3"], "model.heads is 3 and model.width is 128; the heads must divide"),
         (["model.kv_heads=3"], "model.kv_heads is 3 and model.heads is 4; make the heads a mult"),
         (["model.kv_heads=8"], "model.kv_heads is 8 and model.heads is 4; make the heads a mult"),
         (["model.kv_heads=0"], "model.kv_heads is 0"),

@@ -109,6 +109,23 @@ def test_an_encoder_for_a_model_without_one_is_refused() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["model.image.kind=patches", "data=demo_codes"],
+            "model.image.kind is patches and data.units has image, .* set model.image.kind=codes",
+        ),
+        (["model.heads=3"], "model.heads is 3 and model.width is 128; the heads must divide"),
+        (
+            ["model.vocab_size=5"],
+            r"model.vocab_size is 5, but there are at least 6 ids \(6 for text\); set model.vocab",
+        ),
+        (
+            [*CODES, "model.vocab_size=519"],
+            r"model.vocab_size is 519, .* at least 520 ids \(6 for text, 514 for image\); set",
+        ),
+        (
+            ["model.vocab_size=600", "data.masking.mean_spans=1", "+data.units.speech=100"],
+            r"model.vocab_size is 600, .* 621 ids \(6 for text, 102 for speech, 513 for masks\)",
+        ),
         (["model.image.kind=none"], "model.image.kind is none and data.sources.caption.kind"),
         (
             ["model.positions=learned", "model.max_positions=100"],
@@ -145,7 +162,6 @@ def test_an_encoder_for_a_model_without_one_is_refused() -> None:
         ),
         (["optim=sgd", "optim.beta2=0.9"], "optim.beta2 is 0.9 and optim.name is sgd"),
         (["optim.weight_decay=1.1"], "optim.weight_decay is 1.1; it is a fraction"),
-        (["+data.units.image=9"], "model.image.kind is patches and data.units has image"),
         (
             ["model.image.kind=none", "data=demo_codes"],
             "model.image.kind is none and data.units has image",

@@ -1,10 +1,12 @@
 """Experts: who takes what, what comes out, and what it costs, against plain loops."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nmm.batch import Modality, PackedBatch
 from nmm.config import ExpertGroups, ModelConfig, MoEConfig, Routing
@@ -396,6 +398,48 @@ def test_inner_sizes_that_kernels_refuse_are_filled_up() -> None:
     found.sum().backward()
     assert layer.experts.w2.grad is not None
     assert layer.experts.w2.grad.shape == (4, 32, 37)
+
+
+class Watched(TorchDispatchMode):
+    """Notes what is computed that a GPU would have to be waited for, or would do in any order."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
+    ADDS = ("scatter_add", "scatter_reduce", "index_put", "index_reduce", "dense_backward")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed, self.found = 0, []
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        name, self.computed = str(func), self.computed + 1
+        by_flags = name == "aten.index.Tensor" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_flags or any(word in name for word in self.WAITS + self.ADDS):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_nothing_waits_for_counts_or_is_left_to_chance(name: str) -> None:
+    """There and back. What index_add adds to, the score of a slot, is of no other that counts."""
+    layer, (x, modality) = layer_of(SPARSE[name]).train(), tokens_of(SPARSE[name])
+    with Watched() as watched:
+        fed = layer(x.requires_grad_(), modality)
+        (fed.output.square().sum() + fed.auxiliary).backward()
+    assert watched.computed > 20
+    assert watched.found == []
+
+
+def test_what_waits_is_seen() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    with Watched() as watched:
+        x[torch.tensor([0, 0, 2])].sum().backward()
+        assert x[x.detach().sum(dim=1) < 9].sum().item() == x.sum().item()
+    waits = {"aten.index.Tensor", "aten.index_put.default", "aten._local_scalar_dense.default"}
+    assert waits <= set(watched.found)
 
 
 def test_moving_there_and_back_are_each_others_gradients() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data import index
 from data import source as sources_of
@@ -20,7 +21,15 @@ from data.loader import held_out_batches
 from data.order import BLOCK_SHARDS
 from data.plan import StreamState, plan_places, plan_rows
 from data.tokenizer import Tokenizer
-from nmm.config import DataConfig, ImageConfig, Kind, Layout, SourceConfig, WeightChange
+from nmm.config import (
+    DataConfig,
+    ImageConfig,
+    Kind,
+    Layout,
+    MaskingConfig,
+    SourceConfig,
+    WeightChange,
+)
 from nmm.errors import UserError
 from tests import corpora, lengths
 
@@ -347,6 +356,27 @@ def test_caps_and_changes_do_not_touch_the_held_out_rows() -> None:
         batches = held_out_batches(corpus, each, rows_per_source=10**6, micro_batch=4)
         found.append([(name, [batch.keys for batch in some]) for name, some in batches])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_held_out_rows_depend_on_their_source_alone(masked: bool) -> None:
+    """Wherever it stands in the list, with or without others, also where its rows are cut off."""
+    config = corpora.config(masking=MaskingConfig(mean_spans=1.0, sentinels=8))
+    names = list(config.sources)
+    found: dict[str, list[list[torch.Tensor]]] = {name: [] for name in names}
+    for order in (names, names[::-1], *([name] for name in names)):
+        each = replace(config, sources={name: config.sources[name] for name in order})
+        corpus = corpora.open_corpus(each, split="held_out")
+        for number, (name, batches) in enumerate(
+            held_out_batches(corpus, each, rows_per_source=3, micro_batch=3, masked=masked)
+        ):
+            (batch,) = batches
+            assert set(batch.source[batch.document > 0].tolist()) == {number}
+            found[name].append([batch.tokens, batch.labels, batch.position, batch.pixels])
+    for first, *others in found.values():
+        assert len(others) == 2
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=0, atol=0)
 
 
 def test_a_source_without_documents_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import torch
 
 from nmm.batch import NO_LABEL, Modality, PackedBatch
+from nmm.config import UnitModality
 from nmm.tally import LABELS, TOKENS, Tally, loss_keys, mean, token_keys
 
 
@@ -47,6 +48,19 @@ def test_margins_of_the_drawn_row() -> None:
         "loss/source/b": 6.0,
     }
     assert tally.count(LABELS) == 4
+
+
+def test_the_loss_is_that_of_the_modalities_by_their_labels() -> None:
+    """ln(all) = w ln(image) + (1 - w) ln(text), w the image's part of the labels ("MoMa", 3)."""
+    batch = one_row()
+    batch.label_modality[0, 5:7] = Modality.image
+    tally = Tally.zeros(2, device=torch.device("cpu"))
+    losses, positions = torch.tensor([1.0, 2.0, 4.0, 8.0, 3.0]), torch.tensor([2, 3, 5, 6, 6])
+    tally.add(batch, token_losses=losses[:4], positions=positions[:4])
+    tally.add(batch, token_losses=losses[4:], positions=positions[4:])
+    found = loss_keys(tally, sources=["a", "b"], units=[UnitModality.image])
+    assert (found["loss/modality/text"], found["loss/modality/image"]) == (1.5, 5.0)
+    assert found["loss"] == 3 / 5 * 5.0 + 2 / 5 * 1.5 == float(losses.double().mean())
 
 
 def test_adding_twice_doubles_counts_and_keeps_means() -> None:

@@ -14,8 +14,10 @@ import torch
 
 from data.prepare.index import index_shards
 from nmm import begin, rundir
+from nmm.checkpoint import complete, read_progress
 from nmm.config import Layout, compose, load
 from nmm.errors import UserError
+from nmm.identity import refuse_contradiction
 from nmm.parallel import World
 from nmm.trained import read_run
 from tests import corpora, runs
@@ -159,6 +161,16 @@ def test_a_config_that_contradicts_the_checkpoint_is_refused(
     arguments = overrides(corpus, whole.parent, "run.name=whole", override)
     with pytest.raises(UserError, match=said):
         plan_and_begin(arguments, world=world)
+
+
+def test_a_run_that_was_tested_on_other_rows_is_refused(undisturbed: Path) -> None:
+    """Held-out rows were planned in another order before, which its checkpoints do not name."""
+    checkpoint = complete(undisturbed)[-1]
+    now = read_progress(checkpoint).identity
+    before = {key: value for key, value in now.items() if "their order" not in key}
+    assert len(before) == len(now) - 1
+    with pytest.raises(UserError, match=r"\(their order\) is by the source alone but .* with None"):
+        refuse_contradiction(before, now, checkpoint=checkpoint)
 
 
 def test_another_tokenizer_is_refused_by_name(

@@ -236,6 +236,12 @@ class DataConfig:
             )
         self._check_weight_changes()
 
+    @property
+    def ids_behind_text(self) -> dict[str, int]:
+        """How many units and masks have, with begins and ends, in their order (data-format.md)."""
+        masks = {"masks": 1 + self.masking.ids} if self.masking.ids else {}
+        return {**{unit.value: 2 + count for unit, count in self.units.items()}, **masks}
+
     def _check_weight_changes(self) -> None:
         step = 0
         for change in self.weight_changes:

@@ -25,6 +25,8 @@ from nmm.config.schedule import ScheduleConfig
 from nmm.credentials import masked
 from nmm.errors import UserError
 
+# A piece of text and what every tokenizer has: unknown, padding, begin, end, an image's place.
+FEWEST_TEXT_IDS = 6
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -90,6 +92,7 @@ class Config:
                 "for example schedule.total_steps=500."
             )
         self._check_parent()
+        check_vocabulary(self.model, self.data)
         self._check_context()
         self._check_images()
         self._check_effect()
@@ -260,6 +263,19 @@ class Config:
                 f"optim.vision_rate_multiplier is {rate} and model.image.kind is {kind.name}, "
                 f"without an encoder; set model.image.kind=encoder, or leave the multiplier out."
             )
+
+
+def check_vocabulary(model: ModelConfig, data: DataConfig) -> None:
+    """Refuse too few ids for what is known without the tokenizer, whose ids a run adds."""
+    behind_text = data.ids_behind_text
+    needed = FEWEST_TEXT_IDS + sum(behind_text.values())
+    if model.vocab_size < needed:
+        named = "".join(f", {count} for {name}" for name, count in behind_text.items())
+        raise UserError(
+            f"model.vocab_size is {model.vocab_size}, but there are at least {needed} ids "
+            f"({FEWEST_TEXT_IDS} for text{named}); set model.vocab_size to {needed} and the pieces "
+            f"of the tokenizer or more."
+        )
 
 
 def run_directory(run: RunConfig) -> Path:

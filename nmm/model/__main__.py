@@ -57,19 +57,14 @@ def describe(overrides: list[str]) -> Described:
     assert isinstance(model, ModelConfig)
     assert isinstance(data, config.DataConfig)
     assert isinstance(optim, config.OptimConfig)
+    config.check_vocabulary(model, data)
     return Described(
         model,
         context_tokens=data.context_tokens,
         row_tokens=data.row_tokens,
         vision_is_frozen=optim.vision_rate_multiplier == 0,
-        ids=_ids(data),
+        ids=data.ids_behind_text,
     )
-
-
-def _ids(data: config.DataConfig) -> dict[str, int]:
-    """The ids behind those of text, with begins and ends, in their order (docs/data-format.md)."""
-    masks = {"masks": 1 + data.masking.ids} if data.masking.ids else {}
-    return {**{unit.value: 2 + count for unit, count in data.units.items()}, **masks}
 
 
 def facts(described: Described) -> dict[str, object]:
