@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from nmm import parallel
 from nmm.batch import Modality
 from nmm.config import ExpertGroups, ModelConfig, MoEConfig, Routing
-from nmm.engine import DEEPSPEED_VERSION
+from nmm.inside_deepspeed import DEEPSPEED_VERSION
 from nmm.model.experts import Experts
 from nmm.model.layers import SwiGLU
 from nmm.model.moe import MoE
@@ -100,7 +100,7 @@ def mixtral(sizes: Sizes) -> tuple[nn.Module, Layer]:
 def deepspeed_layer(sizes: Sizes) -> tuple[nn.Module, Layer]:
     """It wants a group of processes; there is one.
 
-    That nmm.engine was imported before keeps it from compiling what nobody needs.
+    That nmm.inside_deepspeed was imported before keeps it from compiling what nobody needs.
     """
     import deepspeed
     from deepspeed.moe.layer import MoE as DeepSpeedMoE

@@ -1,57 +1,37 @@
-"""The DeepSpeed engine behind three verbs: train a step, save, load.
+"""The DeepSpeed engine behind three verbs: train a step, save, load."""
 
-The only importer of deepspeed, but for nmm/expert_parallel.py.
-"""
-
-import logging
 import math
-import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-
-# Before deepspeed is imported: without a GPU it warns on every start that it found none.
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
 from torch import Tensor, nn
 
 from nmm.batch import COUNTS, NO_LABEL, Dropped, PackedBatch
 from nmm.config import EngineConfig, OptimConfig, OptimName, Precision
 from nmm.errors import UserError
-from nmm.expert_parallel import apart, divide_experts
+from nmm.expert_parallel import divide_experts
 from nmm.heartbeat import Phase
+from nmm.inside_deepspeed import (
+    apart,
+    deepspeed,
+    gradient_piece,
+    leave_update_out,
+    let_updates_be_left_out,
+    publish,
+)
 from nmm.model import Group, Model, group, number
 from nmm.model.block import Block, Stack
 from nmm.parallel import World, add_over_ranks, gather_lists, writing_together
 from nmm.pieces import PIECES, Stored, Written, path_of, write_pieces, write_shares
 from nmm.routing import Kept, Routed
-from nmm.shares import held, publish, shapes, written_by
+from nmm.shares import held, shapes, written_by
 from nmm.signals import Signals
 from nmm.sums import Sum
 from nmm.tally import Tally
-
-DEEPSPEED_VERSION = "0.19.8"  # this file relies on details that releases change
-if deepspeed.__version__ != DEEPSPEED_VERSION:
-    raise ImportError(
-        f"deepspeed is {deepspeed.__version__} but this project is proved with "
-        f"{DEEPSPEED_VERSION} only; install that, for example with `make env`."
-    )
-
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-# ZeRO-3 calls a collective that torch renamed; nothing a user of this project can change.
-warnings.filterwarnings(
-    "ignore", message=".*(reduce_scatter|all_gather_into)_tensor.*", category=FutureWarning
-)
-# An inference collective; the first start on a CPU would compile it for a quarter of a minute.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 SECONDS_BETWEEN_LINES = 10.0  # while a checkpoint is read
 
@@ -212,8 +192,8 @@ class Engine:
         of = {parameter: group(name) for name, parameter in model.named_parameters()}
         self._rate_multipliers = [rate_multiplier(of[g["params"][0]], optim) for g in groups]
         optimizer = build_optimizer(groups, optim)
-        if config.zero_stage == 0:  # the other stages leave such an update out by themselves
-            optimizer.register_step_pre_hook(_forget_bad_gradients)
+        if config.zero_stage == 0:
+            let_updates_be_left_out(optimizer)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -278,7 +258,7 @@ class Engine:
             if signals and self._engine.is_gradient_accumulation_boundary():
                 self._add_gradient(signals)
             if norm is not None:
-                self._engine.optimizer.overflow = not math.isfinite(norm)
+                leave_update_out(self._engine, bad=not math.isfinite(norm))
             self._engine.step()
             if len(output.routed):
                 routed = routed or Routed.zeros(shape=output.routed.shape, device=device)
@@ -322,7 +302,7 @@ class Engine:
     def _add_gradient(self, signals: Signals) -> None:
         """This process's pieces of the gradient, between the way back and the update."""
         for name, parameter in self._engine.module.named_parameters():
-            found = _gradient_piece(parameter, zero_stage=self._zero_stage, world=self.world)
+            found = gradient_piece(parameter, zero_stage=self._zero_stage, world=self.world)
             if found is not None:
                 piece, start = found
                 signals.add_gradient(name, piece, start=start)
@@ -372,39 +352,6 @@ class Engine:
         publish(self._engine)
         self._engine.global_steps = stored.about.step
         return stored.about
-
-
-def _gradient_piece(parameter: Any, *, zero_stage: int, world: World) -> tuple[Tensor, int] | None:
-    """The part of a parameter's gradient that this process and no other answers for, if any; and
-    the element of the parameter that it begins at.
-
-    Stage 0 has the whole gradient everywhere; the main process answers for it. The later stages
-    have it in pieces, already summed over processes. DeepSpeed's public call would put the pieces
-    of every parameter together on every process.
-    """
-    if zero_stage == 0:
-        return (parameter.grad, 0) if world.is_main and parameter.grad is not None else None
-    if zero_stage == 3:
-        piece = deepspeed.utils.safe_get_local_grad(parameter)
-        if piece is None:
-            return None
-        # All pieces have one length; the last ones may reach beyond the parameter's end.
-        start = dist.get_rank(parameter.ds_process_group) * piece.numel()
-        return piece.flatten()[: max(0, parameter.ds_numel - start)], start
-    place = getattr(parameter, "_hp_mapping", None)
-    if place is None:
-        return None
-    fragment = place.get_lp_grad_fragment(parameter._index_in_param_group)
-    return fragment, place.lp_fragment_address.start
-
-
-def _forget_bad_gradients(optimizer: Any, *_: object) -> None:
-    """Without gradients an optimizer changes neither weights nor state.
-
-    `overflow` is what DeepSpeed reads to count such a step.
-    """
-    if optimizer.overflow:
-        optimizer.zero_grad()
 
 
 def _gradient_norm(model: nn.Module) -> float:

@@ -1,13 +1,7 @@
-"""What a process holds of the weights and of the optimizer's state, in every ZeRO stage.
+"""What a process writes of the weights and of the optimizer's state, by name and place.
 
-Stage 0: every parameter, on every process. Stages 1 and 2: one stretch of each group of the
-optimizer, whose parameters are laid end to end, in fp32. Stage 3: an equal part of each parameter,
-in fp32. Frozen parameters are in no group: whole until stage 2, in parts in stage 3. Where experts
-are divided over processes, all of this is so of those of a process among the processes that have
-the same ones.
-
-NOTE: the attributes are those in which DeepSpeed keeps all this, and releases change them;
-nmm/engine.py insists on one version.
+Where experts are divided over processes, a process knows a part of such a parameter; all processes
+that have the same experts share that part like other parameters.
 """
 
 import math
@@ -16,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from nmm.inside_deepspeed import Flat, flats, shape_of
 from nmm.model.experts import Experts
 from nmm.parallel import World
 from nmm.pieces import WEIGHT, Piece, Share, Stored
@@ -70,7 +64,7 @@ def places(model: nn.Module, *, world: World) -> Places:
 
 
 def _place(parameter: Any, name: str, experts: Experts | None, *, world: World) -> Place:
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # stage 3 empties the parameter
+    shape = shape_of(parameter)
     if experts is None:
         return Place(name, shape, [(0, math.prod(shape))], replica=world.rank)
     each = math.prod(shape[1:])
@@ -125,75 +119,19 @@ class Held:
 def held(engine: Any, *, world: World) -> list[Held]:
     """All that this process holds of a DeepSpeed engine."""
     known = places(engine.module, world=world)
-    stage = engine.zero_optimization_stage()
-    trained = _whole if stage == 0 else _by_group if stage < 3 else _by_parameter
-    frozen = [parameter for parameter in known if not parameter.requires_grad]
-    return [*trained(engine.optimizer, known), *_frozen(frozen, known)]
+    return [_held(flat, known) for flat in flats(engine)]
 
 
-def _whole(optimizer: Any, known: Places) -> Iterator[Held]:
-    """Stage 0: torch's own optimizer, and every process has everything."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            place, state = known[parameter], optimizer.state[parameter]
-            pieces = place.pieces(start=0, offset=0, numel=parameter.numel())
-            yield Held(parameter.detach(), state, pieces, writes=place.replica == 0)
-
-
-def _by_group(zero: Any, known: Places) -> Iterator[Held]:
-    """Stages 1 and 2: a stretch of a group may begin and end in the middle of a parameter."""
-    for parameters, flat in zip(
-        zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True
-    ):
-        pieces = []
-        for parameter in parameters:
-            mapping = parameter._hp_mapping
-            if mapping is not None:  # else it lies in other processes' stretches
-                inside, flat_place = mapping.lp_fragment_address, mapping.hp_fragment_address
-                pieces += known[parameter].pieces(
-                    start=inside.start, offset=flat_place.start, numel=inside.numel
-                )
-        yield Held(flat.detach(), zero.optimizer.state[flat], pieces)
-
-
-def _by_parameter(zero: Any, known: Places) -> Iterator[Held]:
-    """Stage 3: the parts of a parameter have one length; the last ones may reach beyond its end."""
-    for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
-        pieces, offset = [], 0
-        for parameter in parameters:
-            pieces += _part(parameter, known, offset=offset)
-            offset += parameter.partition_numel()
-        yield Held(flat.detach(), zero.optimizer.state[flat], pieces)
-
-
-def _frozen(parameters: list[Any], known: Places) -> Iterator[Held]:
-    for parameter in parameters:
-        if hasattr(parameter, "ds_tensor"):
-            yield Held(parameter.ds_tensor.detach(), None, _part(parameter, known))
-        else:
-            place = known[parameter]
-            pieces = place.pieces(start=0, offset=0, numel=parameter.numel())
-            yield Held(parameter.detach(), None, pieces, writes=place.replica == 0)
-
-
-def _part(parameter: Any, known: Places, *, offset: int = 0) -> list[Piece]:
-    """This process's part of a parameter that stage 3 has divided."""
-    length = parameter.partition_numel()
-    start = dist.get_rank(parameter.ds_process_group) * length
-    numel = min(length, parameter.ds_numel - start)
-    return known[parameter].pieces(start=start, offset=offset, numel=numel)
-
-
-def publish(engine: Any) -> None:
-    """Compute with the weights that are held in fp32 from now on; all processes together."""
-    zero, stage = engine.optimizer, engine.zero_optimization_stage()
-    if stage in (1, 2):
-        zero.update_lp_params()
-    if stage == 3:
-        zero.checkpoint_event_prologue()  # empties what is kept whole, which is no longer right
-        for number in range(len(zero.fp16_groups)):
-            zero._reassign_or_swap_out_partitioned_parameters(number)
-        zero.checkpoint_event_epilogue()
+def _held(flat: Flat, known: Places) -> Held:
+    pieces = [
+        piece
+        for each in flat.stretches
+        for piece in known[each.parameter].pieces(
+            start=each.start, offset=each.offset, numel=each.numel
+        )
+    ]
+    writes = not flat.whole or known[flat.stretches[0].parameter].replica == 0
+    return Held(flat.weight, flat.state, pieces, writes=writes)
 
 
 def written_by(held: list[Held]) -> tuple[int, list[str]]:

@@ -42,6 +42,7 @@ RANKS = {
     "nmm.exchange": 3,
     "nmm.expert_parallel": 3,
     "nmm.fault": 3,
+    "nmm.inside_deepspeed": 3,
     "nmm.needs": 3,
     "nmm.parallel": 3,
     "nmm.pieces": 3,
@@ -77,7 +78,7 @@ ISLAND_RANK = 2
 
 # Only these modules, and those below them, import the library. Entry points may import Hydra too.
 HOMES = {
-    "deepspeed": ("nmm.engine", "nmm.expert_parallel", "bench.moe"),
+    "deepspeed": ("nmm.inside_deepspeed", "bench.moe"),
     "liger_kernel": ("nmm.model.loss",),
     "webdataset": ("data",),
     "fsspec": ("data.remote",),
