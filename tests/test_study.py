@@ -286,6 +286,21 @@ def test_branches_leave_their_trunk_where_both_have_the_peak_rate() -> None:
     assert spent < 0.5 * sum(run.flops for run in runs if run.is_point)
 
 
+def test_every_seed_has_a_trunk_of_its_own() -> None:
+    """Seeds differ in nothing else, and are points of one law."""
+    _, once = planned("study=mini")
+    _, runs = planned("study=mini", "study.seeds=[0,3]")
+    assert len(runs) == 2 * len(once)
+    by_name = {run.name: run for run in runs}
+    assert len(by_name) == len(runs)
+    for run in once:
+        assert by_name[run.name] == run
+        cell = replace(run.cell, seed=3, words=(*run.cell.words, "run.seed=3"))
+        names = [name and name.replace("-demo", "-demo-s3") for name in (run.name, run.trunk)]
+        assert by_name[str(names[0])] == replace(run, cell=cell, name=names[0], trunk=names[1])
+        assert cell.group == run.cell.group
+
+
 def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> None:
     values = {
         "token_budgets": [40_960, 81_920],
@@ -368,6 +383,13 @@ def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> 
         (
             ["study=mini_moma", "study.families.upcycled.upcycle.tokens=600_000"],
             r"upcycle.tokens is 600,000, which is step 293 of \S+ and of \S+; give fewer tokens",
+        ),
+        (
+            [
+                "study=mini_moma",
+                'study.families.upcycled.sizes.w48.overrides=["data.global_rows=4"]',
+            ],
+            r"upcycled-w48-codes-600k has steps of 4,096 tokens and \S+, which .* steps of 2,048",
         ),
         (
             ["study=nmm_early", 'study.families.early.overrides=["schedule.cooldown_steps=0"]'],
