@@ -14,9 +14,13 @@ import pytest
 import yaml
 
 from launch.study.__main__ import main
+from launch.study.answers import Found, answer
 from launch.study.costs import Rates, disk_bytes
+from launch.study.measured import fits_of, pair_of
 from launch.study.plan import plan_runs, short
+from launch.study.results import write_results
 from launch.study.run import Role, StudyRun
+from launch.study.state import Folder, Standing, State
 from launch.study.table import plan_text
 from nmm import rundir
 from nmm.config import Design, ParentMode, StudyConfig, compose, compose_study, load
@@ -29,6 +33,7 @@ from tests.test_scaling_runs import write_run
 MOMA = ("dense", "moe_1t1i", "moe_8x", "moe_4t4i", "mod_4t4i", "upcycled")
 PAPER = ("nmm_early", "nmm_late", "nmm_moe")
 STEP_TOKENS = 512 * 4096
+STUDIES = Path(__file__).parent.parent / "docs" / "studies"
 
 
 @cache
@@ -520,3 +525,54 @@ def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
     assert "fewer than three sizes are left" in missed.why_not
     assert "has no loss/x" in kinds.why_not
     assert "ours: the paper" in (notes / "report" / "report.html").read_text()
+
+
+def test_no_earlier_law_answers_where_there_is_none_now(tmp_path: Path) -> None:
+    """Of a family, and of a pair, whose runs are no points any more."""
+    study, runs = planned("study=mini_mixed")
+    folder = Folder(tmp_path, study.name)
+    laws = [fits_of(folder) / "dense-text", pair_of(folder, family="dense", pair="text_image")]
+    for law in laws:
+        law.mkdir(parents=True)
+        (law / "fit_mixed.json").write_text('{"parameters": {"C": 1}}')
+    found = Found(study, runs, folder)
+    question = study.questions["synergy_of_text_and_image"]
+    assert found.pair(question) == laws[1]
+    standings = {run.name: Standing(State.waiting) for run in runs}
+    write_results(study, runs, standings, folder=folder)
+    assert not any(law.exists() for law in laws)
+    assert answer("synergy", question, found=found).why_not.startswith(
+        "there is no law of the pair"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "points"), [("mini_nmm", 56), ("mini_moma", 36), ("mini_mixed", 81)]
+)
+def test_the_page_of_studies_prints_the_numbers_of_their_answers(name: str, points: int) -> None:
+    """And every run of the tables is finished, and says which commit made it."""
+    with (STUDIES / name / "runs.csv").open(newline="") as lines:
+        runs = [row for row in csv.DictReader(lines) if row["role"] != "trunk"]
+    assert len(runs) == points
+    assert all(row["state"] == "finished" and len(row["commit"]) == 40 for row in runs)
+    with (STUDIES / name / "answers.csv").open(newline="") as lines:
+        known = [[row[key] for key in ("value", "low", "high")] for row in csv.DictReader(lines)]
+    page = (STUDIES / "README.md").read_text()
+    section = page[page.index(f"## Results of `{name}`") :].split("\n## ")[0]
+    number = r"(-?\d[\d.]*(?:e\d+)?)"
+    printed = re.findall(rf"{number} (?:\| |\(){number} to {number}[ )]", section)
+    assert len(printed) >= 9
+    for numbers in printed:
+        rounded = [
+            [in_print(one, like=other) for one, other in zip(row, numbers, strict=True)]
+            for row in known
+            if all(row)
+        ]
+        assert list(numbers) in rounded, numbers
+
+
+def in_print(number: str, *, like: str) -> str:
+    """ "0.0175", like "0.018" -> "0.018"; "152000", like "2e5" -> "2e5"."""
+    if "e" in like:
+        return f"{float(number):.0e}".replace("e+0", "e")
+    return f"{float(number):.{len(like.partition('.')[2])}f}"
