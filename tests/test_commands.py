@@ -228,6 +228,7 @@ def test_every_study_can_be_planned(name: str) -> None:
     plan = plan_text(study, runs, rates=Rates({}, flops_per_second=1e15))
     assert all(run.name in plan for run in runs)
     assert all(line in plan for line in study.about)
+    assert study.questions
 
 
 def test_runs_are_composed_and_look_for_their_corpus(

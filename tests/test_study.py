@@ -97,9 +97,9 @@ def test_resolutions_change_the_tokens_of_images_and_nothing_else() -> None:
         assert image.tokens == (image.side_pixels // 14) ** 2
         share = 0.45 * (image.tokens / (image.tokens + 77) + image.tokens / (image.tokens + 322))
         assert run.cell.image_fraction == pytest.approx(share, abs=1e-3)
-    for size in ("932m", "1p63b", "1b", "1p75b"):
-        flops = [run.flops for run in runs if run.cell.size == size]
-        assert (len(set(flops)) == 1) == (size in ("932m", "1p63b"))
+    for name in ("early-1b", "early-1p7b", "late-1b", "late-1p7b"):
+        flops = {run.flops for run in runs if run.cell.name.startswith(f"{name}-")}
+        assert (len(flops) == 1) == name.startswith("early")
 
 
 def test_models_that_begin_as_models_of_text_have_the_shape_of_theirs(
@@ -179,7 +179,6 @@ def test_small_studies_fit_onto_their_machine_and_have_points_for_their_laws(
     assert study.device.flops_per_second is not None
     seconds = sum(run.own_flops for run in runs) / study.device.flops_per_second / study.parallel
     assert seconds < 0.9 * 60 * minutes
-    assert study.questions
 
 
 @pytest.mark.parametrize(("name", "families", "within"), [
