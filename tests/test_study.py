@@ -471,6 +471,15 @@ def test_branches_are_arrays_that_wait_for_their_trunk(
     assert not list(tmp_path.iterdir())
 
 
+def plant(run: StudyRun, *, runs: Path, loss: float, diverges: bool = False) -> None:
+    """What a run of the study `ours` leaves that ended with this loss, or half way to it."""
+    steps, there = run.phases.total_steps, runs / run.name
+    at = {"size": run.cell.parameters.N, "tokens": run.tokens, "losses": {"loss": loss}}
+    write_run(there, last_step=steps // 2 if diverges else steps, **at)
+    (there / "overrides.txt").write_text("\n".join(run.words(runs=runs, group="ours")))
+    rundir.end(there, how="diverged" if diverges else "finished", step=9, is_main=True)
+
+
 def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -495,14 +504,9 @@ def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
     runs = plan_runs(compose_study(words).study)
     for run in runs:
         if run.is_point:
-            size, tokens, steps = run.cell.parameters.N, run.tokens, run.phases.total_steps
-            loss = 2 + 30 / size**0.3 + 40 / tokens**0.25 + 0.05 * (run.cell.family == "late")
-            there, diverges = tmp_path / "runs" / run.name, run is runs[-1]
-            at = {"size": size, "tokens": tokens, "losses": {"loss": loss}}
-            write_run(there, last_step=steps // 2 if diverges else steps, **at)
-            words_of_run = run.words(runs=tmp_path / "runs", group="ours")
-            (there / "overrides.txt").write_text("\n".join(words_of_run))
-            rundir.end(there, how="diverged" if diverges else "finished", step=9, is_main=True)
+            loss = 2 + 30 / run.cell.parameters.N**0.3 + 40 / run.tokens**0.25
+            loss += 0.05 * (run.cell.family == "late")
+            plant(run, runs=tmp_path / "runs", loss=loss, diverges=run is runs[-1])
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["report", *words])
     said = capfd.readouterr().out
