@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.study.__main__ import main
+from launch.study.__main__ import main, names
 from launch.study.answers import Found, answer
 from launch.study.costs import Rates, disk_bytes
 from launch.study.measured import fits_of, pair_of
@@ -528,6 +528,12 @@ def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
     assert "fewer than three sizes are left" in missed.why_not
     assert "has no loss/x" in kinds.why_not
     assert "ours: the paper" in (notes / "report" / "report.html").read_text()
+
+
+def test_studies_may_share_a_folder() -> None:
+    """No two of ours have a run or a folder of notes of the same name."""
+    made = [run.name for name in names() for run in planned(f"study={name}")[1]]
+    assert len({*made, *names()}) == len(made) + len(names())
 
 
 def test_no_earlier_law_answers_where_there_is_none_now(tmp_path: Path) -> None:
