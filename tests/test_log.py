@@ -95,6 +95,24 @@ def test_a_disk_that_cannot_even_be_cut_gets_no_row_twice(
     assert path.read_text() == "0\n1\n2\n3\n4\n"
 
 
+def test_a_log_that_somebody_made_shorter_is_not_filled_with_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "losses.jsonl"
+    path.write_text("0\n1\n")
+    with closing(Lines(path)) as lines:
+        os.truncate(path, 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", fails)
+            with pytest.raises(OSError, match="Input/output"):
+                lines.sync()
+        lines.write("2")
+    assert path.read_bytes() == b"0\n2\n"
+
+
 def test_the_cost_of_a_row_does_not_grow_with_those_before_it(tmp_path: Path) -> None:
     """In bytes that move in memory, where a clock would depend on the machine."""
     with closing(Lines(tmp_path / "losses.jsonl")) as lines:

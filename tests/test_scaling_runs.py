@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ STEPS = 40
 SOURCES = ("caption", "text")
 
 
+SHARES = {"source/caption": 0.25, "source/text": 0.75, "modality/image": 0.2, "modality/text": 0.8}
+
+
 def write_run(
     directory: Path,
     *,
@@ -37,8 +41,11 @@ def write_run(
     losses: dict[str, float] | None = None,
     rows: int = 4,
     vision: int = 0,
+    shares: Mapping[str, float] | None = None,
 ) -> Path:
-    """With the program's own writers; the held-out losses fall to `losses` at the last step."""
+    """With the program's own writers; the held-out losses fall to `losses` at the last step, and
+    of the tokens `shares` are of sources and modalities.
+    """
     losses = losses if losses is not None else {"loss": 3.0, "loss/kind/text": 3.1}
     directory.mkdir(parents=True)
     manifest = {"N": int(size), "N_active": int(size), "N_vision": vision, "vocab_size": 50_432}
@@ -54,9 +61,9 @@ def write_run(
     for place in range(1, rows + 1):
         step, part = place * last_step // rows, place / rows
         counts = {"step": step, "tokens": int(tokens * part), "flops": 6 * size * tokens * part}
-        shares = {"tokens/source/caption": 0.25, "tokens/source/text": 0.75}
-        shares |= {"tokens/modality/image": 0.2, "tokens/modality/text": 0.8}
-        spent = {key: int(tokens * part * share) for key, share in shares.items()}
+        spent = {
+            f"tokens/{key}": int(tokens * part * share) for key, share in (shares or SHARES).items()
+        }
         train.write({**counts, **spent, "loss": 4 - part, "seconds": 0.5, "lr": 1e-3})
         measured = {key: value + 5 * (1 - part) for key, value in losses.items()}
         held_out.write({**counts, "phase": "constant", **measured})
@@ -379,12 +386,8 @@ def test_pairs_may_be_sources_of_their_own(tmp_path: Path) -> None:
         for number in range(5):
             tokens = 1e9 * (number + 1)
             losses = {"loss": 3.0, "loss/source/caption": 2.0 + number, "loss/source/text": 4.0}
-            run = write_run(tmp_path / f"{name}{number}", tokens=tokens, losses=losses)
-            end = json.loads((run / "losses.jsonl").read_text().splitlines()[-1])
-            end |= dict(zip(("tokens/source/caption", "tokens/source/text"), shares, strict=True))
-            end["tokens/source/caption"] *= tokens
-            end["tokens/source/text"] *= tokens
-            (run / "losses.jsonl").write_text(json.dumps(end) + "\n")
+            of = dict(zip(("source/caption", "source/text"), shares, strict=True))
+            write_run(tmp_path / f"{name}{number}", tokens=tokens, losses=losses, shares=of)
     found = read_pairs(Given)  # pyright: ignore[reportArgumentType]
     assert [len(part) for part in (*found.alone, found.together)] == [5, 5, 5]
     assert found.alone[0].loss.tolist() == [2.0, 3.0, 4.0, 5.0, 6.0]

@@ -1,7 +1,9 @@
 """Jobs on a real Slurm of two nodes: preempted, requeued, resumed, in order, many at once."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +13,13 @@ from typing import Any
 import pytest
 
 from launch import slurm
+from launch.study.__main__ import main as launch_study
+from launch.study.state import Folder, State, standings_of
 from tests import runs, slurm_cluster
 from tests.launches import check_same_logs, last_step, standing_still, wait_until
 from tests.runs import overrides, run
 from tests.slurm_cluster import Cluster
+from tests.test_study import planned, plant, study_file
 from tests.train_cases import two_undisturbed
 
 WHY_NOT = slurm_cluster.missing()
@@ -52,7 +57,10 @@ def stops(directory: Path) -> list[str]:
 
 @pytest.mark.skipif(WHY_NOT is not None, reason=f"{WHY_NOT}")
 def test_jobs_stop_for_others_go_back_into_the_queue_and_finish_or_stay_away(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     directory, log = tmp_path / "two", tmp_path / "slurm"
     words = overrides(runs.corpus(), tmp_path, "run.name=two", *runs.TWO)
@@ -68,7 +76,8 @@ def test_jobs_stop_for_others_go_back_into_the_queue_and_finish_or_stay_away(
         # As Slurm does it before a time limit: a signal to the shell of the job alone.
         cluster.ask("scancel", "--batch", "--signal=USR1", job)
         wait_until((directory / "STOP").exists, seconds=100, log=printed)
-    cancel(cluster, tmp_path)  # meanwhile, because Slurm makes the other one wait
+    report = study_of_two(cluster, tmp_path, monkeypatch, capsys)
+    cancel(cluster, tmp_path)  # meanwhile, because Slurm makes the first one wait
     wait_until(lambda: len(starts(directory)) == 2, seconds=100, log=printed)
     assert "because" in printed.read_text()
     assert f"(the time limit of job {job})" in printed.read_text()
@@ -89,6 +98,73 @@ def test_jobs_stop_for_others_go_back_into_the_queue_and_finish_or_stay_away(
     for task in (1, 2):
         cluster.wait_for(f"{later}_{task}", "COMPLETED", seconds=100)
         assert last_step(tmp_path / f"seed_{task}") == 3
+    cluster.wait_for(report, "COMPLETED", seconds=100)
+    check_study(tmp_path)
+
+
+def study_of_two(
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """Submit a trunk and its branch, twice, and return the number of the report's job.
+
+    Five more points of the law are there already, so that the report has enough of them.
+    """
+    words = study_words(tmp_path)
+    for one in planned(*words)[1]:
+        if one.cell.size == "w16" and one.is_point:
+            plant(one, runs=tmp_path / "runs", loss=2 + 40 / one.tokens**0.25)
+    with monkeypatch.context() as patched:
+        for name, value in (runs.environment() | cluster.environment).items():
+            patched.setenv(name, value)
+        for _ in range(2):
+            with pytest.raises(SystemExit, match=r"^0$"):
+                launch_study([*words, "submit=slurm"])
+    said = capsys.readouterr().out
+    found = re.findall(r"submitted job (\d+): (.+);", said)
+    assert [name for _, name in found] == [
+        "ours-early-w32-trunk4",
+        "ours-early-w32-16p384k",
+        "the report of ours",
+    ]
+    assert "nothing to submit: every run is done, failed or in the queue" in said
+    return found[-1][0]
+
+
+def study_words(tmp_path: Path) -> list[str]:
+    own = ("run.dir", "schedule.", "evaluation.every", "evaluation.at", "model.width")
+    words = [w for w in overrides(runs.corpus(), tmp_path) if not w.startswith(own)]
+    more = ["log.wandb=off", "data.workers=0", "schedule.warmup_steps=4"]
+    sizes = {
+        "w16": {
+            "overrides": ["model.width=16"],
+            "token_budgets": [steps * 1024 for steps in (48, 64, 80, 96, 112)],
+        },
+        "w32": {"overrides": ["model.width=32"]},
+    }
+    return study_file(
+        tmp_path,
+        overrides=words + more,
+        token_budgets=[16 * 1024],
+        families={"early": {"sizes": sizes}},
+        bootstrap=0,
+        slurm={"gpus_per_node": 0, "time": "10:00", "report_time": "10:00"},
+    )
+
+
+def check_study(tmp_path: Path) -> None:
+    study, planned_runs = planned(*study_words(tmp_path))
+    folder = Folder(tmp_path / "runs", study.name)
+    found = standings_of(planned_runs, folder, retries=0)
+    assert {one.state for one in found.values()} == {State.finished}
+    branch = tmp_path / "runs" / "ours-early-w32-16p384k"
+    assert [start["step"] for start in starts(branch)] == [14]
+    table = csv.DictReader((folder.notes / "runs.csv").read_text().splitlines())
+    assert next(row["tokens"] for row in table if row["run"] == branch.name)
+    assert json.loads((folder.notes / "fits" / "early" / "fit.json").read_text())["points"] == 6
+    assert (folder.notes / "report" / "report.html").stat().st_size > 0
 
 
 def cancel(cluster: Cluster, tmp_path: Path) -> None:

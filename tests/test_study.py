@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.study.__main__ import main
+from launch.study.__main__ import main, names
+from launch.study.answers import Found, answer
 from launch.study.costs import Rates, disk_bytes
+from launch.study.measured import fits_of, pair_of
 from launch.study.plan import plan_runs, short
+from launch.study.results import write_results
 from launch.study.run import Role, StudyRun
+from launch.study.state import Folder, Standing, State
 from launch.study.table import plan_text
 from nmm import rundir
 from nmm.config import Design, ParentMode, StudyConfig, compose, compose_study, load
@@ -29,6 +33,7 @@ from tests.test_scaling_runs import write_run
 MOMA = ("dense", "moe_1t1i", "moe_8x", "moe_4t4i", "mod_4t4i", "upcycled")
 PAPER = ("nmm_early", "nmm_late", "nmm_moe")
 STEP_TOKENS = 512 * 4096
+STUDIES = Path(__file__).parent.parent / "docs" / "studies"
 
 
 @cache
@@ -92,9 +97,9 @@ def test_resolutions_change_the_tokens_of_images_and_nothing_else() -> None:
         assert image.tokens == (image.side_pixels // 14) ** 2
         share = 0.45 * (image.tokens / (image.tokens + 77) + image.tokens / (image.tokens + 322))
         assert run.cell.image_fraction == pytest.approx(share, abs=1e-3)
-    for size in ("932m", "1p63b", "1b", "1p75b"):
-        flops = [run.flops for run in runs if run.cell.size == size]
-        assert (len(set(flops)) == 1) == (size in ("932m", "1p63b"))
+    for name in ("early-1b", "early-1p7b", "late-1b", "late-1p7b"):
+        flops = {run.flops for run in runs if run.cell.name.startswith(f"{name}-")}
+        assert (len(flops) == 1) == name.startswith("early")
 
 
 def test_models_that_begin_as_models_of_text_have_the_shape_of_theirs(
@@ -138,12 +143,9 @@ def test_models_of_moma_s_table_cost_as_much_as_their_dense_one() -> None:
 
 
 def test_every_pair_of_modalities_is_trained_and_each_alone() -> None:
-    study = compose_study(["study=mixed_modal_pairs"]).study
-    sizes = study.families["dense"].sizes
-    assert len(study.mixtures) * len(sizes) * len(study.token_budgets) == 300
-    study.families["dense"].sizes = {"8m": sizes["8m"]}
+    _, runs = planned("study=mixed_modal_pairs")
+    assert len(runs) == 300
     modalities = ("text", "image", "speech", "code", "molecule")
-    runs = plan_runs(study)
     shares = {
         run.cell.mixture: {name: s.weight for name, s in run.cell.config.data.sources.items()}
         for run in runs
@@ -177,7 +179,6 @@ def test_small_studies_fit_onto_their_machine_and_have_points_for_their_laws(
     assert study.device.flops_per_second is not None
     seconds = sum(run.own_flops for run in runs) / study.device.flops_per_second / study.parallel
     assert seconds < 0.9 * 60 * minutes
-    assert study.questions
 
 
 @pytest.mark.parametrize(("name", "families", "within"), [
@@ -289,6 +290,21 @@ def test_branches_leave_their_trunk_where_both_have_the_peak_rate() -> None:
     assert spent < 0.5 * sum(run.flops for run in runs if run.is_point)
 
 
+def test_every_seed_has_a_trunk_of_its_own() -> None:
+    """Seeds differ in nothing else, and are points of one law."""
+    _, once = planned("study=mini")
+    _, runs = planned("study=mini", "study.seeds=[0,3]")
+    assert len(runs) == 2 * len(once)
+    by_name = {run.name: run for run in runs}
+    assert len(by_name) == len(runs)
+    for run in once:
+        assert by_name[run.name] == run
+        cell = replace(run.cell, seed=3, words=(*run.cell.words, "run.seed=3"))
+        names = [name and name.replace("-demo", "-demo-s3") for name in (run.name, run.trunk)]
+        assert by_name[str(names[0])] == replace(run, cell=cell, name=names[0], trunk=names[1])
+        assert cell.group == run.cell.group
+
+
 def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> None:
     values = {
         "token_budgets": [40_960, 81_920],
@@ -373,6 +389,13 @@ def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> 
             r"upcycle.tokens is 600,000, which is step 293 of \S+ and of \S+; give fewer tokens",
         ),
         (
+            [
+                "study=mini_moma",
+                'study.families.upcycled.sizes.w48.overrides=["data.global_rows=4"]',
+            ],
+            r"upcycled-w48-codes-600k has steps of 4,096 tokens and \S+, which .* steps of 2,048",
+        ),
+        (
             ["study=nmm_early", 'study.families.early.overrides=["schedule.cooldown_steps=0"]'],
             r"a run of 2,500,000,000 tokens of \S+ has no step of cooldown for its branch to take",
         ),
@@ -448,6 +471,15 @@ def test_branches_are_arrays_that_wait_for_their_trunk(
     assert not list(tmp_path.iterdir())
 
 
+def plant(run: StudyRun, *, runs: Path, loss: float, diverges: bool = False) -> None:
+    """What a run of the study `ours` leaves that ended with this loss, or half way to it."""
+    steps, there = run.phases.total_steps, runs / run.name
+    at = {"size": run.cell.parameters.N, "tokens": run.tokens, "losses": {"loss": loss}}
+    write_run(there, last_step=steps // 2 if diverges else steps, **at)
+    (there / "overrides.txt").write_text("\n".join(run.words(runs=runs, group="ours")))
+    rundir.end(there, how="diverged" if diverges else "finished", step=9, is_main=True)
+
+
 def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -472,14 +504,9 @@ def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
     runs = plan_runs(compose_study(words).study)
     for run in runs:
         if run.is_point:
-            size, tokens, steps = run.cell.parameters.N, run.tokens, run.phases.total_steps
-            loss = 2 + 30 / size**0.3 + 40 / tokens**0.25 + 0.05 * (run.cell.family == "late")
-            there, diverges = tmp_path / "runs" / run.name, run is runs[-1]
-            at = {"size": size, "tokens": tokens, "losses": {"loss": loss}}
-            write_run(there, last_step=steps // 2 if diverges else steps, **at)
-            words_of_run = run.words(runs=tmp_path / "runs", group="ours")
-            (there / "overrides.txt").write_text("\n".join(words_of_run))
-            rundir.end(there, how="diverged" if diverges else "finished", step=9, is_main=True)
+            loss = 2 + 30 / run.cell.parameters.N**0.3 + 40 / run.tokens**0.25
+            loss += 0.05 * (run.cell.family == "late")
+            plant(run, runs=tmp_path / "runs", loss=loss, diverges=run is runs[-1])
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["report", *words])
     said = capfd.readouterr().out
@@ -501,3 +528,60 @@ def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
     assert "fewer than three sizes are left" in missed.why_not
     assert "has no loss/x" in kinds.why_not
     assert "ours: the paper" in (notes / "report" / "report.html").read_text()
+
+
+def test_studies_may_share_a_folder() -> None:
+    """No two of ours have a run or a folder of notes of the same name."""
+    made = [run.name for name in names() for run in planned(f"study={name}")[1]]
+    assert len({*made, *names()}) == len(made) + len(names())
+
+
+def test_no_earlier_law_answers_where_there_is_none_now(tmp_path: Path) -> None:
+    """Of a family, and of a pair, whose runs are no points any more."""
+    study, runs = planned("study=mini_mixed")
+    folder = Folder(tmp_path, study.name)
+    laws = [fits_of(folder) / "dense-text", pair_of(folder, family="dense", pair="text_image")]
+    for law in laws:
+        law.mkdir(parents=True)
+        (law / "fit_mixed.json").write_text('{"parameters": {"C": 1}}')
+    found = Found(study, runs, folder)
+    question = study.questions["synergy_of_text_and_image"]
+    assert found.pair(question) == laws[1]
+    standings = {run.name: Standing(State.waiting) for run in runs}
+    write_results(study, runs, standings, folder=folder)
+    assert not any(law.exists() for law in laws)
+    assert answer("synergy", question, found=found).why_not.startswith(
+        "there is no law of the pair"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "points"), [("mini_nmm", 56), ("mini_moma", 36), ("mini_mixed", 81)]
+)
+def test_the_page_of_studies_prints_the_numbers_of_their_answers(name: str, points: int) -> None:
+    """And every run of the tables is finished, and says which commit made it."""
+    with (STUDIES / name / "runs.csv").open(newline="") as lines:
+        runs = [row for row in csv.DictReader(lines) if row["role"] != "trunk"]
+    assert len(runs) == points
+    assert all(row["state"] == "finished" and len(row["commit"]) == 40 for row in runs)
+    with (STUDIES / name / "answers.csv").open(newline="") as lines:
+        known = [[row[key] for key in ("value", "low", "high")] for row in csv.DictReader(lines)]
+    page = (STUDIES / "README.md").read_text()
+    section = page[page.index(f"## Results of `{name}`") :].split("\n## ")[0]
+    number = r"(-?\d[\d.]*(?:e\d+)?)"
+    printed = re.findall(rf"{number} (?:\| |\(){number} to {number}[ )]", section)
+    assert len(printed) >= 9
+    for numbers in printed:
+        rounded = [
+            [in_print(one, like=other) for one, other in zip(row, numbers, strict=True)]
+            for row in known
+            if all(row)
+        ]
+        assert list(numbers) in rounded, numbers
+
+
+def in_print(number: str, *, like: str) -> str:
+    """ "0.0175", like "0.018" -> "0.018"; "152000", like "2e5" -> "2e5"."""
+    if "e" in like:
+        return f"{float(number):.0e}".replace("e+0", "e")
+    return f"{float(number):.{len(like.partition('.')[2])}f}"

@@ -119,6 +119,7 @@ def _with_seeds(runs: list[StudyRun], study: StudyConfig) -> list[StudyRun]:
             made.append(run)
             continue
         seed = longest[_place(run.cell, upcycle.family)]
+        _refuse_other_steps(run, seed)
         step = round(upcycle.tokens / run.cell.step_tokens)
         if not 0 < step < min(seed.phases.total_steps, run.phases.total_steps):
             raise UserError(
@@ -133,6 +134,16 @@ def _with_seeds(runs: list[StudyRun], study: StudyConfig) -> list[StudyRun]:
         replace(run, keep_steps=tuple(sorted({*run.keep_steps, *kept.get(run.name, ())})))
         for run in made
     ]
+
+
+def _refuse_other_steps(run: StudyRun, seed: StudyRun) -> None:
+    """An upcycled run trains on the next rows of its seed, and counts the seed's steps as its."""
+    own, of_seed = run.cell.step_tokens, seed.cell.step_tokens
+    if own != of_seed:
+        raise UserError(
+            f"{run.name} has steps of {own:,} tokens and {seed.name}, which it is made of, has "
+            f"steps of {of_seed:,}; give both the same data.global_rows and data.row_tokens."
+        )
 
 
 def _place(cell: Cell, family: str) -> tuple[str, str, str, int]:

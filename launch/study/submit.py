@@ -22,7 +22,8 @@ from launch.torchrun import ROOT
 from nmm.config import StudyConfig
 from nmm.errors import UserError
 
-JOBS = "jobs.json"
+JOBS = "jobs.json"  # by the names of runs, and of the study for its report
+NO_ARRAY = "N/A"  # what squeue shows for the task of a job that has none
 
 REPORT = """\
 #!/bin/bash
@@ -48,6 +49,7 @@ def submit(
     """Submit every run that is neither done nor in the queue; `dry_run` prints the scripts."""
     standings = standings_of(runs, folder, retries=study.retries)
     jobs = {} if dry_run else _queued(folder)
+    report = jobs.pop(study.name, None)
     todo = [run for run in runs if standings[run.name].state in STILL and run.name not in jobs]
     for batch, after in _batches(todo, jobs):
         text = _script(study, batch, folder=folder, after=after)
@@ -55,9 +57,12 @@ def submit(
         jobs |= {run.name: f"{job}_{number}" for number, run in enumerate(batch)}
         if not dry_run:
             folder.write(JOBS, json.dumps(jobs, indent=1))
-    if jobs:
+    if todo or (jobs and report is None):
         text = _report(study, folder, jobs=jobs, words=words)
-        _send(text, name=f"the report of {study.name}", folder=folder, dry_run=dry_run)
+        job = _send(text, name=f"the report of {study.name}", folder=folder, dry_run=dry_run)
+        if not dry_run:
+            jobs[study.name] = f"{job}_{NO_ARRAY}"
+            folder.write(JOBS, json.dumps(jobs, indent=1))
     else:
         print("nothing to submit: every run is done, failed or in the queue")
 
@@ -128,7 +133,7 @@ def _send(text: str, *, name: str, folder: Folder, dry_run: bool) -> str:
 
 
 def _queued(folder: Folder) -> dict[str, str]:
-    """The runs whose jobs wait or run, by what was noted when they were submitted."""
+    """What waits or runs of that which was noted when it was submitted."""
     path = folder.notes / JOBS
     noted: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     if not noted:

@@ -3,6 +3,7 @@
 from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,7 @@ def sentence(error: Exception) -> str:
     return masked(" ".join(" ".join(lines).split()))
 
 
+@cache
 def register() -> None:
     """Make the schema known to Hydra under the name `schema`, before any YAML is read."""
     ConfigStore.instance().store(name="schema", node=Config)

@@ -31,7 +31,7 @@ def search(
         problems = np.zeros(len(starts), dtype=int)
     ends = minimise(model, starts, problems=problems, done=done)
     if isinstance(model, PowerModel) and model.positive_constant:
-        creeping = np.flatnonzero(ends.theta[:, 0] < nothing(model))
+        creeping = np.flatnonzero(ends.theta[:, 0] < _nothing(model))
         _go_on(ends, _Held(model), creeping, problems=problems, done=done)
         whole = model.evaluate(ends.theta[creeping], problems=problems[creeping], exact=False)
         rising = creeping[whole.gradient[:, 0] < 0]
@@ -39,7 +39,7 @@ def search(
     return ends
 
 
-def nothing(model: PowerModel) -> float:
+def _nothing(model: PowerModel) -> float:
     """The constant below which the points tell of none, in nats."""
     return NOTHING * float(np.exp(model.log_loss.min()))
 
