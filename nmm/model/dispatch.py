@@ -107,6 +107,7 @@ class _Collect(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, None, None, None]:
         x_SD, weight_S, token_S, by_token_S = tuple(ctx.saved_tensors)
         grad_SD = grad_outputs[0].index_select(0, token_S)
-        grad_weight_S = (grad_SD * x_SD).sum(dim=1, dtype=torch.float32)[by_token_S]
+        grad_weight_S = (grad_SD * x_SD).sum(dim=1)[by_token_S].to(weight_S.dtype)
         weight_S = torch.empty_like(weight_S).scatter_(0, by_token_S, weight_S)
-        return grad_SD * weight_S[:, None].to(grad_SD.dtype), grad_weight_S, None, None, None
+        grad_SD *= weight_S[:, None].to(grad_SD.dtype)  # in place: a new block takes time to map
+        return grad_SD, grad_weight_S, None, None, None
