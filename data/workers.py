@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,12 @@ def forking() -> Iterator[None]:
 
     Our children only read, decode and tokenise: they touch no GPU, no collective and no log, whose
     locks a thread of the parent may hold.
+
+    NOTE: before Python 3.12 a child waits for ever in the interpreter itself if it is forked while
+    a thread of gloo enters or leaves it, to drop the objects of the last collective (gh-112275 of
+    CPython). Sleeping hands that thread the GIL.
     """
+    time.sleep(0.05)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*multi-threaded.*fork", category=DeprecationWarning
