@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.utils._pytree import tree_map
 
-from nmm import checkpoint, intact
+from nmm import checkpoint, intact, sums
 from nmm.checkpoint import Progress
 from nmm.config import CheckpointConfig, EngineConfig, ImageConfig, ModelConfig, OptimConfig
 from nmm.engine import Engine, split_step
@@ -204,6 +204,18 @@ def all_ways(engine: Engine, writers: Writers, *, world: World) -> list[Way]:
         decoupled = inner.checkpoint_engine.is_decoupled()
         return inner._commit_decoupled_checkpoint if decoupled else nothing
 
+    def summed(directory: Path) -> Wait:
+        wait = deepspeed(directory)
+
+        def complete() -> None:
+            wait()
+            barrier()
+            mine = sorted(filter(Path.is_file, directory.rglob("*")))[world.rank :: world.size]
+            for path in mine:  # as is done before a load; what is found does not matter here
+                sums.fault_of(path, expected=sums.Sum(path.stat().st_size, 0))
+
+        return complete
+
     def load_deepspeed(directory: Path) -> None:
         writers.use({})  # its fast engine's own reader refuses what DeepSpeed wrote
         assert inner.load_checkpoint(directory)[0] is not None
@@ -232,6 +244,12 @@ def all_ways(engine: Engine, writers: Writers, *, world: World) -> list[Way]:
         *(
             Way(name, deepspeed, load_deepspeed, partial(writers.use, options))
             for name, options in kinds.items()
+        ),
+        Way(
+            "DeepSpeed, decoupled engine, sums read back",
+            summed,
+            load_deepspeed,
+            partial(writers.use, kinds["DeepSpeed, decoupled engine"]),
         ),
         Way("DCP `save`, synced (its default)", partial(plain, sync=True), load_dcp),
         Way("DCP `save`, not synced", partial(plain, sync=False), load_dcp),

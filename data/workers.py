@@ -4,12 +4,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from threading import Thread
 from types import TracebackType
+
+SECONDS_BETWEEN_LOOKS = 0.2  # for the parent; torch's own workers look every 5 seconds
 
 
 def context() -> BaseContext:
@@ -22,7 +25,12 @@ def forking() -> Iterator[None]:
 
     Our children only read, decode and tokenise: they touch no GPU, no collective and no log, whose
     locks a thread of the parent may hold.
+
+    NOTE: before Python 3.12 a child waits for ever in the interpreter itself if it is forked while
+    a thread of gloo enters or leaves it, to drop the objects of the last collective (gh-112275 of
+    CPython). Sleeping hands that thread the GIL.
     """
+    time.sleep(0.05)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*multi-threaded.*fork", category=DeprecationWarning
@@ -59,6 +67,9 @@ def _unless_parent_left(
 
 
 def _end_when_parent_says(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+    """Or has left: until its helpers are gone, too, its connections look alive to the others."""
+    while os.getppid() == parent:
+        asked = signal.sigtimedwait({signal.SIGTERM}, SECONDS_BETWEEN_LOOKS)
+        if asked and asked.si_pid == parent:
+            break
     os._exit(0)

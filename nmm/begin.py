@@ -11,13 +11,13 @@ from data.plan import StreamState
 from nmm import (
     checkpoint,
     config,
-    copies,
     intact,
     parallel,
     parent,
     rundir,
     saving,
     schedule,
+    take_back,
     trace,
 )
 from nmm.checkpoint import Progress
@@ -179,13 +179,13 @@ def _take_back(plan: RunPlan, settings: Config, *, world: World) -> list[str]:
         return []
     url = url_of(wanted, directory=plan.directory)
     if settings.run.resume is Resume.never:
-        if found := copies.names(url):
+        if found := take_back.names(url):
             raise UserError(
                 f"run.resume is never but {url} has a copy of {found[-1]}; set run.resume=auto to "
                 f"continue it, or choose another run.name."
             )
         return []
-    taken, lost = copies.take_back(url, plan.directory)
+    taken, lost = take_back.newest(url, plan.directory)
     if taken:
         print(f"took {taken} back from {url}", flush=True)
     return lost

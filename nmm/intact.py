@@ -117,8 +117,8 @@ def _faults(checkpoint: Path, *, part: int, parts: int) -> list[str]:
 
 def _unreadable(checkpoint: Path, error: OSError) -> str:
     return (
-        f"{checkpoint} cannot be read ({error}); bring its disk back, and the same command "
-        f"continues from it."
+        f"{checkpoint} cannot be read ({error}); bring its disk back or, if it is lost for good, "
+        f"move this checkpoint away, and give the same command again."
     )
 
 

@@ -99,8 +99,13 @@ def test_a_disk_that_fails_damages_nothing(tmp_path: Path) -> None:
         newest_intact(tmp_path)
     (checkpoint / MARKER).unlink()
     (checkpoint / MARKER).symlink_to("/proc/self/mem")  # it opens, and reading it is an error
-    with pytest.raises(UserError, match=r"cannot be read \(\[Errno 5\].*bring its disk back"):
+    older = checkpoint.with_name("step_00000004")
+    older.mkdir()
+    write_text(older / MARKER, "{}")
+    with pytest.raises(UserError, match=r"cannot be read \(\[Errno 5\].*move this checkpoint away"):
         newest_intact(tmp_path)
+    checkpoint.rename(tmp_path / "away")
+    assert newest_intact(tmp_path).checkpoint == older
 
 
 def test_only_what_is_damaged_is_called_so(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 import train
-from nmm import begin, copies, heartbeat
+from nmm import begin, copies, heartbeat, take_back
 from nmm.checkpoint import Progress, complete
 from nmm.config import CheckpointConfig, compose, load
 from nmm.errors import UserError
@@ -60,7 +60,7 @@ def made(directory: Path, step: int) -> Path:
     return checkpoint
 
 
-def starts_of(text: str) -> list[copies.Start]:
+def starts_of(text: str) -> list[take_back.Start]:
     """Of "0@1 10@2": at step 0 in year 1, at step 10 in year 2."""
     pairs = (word.split("@") for word in text.split())
     return [(f"200{year}-01-01T00:00:00+00:00", int(step)) for step, year in pairs]
@@ -80,15 +80,15 @@ def test_a_copy_comes_back_to_the_bit_and_is_made_once(
     proxy: servers.FaultyProxy, tmp_path: Path
 ) -> None:
     url, checkpoint = f"{URL}/once", made(tmp_path / "once", 5)
-    assert copies.names(url) == []
-    assert copies.take_back(url, tmp_path / "none") == (None, [])
+    assert take_back.names(url) == []
+    assert take_back.newest(url, tmp_path / "none") == (None, [])
     proxy.fail("busy", count=2, match="states_00000")
     copies.put(checkpoint, f"{url}/{checkpoint.name}")
     assert proxy.state()["left"] == 0
     proxy.fail("drop", count=1, match="state.json")
     copies.put(checkpoint, f"{url}/{checkpoint.name}")
     assert proxy.state()["left"] == 1  # nothing was written again
-    assert copies.take_back(url, tmp_path / "back") == (checkpoint.name, [])
+    assert take_back.newest(url, tmp_path / "back") == (checkpoint.name, [])
     assert contents(tmp_path / "back") == contents(tmp_path / "once")
 
 
@@ -104,9 +104,9 @@ def test_a_store_that_is_busy_has_not_said_what_is_missing(
         copies.put(path, f"{url}/{path.name}")
     proxy.fail("busy", count=99, match=f"step_00000015/{file}")
     with pytest.raises(UserError, match=r"cannot be read .*after 5 tries"):
-        copies.take_back(url, tmp_path / "back")
+        take_back.newest(url, tmp_path / "back")
     proxy.fail("busy", count=0, match="")
-    assert copies.take_back(url, tmp_path / "back") == ("step_00000015", [])
+    assert take_back.newest(url, tmp_path / "back") == ("step_00000015", [])
 
 
 def test_a_copy_without_its_marker_does_not_exist_and_a_changed_one_is_left_out(
@@ -122,15 +122,15 @@ def test_a_copy_without_its_marker_does_not_exist_and_a_changed_one_is_left_out(
             proxy.fail("busy", count=0, match="")
         else:
             copies.put(path, f"{url}/{path.name}")
-    assert copies.names(url) == ["step_00000005", "step_00000010"]
+    assert take_back.names(url) == ["step_00000005", "step_00000010"]
     system.pipe_file(f"{url}/step_00000010/state.json", b"?")
     said = f"{url}/step_00000010 is damaged (state.json has 1 bytes instead of 1584)"
     expected = ("step_00000005", [f"{said}: going on from step_00000005"])
-    assert copies.take_back(url, tmp_path / "back") == expected
+    assert take_back.newest(url, tmp_path / "back") == expected
     assert [path.name for path in complete(tmp_path / "back")] == ["step_00000005"]
     system.rm_file(f"{url}/step_00000005/states_00000.pt")
     with pytest.raises(UserError, match=r"step_00000010 is damaged .* no other copy is whole"):
-        copies.take_back(url, tmp_path / "nothing")
+        take_back.newest(url, tmp_path / "nothing")
     assert complete(tmp_path / "nothing") == []
 
 
@@ -146,10 +146,10 @@ def test_what_may_not_be_read_is_not_missing(
         copies.put(path, f"{url}/{path.name}")
     proxy.fail("forbidden", count=999, match=match)
     with pytest.raises(UserError, match=r"may not be read .*correct its name, or the credentials"):
-        copies.take_back(url, tmp_path / "back")
+        take_back.newest(url, tmp_path / "back")
     assert complete(tmp_path / "back") == []
     proxy.fail("busy", count=1, match=match)
-    assert copies.take_back(url, tmp_path / "back") == ("step_00000010", [])
+    assert take_back.newest(url, tmp_path / "back") == ("step_00000010", [])
     assert proxy.state()["left"] == 0
 
 
@@ -165,13 +165,13 @@ def test_taking_back_goes_on_where_it_was_cut_off(
     whole = (path / "states_00000.pt").read_bytes()
     (begun / "states_00000.pt.part").write_bytes(whole[:100])
     proxy.fail("truncate", count=0, match="")
-    assert copies.take_back(url, back) == (path.name, [])
+    assert take_back.newest(url, back) == (path.name, [])
     reads = proxy.state()["reads"]
     assert [name for name in reads if name.endswith("/state.json")] == []
     assert contents(back) == contents(tmp_path / "cut")
     (begun / MARKER).unlink()
     (begun / "states_00000.pt.part").write_bytes(b"of something else")
-    assert copies.take_back(url, back) == (path.name, [])
+    assert take_back.newest(url, back) == (path.name, [])
     assert contents(back) == contents(tmp_path / "cut")
 
 
@@ -185,7 +185,7 @@ def test_a_log_that_is_shorter_than_its_copy_is_replaced(
     (back / "evals.jsonl").write_text('{"step": 1}\n{"st')
     longer = '{"step": 1}\n{"step": 9}\n'
     (back / "losses.jsonl").write_text(longer)
-    assert copies.take_back(url, back) == (path.name, [])
+    assert take_back.newest(url, back) == (path.name, [])
     assert read_rows(back / "evals.jsonl") == [{"step": 1}, {"step": 5}]
     assert (back / "losses.jsonl").read_text() == longer
 
@@ -215,7 +215,7 @@ def test_what_a_run_has_abandoned_is_not_on_its_way(
     starts: dict[int, str], expected: list[int]
 ) -> None:
     named = {f"step_{step:08d}": starts_of(text) for step, text in starts.items()}
-    assert copies.of_one_line(named) == [f"step_{step:08d}" for step in expected]
+    assert take_back.of_one_line(named) == [f"step_{step:08d}" for step in expected]
 
 
 def test_copies_of_an_abandoned_line_do_not_come_back(
@@ -227,12 +227,12 @@ def test_copies_of_an_abandoned_line_do_not_come_back(
     write_manifest(run, "0@1")
     for path in checkpoints.values():
         copies.put(path, f"{url}/{path.name}")
-    assert copies.take_back(url, tmp_path / "before")[0] == "step_00000015"
+    assert take_back.newest(url, tmp_path / "before")[0] == "step_00000015"
     write_manifest(run, "0@1 5@2")
     proxy.fail("busy", count=1, match="states_00000")
     copies.put(checkpoints[5], f"{url}/step_00000005")
     assert proxy.state()["left"] == 1  # only what it tells of the run
-    assert copies.take_back(url, tmp_path / "after")[0] == "step_00000005"
+    assert take_back.newest(url, tmp_path / "after")[0] == "step_00000005"
     assert (tmp_path / "after/manifest.json").read_bytes() == (run / "manifest.json").read_bytes()
 
 
@@ -252,14 +252,15 @@ def test_a_copy_serves_while_its_logs_are_written_anew(
     with pytest.raises(UserError, match=r"may not be written"):
         copies.put(path, f"{url}/{path.name}")
     proxy.fail("busy", count=0, match="")
-    assert copies.take_back(url, tmp_path / "old") == (path.name, [])
+    assert take_back.newest(url, tmp_path / "old") == (path.name, [])
     assert contents(tmp_path / "old") == before
+    (run / "losses.jsonl").write_text('{"step": 1}\n{"step": 6}\n')
     copies.put(path, f"{url}/{path.name}")
-    assert copies.take_back(url, tmp_path / "new") == (path.name, [])
+    assert take_back.newest(url, tmp_path / "new") == (path.name, [])
     assert contents(tmp_path / "new") == contents(run)
     system = fsspec.filesystem("s3", skip_instance_cache=True)
     found = [name for name in system.ls(f"{url}/{path.name}") if name.endswith(".jsonl")]
-    assert len(found) == 1  # the old ones are gone
+    assert len(found) == 1  # the old ones are gone, also those that no copy has named
 
 
 def test_copies_whose_logs_have_plain_names_are_read(
@@ -274,11 +275,11 @@ def test_copies_whose_logs_have_plain_names_are_read(
     for name, file in whole.items():
         system.pipe_file(f"{url}/{path.name}/{name}", file.read_bytes())
     system.pipe_file(f"{url}/{path.name}/{copies.COPIED}", json.dumps(sums).encode())
-    assert copies.take_back(url, tmp_path / "back") == (path.name, [])
+    assert take_back.newest(url, tmp_path / "back") == (path.name, [])
     assert contents(tmp_path / "back") == contents(run)
     copies.put(path, f"{url}/{path.name}")
     assert f"{path.name}/losses.jsonl" not in str(system.find(url))
-    assert copies.take_back(url, tmp_path / "again") == (path.name, [])
+    assert take_back.newest(url, tmp_path / "again") == (path.name, [])
     assert contents(tmp_path / "again") == contents(run)
 
 
@@ -288,7 +289,7 @@ def test_those_who_may_not_list_can_put(proxy: servers.FaultyProxy, tmp_path: Pa
     proxy.fail("forbidden", count=1, match="COPIED")
     copies.put(path, f"{url}/{path.name}")
     assert proxy.state()["left"] == 0
-    assert copies.names(url) == [path.name]
+    assert take_back.names(url) == [path.name]
 
 
 def test_nothing_here_is_removed_for_a_copy_that_is_not_whole(
@@ -305,10 +306,10 @@ def test_nothing_here_is_removed_for_a_copy_that_is_not_whole(
     system = fsspec.filesystem("s3", skip_instance_cache=True)
     system.pipe_file(f"{url}/{path.name}/state.json", b"!")
     with pytest.raises(UserError, match=r"state.json has 1 bytes .* no other copy is whole"):
-        copies.take_back(url, run)
+        take_back.newest(url, run)
     assert contents(run) == before
     system.pipe_file(f"{url}/{path.name}/state.json", whole)
-    assert copies.take_back(url, run) == (path.name, [])
+    assert take_back.newest(url, run) == (path.name, [])
     state = str((path / "state.json").relative_to(run))
     assert contents(run) == {**before, state: whole}
 
@@ -321,9 +322,9 @@ def test_names_that_lead_out_of_the_run_are_not_followed(
     marker = json.dumps({"../../../out": [0, 0], MARKER: [0, 0]})
     system.pipe_file(f"{url}/step_00000005/{copies.COPIED}", marker.encode())
     system.pipe_file(f"{url}/step_../{copies.COPIED}", marker.encode())
-    assert copies.names(url) == ["step_00000005"]
+    assert take_back.names(url) == ["step_00000005"]
     with pytest.raises(UserError, match=r"COPIED cannot be read"):
-        copies.take_back(url, tmp_path / "a" / "b")
+        take_back.newest(url, tmp_path / "a" / "b")
     assert contents(tmp_path) == {}
 
 
@@ -337,7 +338,7 @@ def test_the_process_beside_ends_with_the_run(proxy: servers.FaultyProxy, tmp_pa
         assert process.stdin
         process.stdin.close()
         assert process.wait(60) == 1
-    assert copies.names(f"{URL}/beside") == []
+    assert take_back.names(f"{URL}/beside") == []
 
 
 def test_the_last_copy_ends_nothing_and_is_ended_by_a_stop(
@@ -365,10 +366,10 @@ def test_the_last_copy_ends_nothing_and_is_ended_by_a_stop(
     assert said(asked) == f"{alarm}, {because}\n"
     (run / "evals.jsonl").symlink_to("/proc/self/mem")  # it opens, and reading it is an error
     assert said(not_asked).startswith(f"{alarm}: [Errno 5]")
-    assert copies.names(url) == []
+    assert take_back.names(url) == []
     (run / "evals.jsonl").unlink()
     assert said(not_asked) == ""
-    assert copies.names(url) == [path.name]
+    assert take_back.names(url) == [path.name]
 
 
 def test_only_stores_that_list_what_they_hold() -> None:
@@ -417,7 +418,7 @@ def test_a_run_whose_disk_was_lost_goes_on_from_the_store(
     assert runs.rows(found / "evals.jsonl")[-1] == runs.rows(whole / "evals.jsonl")[-1]
     starts = json.loads((found / "manifest.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, 6]
-    assert copies.take_back(f"{URL}/stored", tmp_path / "third") == ("step_00000008", [])
+    assert take_back.newest(f"{URL}/stored", tmp_path / "third") == ("step_00000008", [])
     taken = contents(tmp_path / "third" / "checkpoints")
     assert taken.items() <= contents(found / "checkpoints").items()
     # The command that found the run finished has copied what was missing: how it ended.

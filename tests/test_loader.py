@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -486,6 +489,31 @@ def test_a_helper_whose_parent_was_killed_says_nothing_of_it() -> None:
     command = [sys.executable, "-c", HANDS_OVER]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+LEFT_ALONE = """
+import os, time
+from data.workers import outlive_signals, shielded
+with shielded():
+    if os.fork() == 0:
+        outlive_signals(0)
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+os.wait()
+"""
+
+
+def test_a_helper_goes_when_its_parent_was_killed() -> None:
+    """It holds copies of the parent's connections, whose other ends learn of the death by that."""
+    command = [sys.executable, "-c", LEFT_ALONE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as parent:
+        assert parent.stdout
+        helper = int(parent.stdout.readline())
+        parent.kill()
+        closed, _, _ = select.select([parent.stdout], [], [], 100)
+        if not closed:
+            os.kill(helper, signal.SIGKILL)
+        assert closed
 
 
 def test_held_out_rows_are_fixed_and_dealt_to_ranks(config: DataConfig) -> None:

@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nmm import report
+from nmm import evaluate, report
 from nmm.errors import UserError
 from nmm.log import read_rows
 from tests import runs
@@ -98,12 +96,14 @@ def test_a_run_that_goes_on_has_lost_processes_and_old_rows(run: Path) -> None:
     assert "Held-out losses" not in html
 
 
-def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
+def test_what_is_no_run_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match=r"has no rows; give the directory of a run that has"):
         report.write(tmp_path)
-    command = [sys.executable, "-m", "nmm.evaluate", "--run", str(run), "--report"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    asked = ["--run", str(run), "--report"]
     said = "error: --report shows what a run has written and evaluates nothing, but --json was"
-    assert (done.returncode, done.stderr.startswith(said)) == (1, True), done.stderr
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"wrote {run / 'report.html'}\n"), done.stderr
+    with pytest.raises(SystemExit, match=said):
+        evaluate.main([*asked, "--json"])
+    evaluate.main(asked)
+    assert capsys.readouterr().out == f"wrote {run / 'report.html'}\n"

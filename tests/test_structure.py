@@ -49,6 +49,7 @@ RANKS = {
     "nmm.shares": 3,
     "nmm.stop": 3,
     "nmm.sums": 3,
+    "nmm.take_back": 3,
     "nmm.engine": 4,
     "nmm.begin": 5,
     "nmm.checkpoint": 5,
