@@ -1,8 +1,10 @@
 """The steps of one rank, built in worker processes, with the state of the stream beside them."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -61,9 +63,8 @@ class Loader:
             while step := _next(batches, per_step, helpers=helpers):
                 yield [_checked(batch) for batch, _ in step], step[-1][1].to_dict()
         finally:
-            del (
-                batches
-            )  # ends its processes now; collected as part of a cycle they hang for seconds
+            # Ends its processes now; collected as part of a cycle they hang for seconds.
+            del batches
         raise AssertionError("the corpus has ended; Corpus.check_budget had to refuse this budget")
 
     def _batches(self) -> Iterator[Built]:
@@ -73,7 +74,7 @@ class Loader:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self.workers,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=partial(outlive_signals, parent=os.getpid()),
             multiprocessing_context=context() if self.workers else None,
             generator=torch.Generator(),  # else every iterator draws from the global generator
         )

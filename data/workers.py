@@ -48,14 +48,14 @@ def shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int, *, parent: int) -> None:
     """Let a helper process that was forked `shielded` end by SIGTERM only if its parent sent it.
 
     Schedulers and launchers send it to every process of a job. The parent then finishes its step,
     for which it needs the batches of its helpers. One whose parent was killed says nothing of it.
     """
     sys.excepthook = _unless_parent_left
-    Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_when_parent_says, args=(parent,), daemon=True).start()
 
 
 def _unless_parent_left(

@@ -54,14 +54,14 @@ def _depth_bytes(model: ModelConfig, *, tokens: int) -> int:
 def _expert_bytes(model: ModelConfig) -> int:
     """Per token, what experts keep in place of a dense layer.
 
-    The rows that go to them and come back, and what they keep inside; the router's input in fp32,
-    while nobody keeps the normed input; numbers of slots and experts.
+    The rows that go to them and come back, and what they keep inside; numbers of slots and experts.
+    The router keeps the normed input as dense layers do; without a router nobody keeps it.
     """
     moe = model.moe
     slots = moe.active_fraction * moe.total_experts
     of_slots = slots * (2 * 2 * model.width + 2 * INNER[model.ffn] * model.expert_hidden + 44)
-    of_router = 4 * model.width + 12 * moe.total_experts if moe.has_router else 0
-    return round(of_slots + of_router - 2 * model.width)
+    of_router = 12 * moe.total_experts if moe.has_router else -2 * model.width
+    return round(of_slots + of_router)
 
 
 def _rotates(blocks: BlockConfig) -> bool:

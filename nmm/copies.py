@@ -58,12 +58,15 @@ def put(checkpoint: Path, url: str, *, between: Callable[[], None] = lambda: Non
             _write(remote.remove, f"{url}/{COPIED}")
         _put_files(checkpoint, url, list(whole), between=between)
         _write(remote.write, f"{url}/{MARKER}", marker)
+    before: set[str] = set()
+    with suppress(UserError):  # whoever may not list leaves older logs beside the copy
+        before = listed(url)
     for name, text in logs.items():
         _write(remote.write, f"{url}/{name}", text)
     sums = {**whole, **{name: _sum_of(text) for name, text in {**logs, MARKER: marker}.items()}}
     _write(remote.write, f"{url}/{COPIED}", json.dumps(sums).encode())
-    with suppress(UserError):  # the copy is whole with older logs beside it, too
-        for name in filter(log_of, listed(url) - sums.keys()):
+    with suppress(UserError):  # the copy is whole with them, too
+        for name in filter(log_of, before - sums.keys()):
             _write(remote.remove, f"{url}/{name}")
 
 

@@ -349,8 +349,7 @@ class Engine:
                 if time.monotonic() - said_at > SECONDS_BETWEEN_LINES:
                     said_at = time.monotonic()
                     say(f"read {done / 2**30:.1f} GiB for process {self.world.rank}")
-        publish(self._engine)
-        self._engine.global_steps = stored.about.step
+        publish(self._engine, steps=stored.about.step)
         return stored.about
 
 

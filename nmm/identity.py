@@ -6,25 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from data.corpus import Corpus
-from nmm.config import Config, ParentConfig
+from nmm.config import DATA_KEYS, Config, ParentConfig
 from nmm.errors import UserError
 
 # Keys of the identity.
 TOKENIZER, CODEBOOK = "data.tokenizer (sha256)", "data.codebook (sha256)"
 CORPUS, HELD_OUT = (f"data.sources ({split} fingerprint)" for split in ("corpus", "held-out"))
+ORDER = "evaluation.rows_per_source (their order)"
 HELD_OUT_ORDER = "by the source alone"  # another text for another order: see CHANGELOG.md
-# With the corpus, its weights and the tokenizer, these determine every row.
-DATA_KEYS = (
-    "context_tokens",
-    "row_tokens",
-    "global_rows",
-    "window_documents",
-    "seed",
-    "repeat",
-    "weight_changes",
-    "max_row_images",
-    "augment",
-)
 HOW_IT_IS_COMPUTED = ("attention", "loss")  # of the model, and not what
 
 
@@ -52,10 +41,7 @@ def identity_of(
         "optim": asdict(config.optim),
         "engine": {"precision": config.engine.precision},
         "run": {"seed": config.run.seed},
-        "evaluation": {
-            "rows_per_source": config.evaluation.rows_per_source,
-            "rows_per_source (their order)": HELD_OUT_ORDER,
-        },
+        "evaluation": {"rows_per_source": config.evaluation.rows_per_source},
         "parent": _parent(config.parent),
         "data.sources": {
             name: {
@@ -73,6 +59,7 @@ def identity_of(
         **_dotted(values),
         CORPUS: corpus.fingerprint,
         HELD_OUT: held_out.fingerprint,
+        ORDER: HELD_OUT_ORDER,
     }
 
 
@@ -95,6 +82,10 @@ def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 RESTORE = "restore the old value, or start another run with run.name=NEW"
+OTHER_VERSION = (
+    "continue it with the version that began it (manifest.json names the commit), or start another "
+    "run with run.name=NEW"
+)
 
 
 def refuse_contradiction(
@@ -105,5 +96,5 @@ def refuse_contradiction(
         if saved.get(key) != current.get(key):
             raise UserError(
                 f"{key} is {current.get(key)} but the checkpoint {checkpoint} was made with "
-                f"{saved.get(key)}; {remedy}."
+                f"{saved.get(key)}; {OTHER_VERSION if key == ORDER else remedy}."
             )

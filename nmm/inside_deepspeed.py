@@ -132,8 +132,9 @@ def shape_of(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def publish(engine: Any) -> None:
-    """Compute with the weights that are held in fp32 from now on; all processes together."""
+def publish(engine: Any, *, steps: int) -> None:
+    """Go on after so many steps with the weights that are held in fp32; all processes together."""
+    engine.global_steps = steps
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
         zero.update_lp_params()

@@ -477,7 +477,7 @@ from multiprocessing import current_process
 from multiprocessing.connection import Client
 from multiprocessing.resource_sharer import DupFd as Shared
 from data.workers import outlive_signals
-outlive_signals(0)
+outlive_signals(0, parent=os.getppid())
 shared = Shared(0)
 Client(shared._id[0], authkey=current_process().authkey).close()
 os.close(shared.detach())  # the thread has come to the one after
@@ -494,9 +494,10 @@ def test_a_helper_whose_parent_was_killed_says_nothing_of_it() -> None:
 LEFT_ALONE = """
 import os, time
 from data.workers import outlive_signals, shielded
+parent = os.getpid()
 with shielded():
     if os.fork() == 0:
-        outlive_signals(0)
+        outlive_signals(0, parent=parent)
         print(os.getpid(), flush=True)
         time.sleep(1000)
 os.wait()

@@ -177,15 +177,15 @@ def test_runs_that_were_really_trained_give_a_law(tmp_path: Path) -> None:
 
     Five points and five parameters: the law is nonsense, and says how few starts agree on it.
     """
-    trained.short_runs(tmp_path / "runs", widths=(16, 48), steps=(6, 12))
+    trained.short_runs(tmp_path / "runs", widths=(16, 48), steps=(10, 14))
     (tmp_path / "runs" / "longer").symlink_to(trained.undisturbed())
-    shutil.copytree(tmp_path / "runs" / "w16_s6", tmp_path / "runs" / "cut")
+    shutil.copytree(tmp_path / "runs" / "w16_s10", tmp_path / "runs" / "cut")
     log = tmp_path / "runs" / "cut" / "losses.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
     main(["fit", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "fit")])
     found = json.loads((tmp_path / "fit" / "fit.json").read_text())
     assert found["points"] == 5
-    assert list(found["left_out"].values()) == ["unfinished: 5 of 6 steps"]
+    assert list(found["left_out"].values()) == ["unfinished: 9 of 10 steps"]
     assert set(found["losses"]) == {f"loss/kind/{kind.value}" for kind in corpora.KINDS}
     with (tmp_path / "fit" / "points.csv").open(newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row["fit"] == "loss"]

@@ -391,9 +391,10 @@ def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> 
         (
             [
                 "study=mini_moma",
-                'study.families.upcycled.sizes.w48.overrides=["data.global_rows=4"]',
+                "study.families.upcycled.sizes.w48.overrides="
+                '["data.global_rows=1","data.row_tokens=2048"]',
             ],
-            r"upcycled-w48-codes-600k has steps of 4,096 tokens and \S+, which .* steps of 2,048",
+            r"upcycled-w48-codes-600k and \S+, which .*, have other data.row_tokens: 2048 and 1024",
         ),
         (
             ["study=nmm_early", 'study.families.early.overrides=["schedule.cooldown_steps=0"]'],

@@ -169,7 +169,9 @@ def test_a_run_that_was_tested_on_other_rows_is_refused(undisturbed: Path) -> No
     now = read_progress(checkpoint).identity
     before = {key: value for key, value in now.items() if "their order" not in key}
     assert len(before) == len(now) - 1
-    with pytest.raises(UserError, match=r"\(their order\) is by the source alone but .* with None"):
+    with pytest.raises(
+        UserError, match=r"\(their order\) is by the source alone but .* with None; .* version"
+    ):
         refuse_contradiction(before, now, checkpoint=checkpoint)
 
 

@@ -13,6 +13,7 @@ from functools import cache
 
 from launch.study.run import Cell, Role, StudyRun
 from nmm.config import (
+    DATA_KEYS,
     Design,
     FamilyConfig,
     MixtureConfig,
@@ -119,7 +120,7 @@ def _with_seeds(runs: list[StudyRun], study: StudyConfig) -> list[StudyRun]:
             made.append(run)
             continue
         seed = longest[_place(run.cell, upcycle.family)]
-        _refuse_other_steps(run, seed)
+        _refuse_other_rows(run, seed)
         step = round(upcycle.tokens / run.cell.step_tokens)
         if not 0 < step < min(seed.phases.total_steps, run.phases.total_steps):
             raise UserError(
@@ -136,14 +137,15 @@ def _with_seeds(runs: list[StudyRun], study: StudyConfig) -> list[StudyRun]:
     ]
 
 
-def _refuse_other_steps(run: StudyRun, seed: StudyRun) -> None:
+def _refuse_other_rows(run: StudyRun, seed: StudyRun) -> None:
     """An upcycled run trains on the next rows of its seed, and counts the seed's steps as its."""
-    own, of_seed = run.cell.step_tokens, seed.cell.step_tokens
-    if own != of_seed:
-        raise UserError(
-            f"{run.name} has steps of {own:,} tokens and {seed.name}, which it is made of, has "
-            f"steps of {of_seed:,}; give both the same data.global_rows and data.row_tokens."
-        )
+    own, of_seed = run.cell.config.data, seed.cell.config.data
+    for key in (*DATA_KEYS, "units", "masking", "sources"):
+        if getattr(own, key) != getattr(of_seed, key):
+            raise UserError(
+                f"{run.name} and {seed.name}, which it is made of, have other data.{key}: "
+                f"{getattr(own, key)} and {getattr(of_seed, key)}; give both the same."
+            )
 
 
 def _place(cell: Cell, family: str) -> tuple[str, str, str, int]:

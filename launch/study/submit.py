@@ -11,7 +11,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -58,7 +58,9 @@ def submit(
         if not dry_run:
             folder.write(JOBS, json.dumps(jobs, indent=1))
     if todo or (jobs and report is None):
-        text = _report(study, folder, jobs=jobs, words=words)
+        # One that waits already does not know of the runs that were added; two never write at once.
+        after = [*jobs.values(), *([report] if report else [])]
+        text = _report(study, folder, after=after, words=words)
         job = _send(text, name=f"the report of {study.name}", folder=folder, dry_run=dry_run)
         if not dry_run:
             jobs[study.name] = f"{job}_{NO_ARRAY}"
@@ -104,9 +106,10 @@ def _script(
 
 
 def _report(
-    study: StudyConfig, folder: Folder, *, jobs: Mapping[str, str], words: Sequence[str]
+    study: StudyConfig, folder: Folder, *, after: Sequence[str], words: Sequence[str]
 ) -> str:
-    more = [f"--dependency=afterany:{':'.join(dict.fromkeys(jobs.values()))}", *study.slurm.sbatch]
+    numbers = dict.fromkeys(job.removesuffix(f"_{NO_ARRAY}") for job in after)
+    more = [f"--dependency=afterany:{':'.join(numbers)}", *study.slurm.sbatch]
     if study.slurm.partition:
         more.append(f"--partition={study.slurm.partition}")
     said = [word for word in words if not word.startswith(("submit=", "dry_run=", "study.dir="))]

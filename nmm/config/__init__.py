@@ -2,6 +2,7 @@
 
 from nmm.config.block import FFN, BlockConfig, Norm, NormPosition, QKNorm
 from nmm.config.data import (
+    DATA_KEYS,
     AugmentConfig,
     DataConfig,
     Kind,
@@ -60,6 +61,7 @@ from nmm.config.study import (
 )
 
 __all__ = [
+    "DATA_KEYS",
     "FFN",
     "AttentionBackend",
     "AugmentConfig",

@@ -149,6 +149,20 @@ class MaskingConfig:
         return self.sentinels if self.mean_spans else 0
 
 
+# With the corpus, its weights and the tokenizer, these determine every row.
+DATA_KEYS = (
+    "context_tokens",
+    "row_tokens",
+    "global_rows",
+    "window_documents",
+    "seed",
+    "repeat",
+    "weight_changes",
+    "max_row_images",
+    "augment",
+)
+
+
 @dataclass
 class DataConfig:
     """Rows of `row_tokens` tokens hold documents of at most `context_tokens`.

@@ -224,7 +224,8 @@ class _Logits(torch.autograd.Function):
     def backward(ctx: BackwardCFunction, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         x_TD, weight_ED = tuple(ctx.saved_tensors)
         grad_ET = grad_outputs[0].to(x_TD.dtype)
-        return grad_ET.t() @ weight_ED, grad_ET @ x_TD
+        grad_TD = grad_ET.t() @ weight_ED.to(x_TD.dtype)
+        return grad_TD, (grad_ET @ x_TD).to(weight_ED.dtype)
 
 
 def _highest_experts(chance_ET: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
