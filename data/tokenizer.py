@@ -90,7 +90,8 @@ class Tokenizer:
         except OSError as error:
             raise UserError(
                 f"data.tokenizer is {path}, which cannot be read ({error.strerror}); "
-                f"train one with `python -m data.prepare.tokenizer`, or correct the path."
+                f"`python -m data.prepare.demo` makes the demo's, "
+                f"`python -m data.prepare.tokenizer` trains another one; or correct the path."
             ) from None
         self.hash = hashlib.sha256(model).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor()

@@ -21,6 +21,7 @@ from nmm.scaling.mixed import barrier, is_distinct
 from nmm.scaling.mixtures import SHARE, MixtureLaw, best_shares
 from nmm.scaling.points import Points
 from nmm.scaling.repeated import RepeatedLaw, effective
+from nmm.scaling.words import no_barrier
 from tests.scaling_cases import NMM, SIZES, design, planted
 from tests.test_scaling_planted import BLENDED, DOMAINS, MIXED
 
@@ -159,7 +160,9 @@ def test_metrics_by_hand() -> None:
 
 
 def test_barrier_is_the_cheapest_point_of_equality() -> None:
-    """Closed form against a fine scan of the equality; no synergy where C is not positive."""
+    """Closed form against a fine scan of the equality; none where C is not positive,
+    or where it is no number.
+    """
     interaction = {"C": 0.15, "A": 60.0, "alpha": 0.30, "B": 120.0, "beta": 0.28}
     cheapest = barrier(interaction)
     assert cheapest is not None
@@ -169,8 +172,13 @@ def test_barrier_is_the_cheapest_point_of_equality() -> None:
     assert cheapest.flops == pytest.approx((6 * size * tokens).min(), rel=1e-6)
     left = 60.0 * cheapest.size**-0.30 + 120.0 * cheapest.tokens**-0.28
     assert left == pytest.approx(0.15, rel=1e-12)
-    assert barrier(interaction | {"C": 0.0}) is None
-    assert barrier(interaction | {"C": -0.1}) is None
+    for changed, reason in (
+        ({"C": 0.0}, "no synergy at any scale"),
+        ({"C": -0.1}, "no synergy at any scale"),
+        ({"alpha": 1e-3}, "the barrier lies beyond the largest number"),
+    ):
+        assert barrier(interaction | changed) is None
+        assert no_barrier({"parameters": interaction | changed}).startswith(reason)
 
 
 def test_distinct_modalities() -> None:

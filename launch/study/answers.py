@@ -18,6 +18,7 @@ from nmm.scaling.estimates import Estimate
 from nmm.scaling.eta import eta
 from nmm.scaling.files import FIT_MIXED, PAIR_POINTS, Record, Written, read_fit
 from nmm.scaling.runs import Run, read_run
+from nmm.scaling.words import no_barrier
 
 Groups = dict[str, list[float]]
 FEWEST_EVALUATIONS = 4  # of both runs of an eta by held-out losses
@@ -146,7 +147,7 @@ def barrier(record: Record) -> Estimate:
     if found is None:
         share = record.get("synergy_fraction")
         some = "" if share is None else f"; {share:.0%} of the resamples have C above 0"
-        raise NoAnswerError(f"no synergy at any scale that is a number{some}")
+        raise NoAnswerError(f"{no_barrier(record)}{some}")
     return found
 
 

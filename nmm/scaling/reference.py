@@ -1,6 +1,6 @@
 """The solver of the papers: scipy's L-BFGS from every start of a grid, one after the other.
 
-It is what the batched solver is tested against, and takes some hundred times as long. As in
+It is what the batched solver is tested against, and takes eighty times as long. As in
 arXiv 2203.15556 (D.3) and 2504.07951 (C), a constant that must be positive is fitted by its
 logarithm; the synergy of two modalities may have either sign and is fitted as it is.
 """

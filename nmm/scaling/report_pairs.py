@@ -30,6 +30,7 @@ from nmm.scaling.pieces import (
     table,
 )
 from nmm.scaling.printed import PRINTED_ALONE, PRINTED_BARRIER
+from nmm.scaling.words import no_barrier
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _barrier(record: Record) -> str:
     name, size, tokens = PRINTED_BARRIER
     printed = [f"in print: {name}", number(size), number(tokens), number(6 * size * tokens)]
     if record["barrier"] is None:
-        return "<p>There is no synergy at any scale: C is not above 0.</p>"
+        reason = no_barrier(record)
+        return f"<p>{reason[0].upper()}{reason[1:]}.</p>"
     cheapest, spread = record["barrier"], record["barrier_intervals"]
     cells = []
     for key in ("size", "tokens", "flops"):

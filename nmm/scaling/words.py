@@ -78,9 +78,16 @@ def pair_table(record: Record) -> str:
     return "\n".join([*lines, *_metrics_lines(record), *_barrier_lines(record), *_doubts(record)])
 
 
+def no_barrier(record: Record) -> str:
+    """Why a pair has no cheapest point of synergy."""
+    if record["parameters"]["C"] > 0:
+        return "the barrier lies beyond the largest number"
+    return "no synergy at any scale (C is not above 0)"
+
+
 def _barrier_lines(record: Record) -> list[str]:
     if record["barrier"] is None:
-        return ["no synergy at any scale (C is not above 0)"]
+        return [no_barrier(record)]
     cheapest, spread = record["barrier"], record["barrier_intervals"]
     lines = [
         f"synergy from N = {cheapest['size']:.4g} and D = {cheapest['tokens']:.4g} tokens of both "
