@@ -21,8 +21,9 @@ study: env ## a scaling study in miniature, on the demo's corpus: 27 models, thr
 	@$(python) -m data.prepare.demo
 	@$(python) -m launch.study study=mini
 
+# Two files of tests at a time, because much of their time is waiting for processes and networks.
 test: check ## formatting, lint, types, then every test
-	$(python) -m pytest -q --durations=10
+	$(python) -m pytest -q -n 2 --dist loadfile --durations=10
 
 check: env ## formatting, lint and types
 	$(python) -m ruff format --check

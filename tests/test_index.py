@@ -333,7 +333,7 @@ def test_the_tokenizer_travels_and_ignores_specials(tokenizer: Tokenizer) -> Non
 
 def test_tokenizer_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(
-        UserError, match=r"cannot be read \(No such file or directory\); train one with"
+        UserError, match=r"cannot be read \(No such file or directory\); `python -m data"
     ):
         Tokenizer(tmp_path / "none.model")
     (tmp_path / "text.model").write_text("hello")
