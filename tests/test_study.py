@@ -433,6 +433,20 @@ def test_a_plan_adds_up_and_names_what_is_ours() -> None:
     assert lines[-1].startswith(f"{hours:,.4g} hours of runs at 1e+15 FLOPs/s")
     largest = next(row for row in table if row[0].endswith("3p35b-mix_45_45_10-400b"))
     assert largest[1:5] == ["3.354B", "3.354B", "400B", f"{6 * 3354247168 * 190735 * 2**21:.3g}"]
+    assert largest[-1] == f"{12 * 3.354247168:.3g}"  # weights and two moments, in float32
+
+
+def test_a_study_that_has_not_begun_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["study=mini", f"study.dir={tmp_path / 'of mine'}"]
+    for named, code, said in (
+        ("status", 0, r"no run has begun\n0 of 27 models and 0 of 9 trunks finished"),
+        ("report", 1, r"36 runs are not done; `python -m launch.study status study=mini '.*'` say"),
+    ):
+        with pytest.raises(SystemExit, match=f"^{code}$"):
+            main([named, *words])
+        assert re.search(said, capsys.readouterr().out)
 
 
 def test_branches_are_arrays_that_wait_for_their_trunk(

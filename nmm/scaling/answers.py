@@ -107,7 +107,8 @@ def read_answers(directory: Path) -> list[Answer]:
         return [_read(one) for one in found]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{directory} has no readable {ANSWERS}; `python -m launch.study report` writes one."
+            f"{directory} has no readable {ANSWERS}; `python -m launch.study report study=NAME` "
+            f"writes one."
         ) from None
 
 
