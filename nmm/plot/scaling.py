@@ -86,7 +86,7 @@ def frontier_figure(picture: LawPicture, *, path: Paths) -> None:
     _thin_beyond_runs(axes, picture, flops=flops, line=line, color=COLOURS[1])
     axes.plot([], [], color=COLOURS[1], label="frontier of the law")
     axes.set(xlabel="training FLOPs", ylabel="loss (nats per token)")
-    _log(axes, x=True, y=True)
+    log_axes(axes, x=True, y=True)
     axes.legend(frameon=False, fontsize=8)
     save(figure, axes=[axes], path=path)
 
@@ -113,7 +113,7 @@ def isoflop_figure(picture: LawPicture, *, path: Paths) -> None:
     highest = picture.predict(picture.sizes, picture.tokens).max()
     axes.set_ylim(top=min(highest, axes.get_ylim()[1]))
     axes.set(xlabel="parameters N", ylabel="loss (nats per token)")
-    _log(axes, x=True, counts=True)
+    log_axes(axes, x=True, counts=True)
     axes.legend(frameon=False, fontsize=8, ncols=2)
     save(figure, axes=[axes], path=path)
 
@@ -143,7 +143,7 @@ def contour_figure(picture: LawPicture, *, path: Paths) -> None:
     axes.plot(best[inside], size[inside], color=COLOURS[1], linewidth=2.5, label="optimal path")
     axes.plot([], [], color=BLACK, linewidth=0.8, linestyle=":", label="equal FLOPs, tenfold apart")
     axes.set(xlabel="tokens D", ylabel="parameters N")
-    _log(axes, x=True, y=True, counts=True)
+    log_axes(axes, x=True, y=True, counts=True)
     axes.legend(fontsize=8)
     save(figure, axes=[axes], path=path)
 
@@ -161,7 +161,7 @@ def optimum_figure(picture: LawPicture, *, path: Paths) -> None:
             axes.fill_between(picture.band["flops"], *ends, color=colour, alpha=0.2, linewidth=0)
         axes.axvline(picture.flops.max(), color=GREY, linestyle=":", linewidth=1)
         axes.set(xlabel="training FLOPs", ylabel="best N" if name == "N" else "best D in tokens")
-        _log(axes, x=True, y=True)
+        log_axes(axes, x=True, y=True)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     if picture.parabolas:
         c, n, _ = np.array(picture.parabolas).T
@@ -185,6 +185,7 @@ def residual_figure(picture: Residuals, *, path: Paths) -> None:
                 axes.scatter(x[chosen], error[chosen], s=18, label=name, **style)
     panels[0].set(xlabel="measured loss (nats per token)", ylabel="predicted - measured (%)")
     panels[1].set(xlabel="training FLOPs", xscale="log")
+    panels[1].xaxis.set_minor_formatter(NullFormatter())
     panels[0].legend(frameon=False, fontsize=8)
     save(figure, axes=panels, path=path)
 
@@ -201,7 +202,7 @@ def comparison_figure(pictures: Sequence[LawPicture], *, path: Paths) -> None:
         axes.plot([], [], color=colour, linestyle=style, label=picture.title)
         axes.plot(*picture.hull.T, color=colour, marker=".", linestyle="")
     axes.set(xlabel="training FLOPs", ylabel="loss at the best split (nats per token)")
-    _log(axes, x=True, y=True)
+    log_axes(axes, x=True, y=True)
     axes.legend(frameon=False, fontsize=8)
     save(figure, axes=[axes], path=path)
 
@@ -252,15 +253,15 @@ def _runs(
     axes.scatter(x, picture.losses, s=16, facecolors=faces, edgecolors=edges, linewidths=1)
 
 
-def _log(axes: Axes, *, x: bool = False, y: bool = False, counts: bool = False) -> None:
+def log_axes(axes: Axes, *, x: bool = False, y: bool = False, counts: bool = False) -> None:
     """Logarithmic axes whose numbers can be read; `counts` writes them as 1B."""
     if x:
         axes.set_xscale("log")
     if y:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        if high < 10 * low:
-            several = LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
+        if high < 1000 * low:
+            several = LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8))
             axes.yaxis.set_major_locator(several if high > 3 * low else MaxNLocator(6))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())

@@ -105,7 +105,8 @@ FIGURES: Sequence[tuple[str, Callable[..., None], str]] = (
         draw.frontier_figure,
         "Every dot is a run, every thin line what the law says of one size as it sees more tokens. "
         "The dashed line is a power law through the lowest losses of the runs, the full one the "
-        "lowest loss that the law allows at each compute. Hollow dots were held out.",
+        "lowest loss that the law allows at each compute, thin where its split is extrapolated. "
+        "Hollow dots were held out.",
     ),
     (
         "isoflop",
@@ -185,7 +186,7 @@ def comparison_section(chapters: Sequence[Chapter], *, figures: Figures) -> Sect
                 "family; dots are the lowest losses of its runs. Lower is better; lines that come "
                 "closer to each other say that the advantage shrinks. The best split may lie "
                 "outside of the runs' sizes and tokens; then a line is an extrapolation (thin), "
-                "and dots lie above it."
+                "and dots may lie above it."
             )
             drawn = figures.add(
                 partial(draw.comparison_figure, pictures), name="comparison", words=words
