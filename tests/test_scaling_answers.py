@@ -11,6 +11,7 @@ from nmm.scaling import estimates
 from nmm.scaling.answers import (
     CANNOT_TELL,
     DOES_NOT,
+    NO_NUMBER,
     REPORTED,
     REPRODUCES,
     Answer,
@@ -106,6 +107,11 @@ def test_frontiers_are_compared_at_flops_that_both_have() -> None:
     found = estimates.frontier_gap(lower, other, at_most=True)
     assert found is not None
     assert (found.low, found.high) == pytest.approx((0.05 - 0.00285, 0.05 + 0.00285), abs=1e-5)
+    assert "extrapolated" in found.how  # to fewer tokens than any of its runs has seen
+    longer = [law(shift, flops=(3e19, 1e20)) for shift in (0, 0.05)]
+    found = estimates.frontier_gap(longer[0], longer[1], at_most=True)
+    assert found is not None
+    assert "extrapolated" not in found.how
     assert estimates.frontier_gap(lower, law(0, flops=(1e22, 1e23)), at_most=True) is None
     other.record["agreement"]["confirmed"] = False
     found = estimates.frontier_gap(lower, other, at_most=True)
@@ -160,10 +166,11 @@ def test_answers_come_back_as_they_were_written(tmp_path: Path) -> None:
         Answer("is it <better>", "gap", Estimate(0.2, 0.1, math.inf, "4 sizes"), ABOVE_ZERO, "yes"),
         Answer("the other", "gap", None, (-0.1, 0.1), why_not="no law"),
         Answer("how much", "eta", Estimate(2, -math.inf, math.inf, "one size")),
+        Answer("how many", "batch", None, why_not="no runs"),
     ]
     write_answers(found, study="ours", out=tmp_path)
     assert read_answers(tmp_path) == found
-    assert [one.verdict for one in found] == [REPRODUCES, CANNOT_TELL, REPORTED]
+    assert [one.verdict for one in found] == [REPRODUCES, CANNOT_TELL, REPORTED, NO_NUMBER]
     lines = (tmp_path / "answers.md").read_text().splitlines()
     assert lines[2] == (
         "| is it <better> | 0.2 | above 0.1 | above 0 | reproduces | yes | gap | 4 sizes |"

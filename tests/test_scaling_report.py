@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from nmm.log import JsonLog
+from nmm.plot.scaling import log_axes
 from nmm.scaling.__main__ import main
 from nmm.scaling.laws import CHINCHILLA, INTERACTION, SPARSE
 from nmm.scaling.mixed import mean_alone
 from nmm.scaling.mixtures import SHARE, MixtureLaw, best_shares
+from nmm.scaling.pieces import parameters_table
 from nmm.scaling.points import Points
 from nmm.scaling.repeated import RepeatedLaw
+from nmm.scaling.report import read_study
+from nmm.scaling.words import table as fit_table
 from tests.scaling_cases import NMM, SIZES, design, planted
 from tests.test_scaling_cli import rows_of, write_table
 from tests.test_scaling_phenomena import taking_turns
@@ -76,6 +81,36 @@ def test_the_page_needs_nothing_but_itself(study: Path) -> None:
     assert "in print: early, 45-45-10" in page.words
     assert "Left out on request: row 1." in page.words
     assert "held out (N>3e9)" in page.words
+
+
+def test_the_page_says_where_a_best_split_is_outside_of_the_runs(study: Path) -> None:
+    """Its N and D grow from 1.2e8 and 7e9 at the first C to 6e9 and 3e11 at the third."""
+    (early,) = read_study([("early", study / "early")]).chapters
+    among = early.picture.is_among_runs(np.array([5e18, 1e20, 1e22, 1e23]))
+    assert among.tolist() == [False, True, False, False]
+    words = Page((study / "out" / "report.html").read_text()).words
+    assert words.count("(extrapolated)") == 4  # both families at both ends
+    assert "2 fits." in words
+
+
+def test_an_e_of_nothing_is_printed_as_0(study: Path) -> None:
+    """For people; files keep what the search found."""
+    record = json.loads((study / "early" / "fit.json").read_text())
+    record["parameters"]["E"], record["intervals"]["E"] = 2e-9, [1e-9, 1.5]
+    assert "<td>E</td><td>0</td><td>0 to 1.5</td>" in parameters_table({"": record}, printed={})
+    assert re.search(r"\n  E +0   \[0, 1\.5\]\n", fit_table(record, title=""))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(6.0, 6.2), (4.7, 6.6), (2.1, 3.1), (0.2, 1.6), (0.1, 1.2), (0.3, 20)]
+)
+def test_axes_of_losses_have_numbers(low: float, high: float) -> None:
+    axes = Figure().subplots()
+    axes.plot([1e12, 1e13], [low, high])
+    log_axes(axes, x=True, y=True)
+    axes.figure.draw_without_rendering()
+    shown = [tick.label1.get_text() for tick in axes.yaxis.get_major_ticks()]
+    assert sum(bool(text) and low <= float(text) <= high for text in shown) >= 3
 
 
 def test_every_number_is_in_the_table(study: Path) -> None:

@@ -22,11 +22,13 @@ from launch.study.results import write_results
 from launch.study.run import Role, StudyRun
 from launch.study.state import Folder, Standing, State
 from launch.study.table import plan_text
+from launch.study.words import WORDS, measured
 from nmm import rundir
-from nmm.config import Design, ParentMode, StudyConfig, compose, compose_study, load
+from nmm.config import Design, Measure, ParentMode, StudyConfig, compose, compose_study, load
 from nmm.config.study import UpcycleConfig
 from nmm.errors import UserError
 from nmm.scaling.answers import CANNOT_TELL, REPRODUCES, read_answers
+from nmm.scaling.estimates import FEWEST_SIZES
 from nmm.schedule import learning_rate
 from tests.test_scaling_runs import write_run
 
@@ -371,7 +373,7 @@ def test_the_words_of_a_run_make_the_config_that_was_planned(tmp_path: Path) -> 
             r"early, late, sparse",
         ),
         (
-            ["study=mini", "study.questions.early_prediction.claim=[1, 0]"],
+            ["study=mini_nmm", "study.questions.early_prediction.claim=[1, 0]"],
             r"study.questions.early_prediction.claim is \[1.0, 0.0\]; give \[low, high\]",
         ),
         (["study=mini", "+study.pairs.a=[demo]"], r"study.pairs.a is \['demo'\] and"),
@@ -433,6 +435,20 @@ def test_a_plan_adds_up_and_names_what_is_ours() -> None:
     assert lines[-1].startswith(f"{hours:,.4g} hours of runs at 1e+15 FLOPs/s")
     largest = next(row for row in table if row[0].endswith("3p35b-mix_45_45_10-400b"))
     assert largest[1:5] == ["3.354B", "3.354B", "400B", f"{6 * 3354247168 * 190735 * 2**21:.3g}"]
+    assert largest[-1] == f"{12 * 3.354247168:.3g}"  # weights and two moments, in float32
+
+
+def test_a_study_that_has_not_begun_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["study=mini", f"study.dir={tmp_path / 'of mine'}"]
+    for named, code, said in (
+        ("status", 0, r"no run has begun\n0 of 27 models and 0 of 9 trunks finished"),
+        ("report", 1, r"36 runs are not done; `python -m launch.study status study=mini '.*'` say"),
+    ):
+        with pytest.raises(SystemExit, match=f"^{code}$"):
+            main([named, *words])
+        assert re.search(said, capsys.readouterr().out)
 
 
 def test_branches_are_arrays_that_wait_for_their_trunk(
@@ -523,12 +539,25 @@ def test_a_report_fits_every_family_and_leaves_out_what_is_no_point(
     late = [run.name for run in runs[:-1] if run.is_point and run.cell.family == "late"]
     assert sorted(points) == sorted(late)
     gap, kinds, missed, size = read_answers(notes / "answers")
+    assert gap.measured == "loss of late less that of early"
     assert [one.verdict for one in (gap, size, missed)] == [REPRODUCES, CANNOT_TELL, CANNOT_TELL]
     assert (gap.estimate and gap.estimate.value) == pytest.approx(0.05)
     assert (size.estimate and size.estimate.value) == pytest.approx(0.25 / 0.55, abs=1e-3)
     assert "fewer than three sizes are left" in missed.why_not
     assert "has no loss/x" in kinds.why_not
     assert "ours: the paper" in (notes / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", names())
+def test_questions_of_a_study_have_words_and_can_be_answered(name: str) -> None:
+    """An error of prediction is of a law that has three sizes besides the largest."""
+    study, _ = planned(f"study={name}")
+    assert WORDS.keys() == set(Measure)
+    for question in study.questions.values():
+        assert question.of in measured(question) or question.measure is Measure.best_batch
+        assert "None" not in measured(question)
+        if question.measure is Measure.prediction_error:
+            assert len(study.families[question.of].sizes) > FEWEST_SIZES
 
 
 def test_studies_may_share_a_folder() -> None:

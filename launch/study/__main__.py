@@ -1,5 +1,6 @@
 """A scaling study as one command: plan, run, continue, fit, report (docs/scaling.md)."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,13 +29,13 @@ usage: python -m launch.study [status|retry|report] study=NAME [key=value ...]
   study.max_minutes=30          stop with checkpoints; the same command continues
   study.parallel=2              runs at a time on this machine
   study.dir=runs                where the runs are, and in a folder NAME the notes and results
-  study.token_budgets=[1e6,...] any key of nmm/config/study.py
+  study.token_budgets=[1_000_000,...]  any key of nmm/config/study.py
 
   status                        where every run stands
   retry                         runs that failed too often may fail as often again, then go on
   report                        table, laws and figures of what is finished
 
-exit codes: 0 everything is finished, 75 stopped on request, 1 some run failed"""
+exit codes: 0 everything is finished, 75 stopped on request, 1 runs failed or are missing"""
 
 COMMANDS = ("run", "status", "retry", "report")
 
@@ -77,15 +78,14 @@ def do(named: str, command: StudyCommand, *, words: list[str]) -> int:
         if named == "retry":
             folder.forget_failures()
         if named == "report":
-            results(study, runs, folder=folder)
-            return 0
+            return results(study, runs, folder=folder, words=words)
         if command.submit is Submit.slurm:
             submit(study, runs, folder=folder, words=words, dry_run=False)
             return 0
         if not Local(study, runs, folder).go():
             print("the same command continues", flush=True)
             return EXIT_CODES["stopped"]
-        return results(study, runs, folder=folder)
+        return results(study, runs, folder=folder, words=words)
 
 
 def status(study: StudyConfig, runs: Sequence[StudyRun], *, folder: Folder) -> str:
@@ -93,7 +93,9 @@ def status(study: StudyConfig, runs: Sequence[StudyRun], *, folder: Folder) -> s
     return status_text(runs, found, rates=rates(runs, folder, device=study.device))
 
 
-def results(study: StudyConfig, runs: Sequence[StudyRun], *, folder: Folder) -> int:
+def results(
+    study: StudyConfig, runs: Sequence[StudyRun], *, folder: Folder, words: Sequence[str]
+) -> int:
     """Write what there is; 1 when runs are missing that are not left out."""
     standings = standings_of(runs, folder, retries=study.retries)
     write_results(study, runs, standings, folder=folder)
@@ -103,7 +105,8 @@ def results(study: StudyConfig, runs: Sequence[StudyRun], *, folder: Folder) -> 
         run for run in runs if standings[run.name].state not in (State.finished, State.left_out)
     ]
     if missing:
-        print(f"{len(missing)} runs are not done; `python -m launch.study status` says more")
+        status = f"python -m launch.study status {shlex.join(words)}"
+        print(f"{len(missing)} runs are not done; `{status}` says more")
     return 1 if missing else 0
 
 

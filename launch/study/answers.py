@@ -10,6 +10,7 @@ from statistics import mean
 from launch.study.measured import across_of, experts_of, fits_of, pair_of
 from launch.study.run import Cell, StudyRun
 from launch.study.state import Folder
+from launch.study.words import measured
 from nmm.config import Measure, QuestionConfig, StudyConfig
 from nmm.errors import UserError
 from nmm.scaling import estimates, phenomena
@@ -86,16 +87,6 @@ def answer(name: str, question: QuestionConfig, *, found: Found) -> Answer:
     if estimate is None:
         return Answer(*about, None, claim, paper, why_not="no finished runs to compare")
     return Answer(*about, estimate, claim, paper)
-
-
-def measured(question: QuestionConfig) -> str:
-    """ "loss gap of early against late"."""
-    words = [question.measure.value.replace("_", " "), "of", question.of]
-    words += ["against", question.against] if question.against else []
-    words += ["on", question.pair.replace("_", " and ")] if question.pair else []
-    words += ["on", question.mixture] if question.mixture else []
-    words += ["in", question.loss] if question.loss != "loss" else []
-    return " ".join(words)
 
 
 def estimate_of(question: QuestionConfig, found: Found) -> Estimate | None:

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from launch.study.run import Cell, Role, StudyRun
+from launch.study.run import Role, StudyRun
 from launch.study.state import Folder
-from nmm.config import DeviceConfig, Precision
+from nmm.config import DeviceConfig
 from nmm.errors import UserError
 from nmm.flops import num_parameters, peak_flops_per_second
+from nmm.scaling.plan import CHECKPOINT_BYTES
 from nmm.scaling.runs import TAIL_BYTES
-
-# Of a checkpoint, per parameter: weights, float32 master weights and two moments.
-CHECKPOINT_BYTES = {Precision.bf16: 14, Precision.fp32: 16}
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,4 @@ def disk_bytes(run: StudyRun) -> int:
     cell, keep = run.cell, run.cell.config.checkpoint.keep_last
     # The last checkpoint of a trunk is one of those it keeps.
     kept = len(run.keep_steps) + keep - (run.role is Role.trunk)
-    return kept * _checkpoint_bytes(cell)
-
-
-def _checkpoint_bytes(cell: Cell) -> int:
-    each = CHECKPOINT_BYTES[cell.config.engine.precision]
-    return each * num_parameters(cell.config.model).total
+    return kept * CHECKPOINT_BYTES * num_parameters(cell.config.model).total

@@ -61,7 +61,8 @@ def status_text(
         for run in runs
         if (one := standings[run.name]).state is not State.waiting
     ]
-    return "\n".join([*_aligned(rows), *problems(runs, standings), summary(runs, standings, rates)])
+    said = _aligned(rows) if len(rows) > 1 else ["no run has begun"]
+    return "\n".join([*said, *problems(runs, standings), summary(runs, standings, rates)])
 
 
 def problems(runs: Sequence[StudyRun], standings: Mapping[str, Standing]) -> list[str]:

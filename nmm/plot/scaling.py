@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from nmm.plot import BLACK, COLOURS, DASHES, Paths, save, short_count
 
@@ -58,6 +59,13 @@ class LawPicture:
     def losses(self) -> Values:
         return self.residuals.losses
 
+    def is_among_runs(self, flops: Values) -> Values:
+        """bool[n]: do C and its best N and D lie between the least and the greatest of the runs?"""
+        beside = zip(
+            (flops, *self.optimum(flops)), (self.flops, self.sizes, self.tokens), strict=True
+        )
+        return np.all([(x >= runs.min()) & (x <= runs.max()) for x, runs in beside], axis=0)
+
 
 def frontier_figure(picture: LawPicture, *, path: Paths) -> None:
     """Loss against FLOPs: a curve of the law for every size, the runs, and the frontier."""
@@ -74,10 +82,11 @@ def frontier_figure(picture: LawPicture, *, path: Paths) -> None:
     axes.plot(*picture.hull.T, color=BLACK, marker=".", linestyle="")
     words = f"L = {picture.k:.4g} C^{picture.c:.4f}"
     axes.plot([], [], color=BLACK, linestyle="--", label=f"frontier of the runs, {words}")
-    axes.plot(flops, picture.predict(*picture.optimum(flops)), color=COLOURS[1], linewidth=2)
+    line = picture.predict(*picture.optimum(flops))
+    _thin_beyond_runs(axes, picture, flops=flops, line=line, color=COLOURS[1])
     axes.plot([], [], color=COLOURS[1], label="frontier of the law")
     axes.set(xlabel="training FLOPs", ylabel="loss (nats per token)")
-    _log(axes, x=True, y=True)
+    log_axes(axes, x=True, y=True)
     axes.legend(frameon=False, fontsize=8)
     save(figure, axes=[axes], path=path)
 
@@ -104,7 +113,7 @@ def isoflop_figure(picture: LawPicture, *, path: Paths) -> None:
     highest = picture.predict(picture.sizes, picture.tokens).max()
     axes.set_ylim(top=min(highest, axes.get_ylim()[1]))
     axes.set(xlabel="parameters N", ylabel="loss (nats per token)")
-    _log(axes, x=True, counts=True)
+    log_axes(axes, x=True, counts=True)
     axes.legend(frameon=False, fontsize=8, ncols=2)
     save(figure, axes=[axes], path=path)
 
@@ -134,7 +143,7 @@ def contour_figure(picture: LawPicture, *, path: Paths) -> None:
     axes.plot(best[inside], size[inside], color=COLOURS[1], linewidth=2.5, label="optimal path")
     axes.plot([], [], color=BLACK, linewidth=0.8, linestyle=":", label="equal FLOPs, tenfold apart")
     axes.set(xlabel="tokens D", ylabel="parameters N")
-    _log(axes, x=True, y=True, counts=True)
+    log_axes(axes, x=True, y=True, counts=True)
     axes.legend(fontsize=8)
     save(figure, axes=[axes], path=path)
 
@@ -146,13 +155,13 @@ def optimum_figure(picture: LawPicture, *, path: Paths) -> None:
     flops = np.geomspace(picture.flops.min(), picture.flops.max() * 100, 100)
     both = picture.optimum(flops)
     for axes, values, name, colour in zip(panels, both, "ND", COLOURS, strict=False):
-        axes.plot(flops, values, color=colour, linewidth=2)
+        _thin_beyond_runs(axes, picture, flops=flops, line=values, color=colour)
         if picture.band:
             ends = picture.band[f"{name}_low"], picture.band[f"{name}_high"]
             axes.fill_between(picture.band["flops"], *ends, color=colour, alpha=0.2, linewidth=0)
         axes.axvline(picture.flops.max(), color=GREY, linestyle=":", linewidth=1)
         axes.set(xlabel="training FLOPs", ylabel="best N" if name == "N" else "best D in tokens")
-        _log(axes, x=True, y=True)
+        log_axes(axes, x=True, y=True)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     if picture.parabolas:
         c, n, _ = np.array(picture.parabolas).T
@@ -163,7 +172,7 @@ def optimum_figure(picture: LawPicture, *, path: Paths) -> None:
 
 def residual_figure(picture: Residuals, *, path: Paths) -> None:
     """Error of the predicted loss against measured loss and against FLOPs; held-out runs hollow."""
-    figure = Figure(figsize=(8.6, 3.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     error = 100 * (picture.predicted / picture.losses - 1)
     for axes, x in zip(panels, (picture.losses, picture.flops), strict=True):
@@ -176,6 +185,7 @@ def residual_figure(picture: Residuals, *, path: Paths) -> None:
                 axes.scatter(x[chosen], error[chosen], s=18, label=name, **style)
     panels[0].set(xlabel="measured loss (nats per token)", ylabel="predicted - measured (%)")
     panels[1].set(xlabel="training FLOPs", xscale="log")
+    panels[1].xaxis.set_minor_formatter(NullFormatter())
     panels[0].legend(frameon=False, fontsize=8)
     save(figure, axes=panels, path=path)
 
@@ -188,12 +198,21 @@ def comparison_figure(pictures: Sequence[LawPicture], *, path: Paths) -> None:
         flops = np.geomspace(picture.flops.min(), picture.flops.max() * 10, 100)
         style = DASHES[place // len(COLOURS) % len(DASHES)]
         line = picture.predict(*picture.optimum(flops))
-        axes.plot(flops, line, color=colour, linestyle=style, linewidth=2, label=picture.title)
+        _thin_beyond_runs(axes, picture, flops=flops, line=line, color=colour, linestyle=style)
+        axes.plot([], [], color=colour, linestyle=style, label=picture.title)
         axes.plot(*picture.hull.T, color=colour, marker=".", linestyle="")
     axes.set(xlabel="training FLOPs", ylabel="loss at the best split (nats per token)")
-    _log(axes, x=True, y=True)
+    log_axes(axes, x=True, y=True)
     axes.legend(frameon=False, fontsize=8)
     save(figure, axes=[axes], path=path)
+
+
+def _thin_beyond_runs(
+    axes: Axes, picture: LawPicture, *, flops: Values, line: Values, **style: Any
+) -> None:
+    """A line that is thick where the best split lies among the runs."""
+    axes.plot(flops, line, **style, linewidth=0.8)
+    axes.plot(flops, np.where(picture.is_among_runs(flops), line, np.nan), **style, linewidth=2.5)
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -234,15 +253,16 @@ def _runs(
     axes.scatter(x, picture.losses, s=16, facecolors=faces, edgecolors=edges, linewidths=1)
 
 
-def _log(axes: Axes, *, x: bool = False, y: bool = False, counts: bool = False) -> None:
+def log_axes(axes: Axes, *, x: bool = False, y: bool = False, counts: bool = False) -> None:
     """Logarithmic axes whose numbers can be read; `counts` writes them as 1B."""
     if x:
         axes.set_xscale("log")
     if y:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        if high < 10 * low:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
+        if high < 1000 * low:
+            several = LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8))
+            axes.yaxis.set_major_locator(several if high > 3 * low else MaxNLocator(6))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     if counts:

@@ -3,7 +3,7 @@
 The rule: a claim says that the number lies in a range. The study `reproduces` it if the whole 95 %
 interval lies in the range, and `does not reproduce` it if all of the interval lies outside. If
 the interval reaches over an end of the range, the study `cannot tell at this scale`. Numbers
-without a claim are `reported`.
+without a claim are `reported`; there may also be `no number`, and `from` says why.
 """
 
 import json
@@ -20,7 +20,7 @@ from nmm.scaling.pieces import Row, Section, table
 
 ANSWERS = "answers.json"
 REPRODUCES, DOES_NOT = "reproduces", "does not reproduce"
-CANNOT_TELL, REPORTED = "cannot tell at this scale", "reported"
+CANNOT_TELL, REPORTED, NO_NUMBER = "cannot tell at this scale", "reported", "no number"
 HEAD = ("question", "value", "95 % interval", "claim", "verdict", "the paper", "measured", "from")
 
 
@@ -40,7 +40,7 @@ class Answer:
     @property
     def verdict(self) -> str:
         if self.estimate is None:
-            return CANNOT_TELL if self.claim else REPORTED
+            return CANNOT_TELL if self.claim else NO_NUMBER
         return verdict(self.estimate, claim=self.claim)
 
     @property
@@ -107,7 +107,8 @@ def read_answers(directory: Path) -> list[Answer]:
         return [_read(one) for one in found]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{directory} has no readable {ANSWERS}; `python -m launch.study report` writes one."
+            f"{directory} has no readable {ANSWERS}; `python -m launch.study report study=NAME` "
+            f"writes one."
         ) from None
 
 
@@ -135,8 +136,7 @@ def answers_section(name: str, answers: Sequence[Answer]) -> Section:
         f"<h2>{escape(name)}: the paper's questions</h2>"
         "<p>A claim of the paper is a range for a number. It reproduces if the whole 95 % interval "
         "lies in the range, and does not if all of it lies outside; else this study cannot tell at "
-        "this scale. Gaps are nats per token, above zero where the family that is named first has "
-        f"the lower loss.</p>"
+        "this scale. Losses are nats per token.</p>"
         f"{table(HEAD, [one.cells for one in answers], of_words=True)}"
     )
     rows = [

@@ -68,9 +68,11 @@ def frontier_gap(of: Written, against: Written, *, at_most: bool) -> Estimate | 
     if low > high:
         return None
     spent = np.array([high if at_most else low])
-    best, other = (_best_loss(one.record["parameters"], one, flops=spent) for one in (of, against))
+    both = (of, against)
+    best, other = (_best_loss(one.record["parameters"], one, flops=spent) for one in both)
     value = float(other[0] - best[0])
-    how = f"laws at {spent[0]:.3g} FLOPs"
+    beyond = not all(_is_split_among_runs(one, flops=spent) for one in both)
+    how = f"laws at {spent[0]:.3g} FLOPs{', extrapolated to best splits' * beyond}"
     if not (is_confirmed(of.record) and is_confirmed(against.record)):
         return Estimate(value, -math.inf, math.inf, f"{how}, {UNCONFIRMED}")
     if min(len(one.resamples.get("E", ())) for one in (of, against)) < FEWEST_RESAMPLES:
@@ -96,6 +98,14 @@ def _best_loss(
     accounting = Accounting(**one.record["accounting"])
     size, tokens = numeric_optimum(columns, flops=spent, accounting=accounting)
     return CHINCHILLA.predict(columns, columns={"N": size, "D": tokens})[:, 0]
+
+
+def _is_split_among_runs(one: Written, *, flops: np.ndarray) -> bool:
+    """Do the best N and D lie between the least and the greatest of the runs?"""
+    parameters, accounting = one.record["parameters"], Accounting(**one.record["accounting"])
+    best = numeric_optimum(parameters, flops=flops, accounting=accounting)
+    runs = (one.points["N"], one.points["D"])
+    return all(r.min() <= x[0] <= r.max() for x, r in zip(best, runs, strict=True))
 
 
 def exponent(one: Written, *, name: str) -> Estimate:

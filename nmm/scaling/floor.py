@@ -93,3 +93,8 @@ class _Held:
         middle, printed = flat[:, firsts], self._model.uncentred(flat)[:, firsts]
         exists = (middle > np.log(SMALLEST_TERM)) & (printed < LARGEST_LOG)
         return flat.copy(), np.asarray(exists.all(axis=1))
+
+
+def to_print(name: str, value: float) -> float:
+    """A parameter as people read it: an E that is nothing beside a loss of one nat is 0."""
+    return 0.0 if name == "E" and value < NOTHING else value

@@ -13,6 +13,7 @@ from nmm.plot.scaling import LawPicture
 from nmm.scaling.allocation import Accounting, numeric_optimum
 from nmm.scaling.bootstrap import intervals
 from nmm.scaling.files import Record, Written
+from nmm.scaling.floor import to_print
 from nmm.scaling.frontier import line_of, line_record
 from nmm.scaling.laws import CHINCHILLA
 from nmm.scaling.pieces import (
@@ -104,7 +105,8 @@ FIGURES: Sequence[tuple[str, Callable[..., None], str]] = (
         draw.frontier_figure,
         "Every dot is a run, every thin line what the law says of one size as it sees more tokens. "
         "The dashed line is a power law through the lowest losses of the runs, the full one the "
-        "lowest loss that the law allows at each compute. Hollow dots were held out.",
+        "lowest loss that the law allows at each compute, thin where its split is extrapolated. "
+        "Hollow dots were held out.",
     ),
     (
         "isoflop",
@@ -123,7 +125,8 @@ FIGURES: Sequence[tuple[str, Callable[..., None], str]] = (
         "optimum",
         draw.optimum_figure,
         "How to split a budget: the best size and the best number of tokens, with 95 % intervals "
-        "of the resamples. Right of the dotted line there are no runs.",
+        "of the resamples. Runs lie between the least and greatest N and D of the contours above; "
+        "beyond those (thin), and right of the dotted line, it is extrapolated.",
     ),
 )
 
@@ -139,7 +142,7 @@ def chapter_section(one: Chapter, *, figures: Figures) -> Section:
     shown = {**record, "parameters": {**record["parameters"], **record["exponents"]}}
     html = (
         f"<h2>{escape(one.name)}</h2>{doubts(record)}"
-        f"<p>{record['points']} points, delta {record['delta']:g}. {evidence(record)} "
+        f"<p>{record['points']} points. {evidence(record)} "
         f"{_exponents(record)}</p>"
         f"{parameters_table({'value': shown}, printed={})}{metrics_table({'law': record})}"
         f"{''.join(drawn)}"
@@ -181,7 +184,9 @@ def comparison_section(chapters: Sequence[Chapter], *, figures: Figures) -> Sect
             words = (
                 "The lowest loss at each compute, if size and tokens are split best, of every "
                 "family; dots are the lowest losses of its runs. Lower is better; lines that come "
-                "closer to each other say that the advantage shrinks."
+                "closer to each other say that the advantage shrinks. The best split may lie "
+                "outside of the runs' sizes and tokens; then a line is an extrapolation (thin), "
+                "and dots may lie above it."
             )
             drawn = figures.add(
                 partial(draw.comparison_figure, pictures), name="comparison", words=words
@@ -200,14 +205,14 @@ def crossings(families: Sequence[Chapter]) -> str:
     if low >= high:
         return "<p>The families have no compute in common, so nothing can be compared.</p>"
     lines = []
-    for flops in (low, high):
-        losses = {
-            one.name: float(one.picture.predict(*one.picture.optimum(np.array([flops])))[0])
-            for one in families
-        }
-        order = sorted(losses, key=lambda name: losses[name])
-        said = ", ".join(f"{escape(name)} {losses[name]:.4f}" for name in order)
-        lines.append(f"<li>at {flops:.3g} FLOPs: {said}</li>")
+    for flops in np.array([[low], [high]]):
+        found = []
+        for one in families:
+            loss = float(one.picture.predict(*one.picture.optimum(flops))[0])
+            beyond = "" if one.picture.is_among_runs(flops)[0] else " (extrapolated)"
+            found.append((loss, f"{escape(one.name)} {loss:.4f}{beyond}"))
+        said = ", ".join(words for _, words in sorted(found))
+        lines.append(f"<li>at {flops[0]:.3g} FLOPs: {said}</li>")
     return f"<p>Losses at the best split, lowest first:</p><ul>{''.join(lines)}</ul>"
 
 
@@ -231,10 +236,12 @@ def coefficients_section(chapters: Sequence[Chapter]) -> Section:
     html = (
         "<h2>Coefficients, beside those in print</h2><p>N<sub>opt</sub> ~ C<sup>a</sup>, "
         "D<sub>opt</sub> ~ C<sup>b</sup>, D<sub>opt</sub> ~ N<sub>opt</sub><sup>d</sup>; the "
-        "lowest losses of the runs are k C<sup>c</sup>.</p><p>Grey rows are from the papers "
-        "(arXiv 2504.07951, 2203.15556, 2404.10102), measured on other data with other "
-        "tokenizers: compare exponents, not E. Their a, b and d are from regressions, ours are of "
-        "the closed form.</p>"
+        "lowest losses of the runs are k C<sup>c</sup>. The c in a fit's own section is another: "
+        "the closed form of the law, by which L - E ~ C<sup>c</sup> at the best split.</p><p>Grey "
+        "rows are from the papers (arXiv 2504.07951, 2203.15556, 2404.10102), measured on other "
+        "data with other tokenizers: compare exponents, not E. 45-45-10 are percent of captions, "
+        "interleaved documents and text. Their a, b and d are from regressions, ours are of the "
+        "closed form.</p>"
         f"{table(['fit', *NAMES], rows, grey=grey)}"
         "<p>How well the paper's law fits (table 10); ours is in each section.</p>"
         f"{table(['in print', 'MSE', 'R2', 'mean error in %'], errors, grey=range(len(errors)))}"
@@ -245,4 +252,5 @@ def coefficients_section(chapters: Sequence[Chapter]) -> Section:
 def _values(one: Chapter) -> dict[str, float]:
     record = one.written.record
     found = {**record["parameters"], **record["exponents"]}
-    return found | {"c": one.frontier["c"], "k": one.frontier["k"]}
+    found |= {"E": to_print("E", found["E"]), "c": one.frontier["c"], "k": one.frontier["k"]}
+    return found

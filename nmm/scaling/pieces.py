@@ -11,6 +11,7 @@ import numpy as np
 
 from nmm.plot.scaling import Residuals, residual_figure
 from nmm.scaling.files import Record
+from nmm.scaling.floor import to_print
 
 Row = dict[str, Any]
 
@@ -54,11 +55,11 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def ends(spread: Sequence[float | None] | None) -> str:
-    """ "0.1 to 0.3"."""
+def ends(spread: Sequence[float | None] | None, *, of: str = "") -> str:
+    """ "0.1 to 0.3", of the parameter of that name."""
     if spread is None:
         return ""
-    low, high = ("unknown" if end is None else f"{end:.4g}" for end in spread)
+    low, high = ("unknown" if end is None else f"{to_print(of, end):.4g}" for end in spread)
     return f"{low} to {high}"
 
 
@@ -89,8 +90,8 @@ def parameters_table(
     for parameter in names:
         row = [parameter]
         for fit in fits.values():
-            row.append(f"{fit['parameters'][parameter]:.6g}")
-            row += [ends(fit["intervals"].get(parameter))] * intervals
+            row.append(f"{to_print(parameter, fit['parameters'][parameter]):.6g}")
+            row += [ends(fit["intervals"].get(parameter), of=parameter)] * intervals
         rows.append([*row, *(number(values.get(parameter)) for values in printed.values())])
     return table([*head, *(f"in print: {name}" for name in printed)], rows)
 
@@ -117,8 +118,9 @@ def _judged(name: str, count: int, found: Mapping[str, float | None]) -> list[st
 def evidence(record: Record) -> str:
     """The objective and how many searches found it, as a sentence."""
     return (
-        f"The objective {record['objective']:.10e} (a sum of Huber on the log of the loss) was "
-        f"found by {record['agreement']['at_best_fraction']:.0%} of {record['starts']:,} starts."
+        f"The objective {record['objective']:.10e}, a sum of Huber's loss on the logarithms of the "
+        f"losses, which turns linear at {record['delta']:g} (delta), was found by "
+        f"{record['agreement']['at_best_fraction']:.0%} of {record['starts']:,} starts."
     )
 
 
@@ -159,7 +161,6 @@ def residual_html(figures: Figures, residuals: Residuals, *, of: str = "the law"
         lambda path: residual_figure(residuals, path=path),
         name="residuals",
         words=f"What {of} gets wrong. Hollow dots were predicted by a fit that had not seen them.",
-        wide=True,
     )
 
 

@@ -28,7 +28,7 @@ from nmm.scaling.rules import (
 )
 from nmm.schedule import Phases, phases
 
-CHECKPOINT_BYTES = 12  # per parameter: float32 weights and two moments
+CHECKPOINT_BYTES = 12  # per parameter, in fp32 and bf16: float32 weights and two moments
 SECONDS_PER_DAY = 86_400
 
 

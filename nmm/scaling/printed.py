@@ -74,7 +74,9 @@ PRINTED = (
     Printed(_SPARSE, INTERLEAVED, c=-0.044, k=22.715),
     Printed("GPT-3 (text)", MEAN, c=-0.048),
     Printed("Chinchilla (text)", MEAN, 1.693, 0.339, 0.285, 0.46, 0.54, A=406.4, B=410.7),
-    Printed("its replication", MEAN, 1.8172, 0.3478, 0.3658, 0.513, 0.487, A=482.01, B=2085.43),
+    Printed(
+        "Chinchilla, by others", MEAN, 1.8172, 0.3478, 0.3658, 0.513, 0.487, A=482.01, B=2085.43
+    ),
 )
 
 # arXiv 2504.07951, table 10: mean squared error, R2 and mean error in percent.

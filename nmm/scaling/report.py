@@ -89,7 +89,6 @@ def _head(study: Study) -> Section:
     fits = [one.written.record for one in study.chapters]
     fits += [record for one in study.laws for record in one.records.values()]
     fits += [one.record for one in study.pairs]
-    total = sum(record["points"] for record in fits)
     law = (
         " Most fits here have the form <b>L = E + A/N<sup>&alpha;</sup> + B/D<sup>&beta;</sup></b>:"
         " E is what no model of this kind gets below, the other two terms are the price of a small "
@@ -99,5 +98,5 @@ def _head(study: Study) -> Section:
         "<h1>Scaling laws</h1><p>Each fit describes the held-out loss L of a model of N parameters "
         f"that has seen D tokens.{law if study.chapters else ''} Losses are nats per token; C are "
         f"training FLOPs. A fit called loss is of the mean over the kinds of data, where there are "
-        f"several. {len(fits)} fits, {total:,} points.</p>"
+        f"several. {len(fits)} fits.</p>"
     )

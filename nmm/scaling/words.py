@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from nmm.scaling.files import Record
+from nmm.scaling.floor import to_print
 
 
 def table(record: Record, *, title: str) -> str:
@@ -10,8 +11,9 @@ def table(record: Record, *, title: str) -> str:
     lines = [title, f"{record['law']} law, {record['points']} points, delta {record['delta']:g}"]
     spread = record["intervals"]
     for name, value in {**record["parameters"], **record["exponents"]}.items():
-        low_high = f"   [{spread[name][0]:.6g}, {spread[name][1]:.6g}]" if name in spread else ""
-        lines.append(f"  {name:<12}{value:>14.7g}{low_high}")
+        low_high = [to_print(name, end) for end in spread.get(name, ())]
+        said = f"   [{low_high[0]:.6g}, {low_high[1]:.6g}]" if low_high else ""
+        lines.append(f"  {name:<12}{to_print(name, value):>14.7g}{said}")
     lines += _objective_lines(record)
     lines.append(f"fitted in {record['seconds']:.2f} s by the solver {record['solver']}")
     if best := record.get("best_shares"):
@@ -65,7 +67,8 @@ def pair_table(record: Record) -> str:
     """Of two modalities: their laws alone, the interaction, and the barrier."""
     lines = []
     for which, one in zip(("first", "second"), record["alone"], strict=True):
-        values = "  ".join(f"{name} {value:.6g}" for name, value in one["parameters"].items())
+        parameters = one["parameters"].items()
+        values = "  ".join(f"{name} {to_print(name, value):.6g}" for name, value in parameters)
         lines += [f"== the {which} alone, {one['points']} points", f"  {values}"]
         lines += _objective_lines(one)
     lines.append(f"== together, {record['points']} points")
