@@ -23,7 +23,7 @@ study: env ## a scaling study in miniature, on the demo's corpus: 27 models, thr
 
 # Two files of tests at a time, because much of their time is waiting for processes and networks.
 test: check ## formatting, lint, types, then every test
-	$(python) -m pytest -q -n 2 --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(python) -m pytest -q -n 2 --dist loadfile --durations=10
 
 check: env ## formatting, lint and types
 	$(python) -m ruff format --check
