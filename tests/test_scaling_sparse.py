@@ -66,7 +66,7 @@ def test_sparse_runs_share_the_axis_with_early_and_late(tmp_path: Path) -> None:
     assert len(page.pictures) == 1
     beside = page.words.partition("Losses at the best split, lowest first:")[2]
     for at_these_flops in beside.split("at ")[1:]:
-        places = [at_these_flops.index(f"{name} ") for name in ("sparse", "early", "late")]
+        places = [at_these_flops.index(f"{name}:") for name in ("sparse", "early", "late")]
         assert places == sorted(places)
     for one, (_, law) in zip(study.chapters, LAWS.values(), strict=True):
         size, tokens = (np.array([value]) for value in (1e7, 1e10))
