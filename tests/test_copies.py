@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -261,6 +262,26 @@ def test_a_copy_serves_while_its_logs_are_written_anew(
     system = fsspec.filesystem("s3", skip_instance_cache=True)
     found = [name for name in system.ls(f"{url}/{path.name}") if name.endswith(".jsonl")]
     assert len(found) == 1  # the old ones are gone, also those that no copy has named
+
+
+def test_logs_that_another_process_begins_meanwhile_stay(
+    proxy: servers.FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is about to name them; a marker without what it names would be of a damaged copy."""
+    run, url = tmp_path / "run", f"{URL}/meanwhile"
+    path, write = made(run, 5), copies.remote.write
+    system, others = fsspec.filesystem("s3", skip_instance_cache=True), "losses.0a1b2c3d.jsonl"
+    write_manifest(run, "0@1")
+
+    def and_another(name: str, *arguments: Any, **more: Any) -> None:
+        if name.endswith(copies.COPIED):
+            system.pipe_file(f"{url}/{path.name}/{others}", b"")
+        write(name, *arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(copies.remote, "write", and_another)
+        copies.put(path, f"{url}/{path.name}")
+    assert system.exists(f"{url}/{path.name}/{others}")
 
 
 def test_copies_whose_logs_have_plain_names_are_read(
